@@ -1,0 +1,46 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""jina-vlm for transformers, as a package. Importing it registers the classes with the library's Auto classes, for this
+layout (`jina_vlm`) and the released one (`jvlm`), so that `from_pretrained("jinaai/jina-vlm")` runs this code."""
+
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top only with torchvision, before 5.19
+
+from .configuration_jina_vlm import JinaVLMConfig
+from .conversion_jina_vlm import RELEASED_MODEL_TYPE
+from .image_processing_jina_vlm import JinaVLMImageProcessor
+from .modeling_jina_vlm import (
+    JinaVLMConnector,
+    JinaVLMForConditionalGeneration,
+    JinaVLMModel,
+    JinaVLMPreTrainedModel,
+    JinaVLMVisionModel,
+)
+from .processing_jina_vlm import JinaVLMProcessor
+
+
+AutoConfig.register(JinaVLMConfig.model_type, JinaVLMConfig, exist_ok=True)
+# Not by `AutoConfig.register`: a released config is translated, and is of this layout's type from then on.
+CONFIG_MAPPING.register(RELEASED_MODEL_TYPE, JinaVLMConfig, exist_ok=True)
+AutoModel.register(JinaVLMConfig, JinaVLMModel, exist_ok=True)
+AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(JinaVLMConfig, JinaVLMImageProcessor, exist_ok=True)
+AutoProcessor.register(JinaVLMConfig, JinaVLMProcessor, exist_ok=True)
+
+__all__ = [
+    "JinaVLMConfig",
+    "JinaVLMConnector",
+    "JinaVLMForConditionalGeneration",
+    "JinaVLMImageProcessor",
+    "JinaVLMModel",
+    "JinaVLMPreTrainedModel",
+    "JinaVLMProcessor",
+    "JinaVLMVisionModel",
+]

@@ -1,0 +1,1 @@
+"""Training and evaluation of the small checkpoint in `checkpoints/tiny`. Nothing in the bundle imports this."""

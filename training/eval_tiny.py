@@ -1,0 +1,116 @@
+"""Ask the small checkpoint about fresh pictures: `python -m training.eval_tiny`.
+
+The pictures come from seeds and colour-shape pairs that training never draws. Each is asked one question, answered
+greedily, and right if the answer's words are exactly the expected ones.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from .questions import LANGUAGES, TASKS, evaluation_sample, normalise
+
+
+ROOT = Path(__file__).parent.parent
+LANGUAGE_NAMES = {"en": "English", "de": "German", "es": "Spanish", "fr": "French"}
+MAX_NEW_TOKENS = 12
+
+
+@torch.inference_mode()
+def answer(model, processor, conversations: list[list[dict]]) -> list[str]:
+    """Greedy answers to a batch of conversations that end in a question."""
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    ).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
+    """`samples` questions, the same number for each task and language: their task, language, question, expected and given
+    answer, and whether they agree."""
+    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
+    chosen = [evaluation_sample(seed, *kinds[seed % len(kinds)]) for seed in range(samples)]
+    results = []
+    for start in tqdm(range(0, samples, batch_size), unit="batch"):
+        batch = chosen[start : start + batch_size]
+        given = answer(model, processor, [sample.messages(answered=False) for sample in batch])
+        for sample, text in zip(batch, given, strict=True):
+            turn = sample.turns[-1]
+            results.append(
+                {
+                    "task": turn.task,
+                    "language": turn.language,
+                    "question": turn.question,
+                    "expected": turn.answer,
+                    "given": text.strip(),
+                    "right": normalise(text) == normalise(turn.answer),
+                }
+            )
+    return results
+
+
+def accuracy(results: list[dict], **where: str) -> tuple[float, int]:
+    """Share of right answers among the results with these values, and how many these are."""
+    right = [result["right"] for result in results if all(result[key] == value for key, value in where.items())]
+    return (sum(right) / len(right) if right else float("nan")), len(right)
+
+
+def chance(results: list[dict], task: str) -> float:
+    """Accuracy of always giving each language's most frequent answer."""
+    frequent, number = 0, 0
+    for language in LANGUAGES:
+        answers = Counter(r["expected"] for r in results if r["task"] == task and r["language"] == language)
+        frequent += max(answers.values(), default=0)
+        number += answers.total()
+    return frequent / number if number else float("nan")
+
+
+def table(results: list[dict]) -> str:
+    """Accuracy in per cent as a markdown table: tasks down, languages across, numbers of samples in brackets."""
+    header = ["task", *(LANGUAGE_NAMES[language] for language in LANGUAGES), "all", "chance"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+
+    def cell(**where: str) -> str:
+        share, number = accuracy(results, **where)
+        return f"{100 * share:.1f} ({number})"
+
+    for task in TASKS:
+        cells = [cell(task=task, language=language) for language in LANGUAGES]
+        lines.append([task, *cells, cell(task=task), f"{100 * chance(results, task):.1f}"])
+    overall = sum(chance(results, task) for task in TASKS) / len(TASKS)
+    lines.append(["all", *(cell(language=language) for language in LANGUAGES), cell(), f"{100 * overall:.1f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints" / "tiny"))
+    parser.add_argument("--samples", type=int, default=960, help="questions, of all tasks and languages in turn (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--json", type=Path, help="write all answers here")
+    args = parser.parse_args()
+
+    processor = AutoProcessor.from_pretrained(args.checkpoint, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
+    started = time.perf_counter()
+    results = evaluate(model, processor, args.samples, args.batch_size)
+    print(table(results))
+    print(f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words.")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

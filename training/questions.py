@@ -1,0 +1,356 @@
+"""Questions about a scene and their answers, in English, German, Spanish and French.
+
+There are four tasks: the `kind` of a shape, its `colour`, its `position`, and a `count` from 1 to 5. A question always has
+one right answer, short enough to be compared as a string. Captions name the colour, kind and place of everything.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+
+from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, TRAINING_PAIRS, Scene, Shape, draw_scene, make_scene
+
+
+TASKS = ("kind", "colour", "count", "position")
+LANGUAGES = ("en", "de", "es", "fr")
+EVALUATION_SEEDS = 1_000_000_000  # training takes seeds from 0, evaluation from here on
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Words
+# ----------------------------------------------------------------------------------------------------------------------
+
+# Of each kind: gender, singular, plural.
+NOUNS = {
+    "en": {kind: ("", kind, {"cross": "crosses"}.get(kind, kind + "s")) for kind in KINDS},
+    "de": {
+        "circle": ("m", "Kreis", "Kreise"),
+        "square": ("n", "Quadrat", "Quadrate"),
+        "triangle": ("n", "Dreieck", "Dreiecke"),
+        "star": ("m", "Stern", "Sterne"),
+        "cross": ("n", "Kreuz", "Kreuze"),
+        "ring": ("m", "Ring", "Ringe"),
+    },
+    "es": {
+        "circle": ("m", "círculo", "círculos"),
+        "square": ("m", "cuadrado", "cuadrados"),
+        "triangle": ("m", "triángulo", "triángulos"),
+        "star": ("f", "estrella", "estrellas"),
+        "cross": ("f", "cruz", "cruces"),
+        "ring": ("m", "anillo", "anillos"),
+    },
+    "fr": {
+        "circle": ("m", "cercle", "cercles"),
+        "square": ("m", "carré", "carrés"),
+        "triangle": ("m", "triangle", "triangles"),
+        "star": ("f", "étoile", "étoiles"),
+        "cross": ("f", "croix", "croix"),
+        "ring": ("m", "anneau", "anneaux"),
+    },
+}
+
+# The word that stands for any kind: gender, singular, plural.
+SHAPE = {
+    "en": ("", "shape", "shapes"),
+    "de": ("f", "Form", "Formen"),
+    "es": ("f", "figura", "figuras"),
+    "fr": ("f", "forme", "formes"),
+}
+
+# Colours as answers; Spanish and French also as feminine, masculine plural and feminine plural adjectives.
+COLOUR_NAMES = {
+    "en": {colour: colour for colour in COLOURS},
+    "de": dict(zip(COLOURS, "rot orange gelb grün blau lila rosa schwarz".split())),
+    "es": dict(zip(COLOURS, "rojo naranja amarillo verde azul morado rosa negro".split())),
+    "fr": dict(zip(COLOURS, "rouge orange jaune vert bleu violet rose noir".split())),
+}
+_UNCHANGING = {"de": ("orange", "lila", "rosa"), "es": ("naranja", "rosa"), "fr": ("orange",)}
+
+# Where a shape is, as an answer; as said of a shape ("the shape ..."); as the scene of a sentence ("What is ...?").
+PLACE_NAMES = {
+    "en": dict(zip(PLACES, PLACES)),
+    "de": dict(zip(PLACES, "oben links,oben,oben rechts,links,in der Mitte,rechts,unten links,unten,unten rechts".split(","))),
+    "es": dict(
+        zip(
+            PLACES,
+            "arriba a la izquierda,arriba,arriba a la derecha,a la izquierda,en el centro,a la derecha,"
+            "abajo a la izquierda,abajo,abajo a la derecha".split(","),
+        )
+    ),
+    "fr": dict(
+        zip(
+            PLACES,
+            "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,en bas à gauche,en bas,en bas à droite".split(","),
+        )
+    ),
+}
+_ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"}
+
+
+def adjective(language: str, colour: str, gender: str, plural: bool = False) -> str:
+    """The colour as it stands beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
+    name = COLOUR_NAMES[language][colour]
+    if language == "en" or name in _UNCHANGING[language]:
+        return name
+    if language == "de":
+        return name + ("e" if plural else {"m": "er", "f": "e", "n": "es"}[gender])
+    if gender == "f":
+        if language == "es":
+            name = re.sub("o$", "a", name)
+        else:
+            name = {"vert": "verte", "bleu": "bleue", "violet": "violette", "noir": "noire"}.get(name, name)
+    if plural:
+        name += "es" if name == "azul" else "s"
+    return name
+
+
+def where(language: str, place: str) -> str:
+    """The place in a sentence: "What is <on the left>?"."""
+    if language == "en":
+        return f"{_ENGLISH_PREPOSITIONS.get(place, 'at the')} {place}"
+    return PLACE_NAMES[language][place]
+
+
+def at(language: str, place: str) -> str:
+    """The place beside a noun: "the shape <on the left>"."""
+    if language == "es":
+        return "del centro" if place == "centre" else "de " + re.sub("^a la", "la", PLACE_NAMES["es"][place])
+    return where(language, place)
+
+
+def a(language: str, colour: str, kind: str) -> str:
+    """ "a red star" """
+    gender, noun, _ = NOUNS[language][kind]
+    coloured = adjective(language, colour, gender)
+    if language == "en":
+        return f"{'an' if coloured[0] in 'aeiou' else 'a'} {coloured} {noun}"
+    if language == "de":
+        return f"ein {coloured} {noun}"
+    article = {"es": {"m": "un", "f": "una"}, "fr": {"m": "un", "f": "une"}}[language][gender]
+    return f"{article} {noun} {coloured}"
+
+
+def the(language: str, colour: str | None, kind: str | None) -> str:
+    """ "the red star", "the star", "the red shape" or "the shape" """
+    gender, noun, _ = NOUNS[language][kind] if kind else SHAPE[language]
+    if language == "en":
+        return " ".join(filter(None, ("the", colour, noun)))
+    if language == "de":
+        article = {"m": "der", "f": "die", "n": "das"}[gender]
+        coloured = colour and adjective("de", colour, "f")  # "der rote", "die rote", "das rote"
+        return " ".join(filter(None, (article, coloured, noun)))
+    coloured = colour and " " + adjective(language, colour, gender)
+    if language == "fr" and noun[0] in "aé":
+        return f"l'{noun}{coloured or ''}"
+    article = {"es": {"m": "el", "f": "la"}, "fr": {"m": "le", "f": "la"}}[language][gender]
+    return f"{article} {noun}{coloured or ''}"
+
+
+def of(phrase: str) -> str:
+    """French "de" before a phrase or plural: "du cercle", "d'étoiles"."""
+    if phrase.startswith("le "):
+        return "du " + phrase[3:]
+    return f"d'{phrase}" if phrase[0] in "aé" else f"de {phrase}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Questions
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer. `task` is one of `TASKS` or "caption"."""
+
+    task: str
+    language: str
+    question: str
+    answer: str
+
+
+# How a question points at a shape: not at all where it is the only one, by its place, or by its colour, its kind or both
+# where these tell it from all others.
+POINTERS = {
+    "kind": ("only", "place", "colour"),
+    "colour": ("only", "place", "kind"),
+    "position": ("only", "colour", "kind", "both"),
+}
+
+# {the}: the shape, with what is known of it; {of}: the same after French "de"; {colour}: agreeing with the word for shape;
+# {name}: the bare colour; {where}, {at}: its place; {plural}: what is counted.
+TEMPLATES = {
+    "en": {
+        ("kind", "only"): ["What shape is this?", "Which shape is in the picture?", "What shape is it?"],
+        ("kind", "place"): ["What shape is {where}?", "Which shape is {where}?", "What shape do you see {where}?"],
+        ("kind", "colour"): ["What shape is the {name} one?", "Which shape is {name}?"],
+        ("colour", "only"): ["What colour is it?", "What colour is {the}?"],
+        ("colour", "place"): ["What colour is {the} {at}?", "Which colour does {the} {at} have?"],
+        ("colour", "kind"): ["What colour is {the}?", "Which colour does {the} have?"],
+        "position": ["Where is {the}?", "In which part of the picture is {the}?"],
+        "count": ["How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."],
+        "caption": ["Describe the picture.", "What do you see?"],
+    },
+    "de": {
+        ("kind", "only"): ["Welche Form ist das?", "Welche Form ist im Bild?"],
+        ("kind", "place"): ["Welche Form ist {where}?", "Welche Form siehst du {where}?"],
+        ("kind", "colour"): ["Welche Form ist {name}?", "Was für eine Form ist {name}?"],
+        ("colour", "only"): ["Welche Farbe hat {the}?", "Welche Farbe siehst du?"],
+        ("colour", "place"): ["Welche Farbe hat {the} {at}?", "Welche Farbe siehst du {where}?"],
+        ("colour", "kind"): ["Welche Farbe hat {the}?", "Was für eine Farbe hat {the}?"],
+        "position": ["Wo ist {the}?", "Wo befindet sich {the}?"],
+        "count": ["Wie viele {plural} gibt es?", "Wie viele {plural} sind da?", "Wie viele {plural} siehst du?"],
+        "caption": ["Beschreibe das Bild.", "Was siehst du?"],
+    },
+    "es": {
+        ("kind", "only"): ["¿Qué figura es?", "¿Qué figura hay en la imagen?"],
+        ("kind", "place"): ["¿Qué figura hay {where}?", "¿Qué figura ves {where}?"],
+        ("kind", "colour"): ["¿Qué figura es {colour}?", "¿Cuál es la figura {colour}?"],
+        ("colour", "only"): ["¿De qué color es?", "¿Qué color tiene {the}?"],
+        ("colour", "place"): ["¿Qué color tiene {the} {at}?", "¿Qué color ves {where}?"],
+        ("colour", "kind"): ["¿Qué color tiene {the}?", "¿Cuál es el color de {the}?"],
+        "position": ["¿Dónde está {the}?", "¿En qué parte de la imagen está {the}?"],
+        "count": ["¿{how_many} {plural} hay?", "¿{how_many} {plural} ves?"],
+        "caption": ["Describe la imagen.", "¿Qué ves?"],
+    },
+    "fr": {
+        ("kind", "only"): ["Quelle forme est-ce ?", "Quelle forme y a-t-il dans l'image ?"],
+        ("kind", "place"): ["Quelle forme y a-t-il {where} ?", "Quelle forme vois-tu {where} ?"],
+        ("kind", "colour"): ["Quelle forme est {colour} ?", "Quelle est la forme {colour} ?"],
+        ("colour", "only"): ["De quelle couleur est-ce ?", "Quelle est la couleur {of} ?"],
+        ("colour", "place"): ["Quelle est la couleur {of} {at} ?", "Quelle couleur vois-tu {where} ?"],
+        ("colour", "kind"): ["Quelle est la couleur {of} ?"],
+        "position": ["Où est {the} ?", "Où se trouve {the} ?"],
+        "count": ["Combien {of} y a-t-il ?", "Combien {of} vois-tu ?"],
+        "caption": ["Décris l'image.", "Que vois-tu ?"],
+    },
+}
+
+
+def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | None:
+    """A random question of a task about a scene, with its only right answer. None where the scene allows none: twins
+    cannot be told apart by how they look."""
+    if task == "caption":
+        return Turn(task, language, rng.choice(TEMPLATES[language][task]), caption(scene, language))
+    if task == "count":
+        return _ask_count(scene, language, rng)
+    pointers = [(pointer, shape) for pointer in POINTERS[task] for shape in scene.shapes if _is_clear(scene, pointer, shape)]
+    if not pointers:
+        return None
+    chosen = rng.choice(sorted({pointer for pointer, _ in pointers}))
+    shape = rng.choice([shape for pointer, shape in pointers if pointer == chosen])
+    phrase = the(
+        language,
+        shape.colour if chosen in ("colour", "both") else None,
+        shape.kind if chosen in ("kind", "both") else None,
+    )
+    templates = TEMPLATES[language]
+    question = rng.choice(templates[task] if task == "position" else templates[task, chosen]).format(
+        the=phrase,
+        of=of(phrase),
+        colour=adjective(language, shape.colour, "f"),
+        name=COLOUR_NAMES[language][shape.colour],
+        where=where(language, shape.place),
+        at=at(language, shape.place),
+    ).replace("de el ", "del ")
+    answer = {
+        "kind": NOUNS[language][shape.kind][1],
+        "colour": COLOUR_NAMES[language][shape.colour],
+        "position": PLACE_NAMES[language][shape.place],
+    }[task]
+    return Turn(task, language, question, answer)
+
+
+def _is_clear(scene: Scene, pointer: str, shape: Shape) -> bool:
+    """Whether the pointer leaves no doubt which shape of the scene is meant."""
+    look = {
+        "only": lambda shape: None,
+        "place": lambda shape: shape.place,
+        "colour": lambda shape: shape.colour,
+        "kind": lambda shape: shape.kind,
+        "both": lambda shape: (shape.colour, shape.kind),
+    }[pointer]
+    return sum(look(other) == look(shape) for other in scene.shapes) == 1
+
+
+def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
+    """How many shapes, or shapes of one colour, or of one kind, that the scene holds."""
+    shape = rng.choice(scene.shapes)
+    colour = kind = None
+    match rng.choice(("all", "all", "colour", "kind")):
+        case "colour":
+            colour = shape.colour
+        case "kind":
+            kind = shape.kind
+    gender, _, plural = NOUNS[language][kind] if kind else SHAPE[language]
+    if colour:
+        coloured = adjective(language, colour, gender, plural=True)
+        plural = f"{coloured} {plural}" if language in ("en", "de") else f"{plural} {coloured}"
+    question = rng.choice(TEMPLATES[language]["count"]).format(
+        plural=plural, of=of(plural), how_many="Cuántas" if gender == "f" else "Cuántos"
+    )
+    number = sum(colour in (None, shape.colour) and kind in (None, shape.kind) for shape in scene.shapes)
+    return Turn("count", language, question, str(number))
+
+
+def caption(scene: Scene, language: str) -> str:
+    """ "2 shapes: on the left a red star, at the bottom a blue ring." In reading order."""
+    number = len(scene.shapes)
+    noun = SHAPE[language][1 if number == 1 else 2]
+    parts = [f"{where(language, shape.place)} {a(language, shape.colour, shape.kind)}" for shape in scene.shapes]
+    return f"{number} {noun}{' ' if language == 'fr' else ''}: {', '.join(parts)}."
+
+
+def normalise(answer: str) -> str:
+    """What is compared of an answer: its words in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", answer.lower()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samples
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scene and a conversation about it."""
+
+    scene: Scene
+    turns: tuple[Turn, ...]
+
+    def messages(self, answered: bool = True) -> list[dict]:
+        """The conversation for a chat template, with the picture before the first question. With `answered=False` the
+        last answer is left out."""
+        messages = []
+        for turn in self.turns:
+            messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        messages[0]["content"].insert(0, {"type": "image", "image": draw_scene(self.scene)})
+        return messages if answered else messages[:-1]
+
+
+def training_sample(seed: int, caption_first: bool = False, caption_last: float = 0.3) -> Sample:
+    """A picture of training pairs and a conversation about it: up to 6 questions about one shape, to 14 about five, each of
+    a random task and language. A caption opens it, or closes it with probability `caption_last`."""
+    if not 0 <= seed < EVALUATION_SEEDS:
+        raise ValueError(f"Training seeds lie between 0 and {EVALUATION_SEEDS}; got {seed}.")
+    rng = random.Random(seed)
+    scene = make_scene(rng, TRAINING_PAIRS)
+    asked = [ask(scene, rng.choice(TASKS), rng.choice(LANGUAGES), rng) for _ in range(4 + 2 * len(scene.shapes))]
+    turns = list(dict.fromkeys(turn for turn in asked if turn))
+    closing = ask(scene, "caption", rng.choice(LANGUAGES), rng)
+    if caption_first:
+        turns.insert(0, closing)
+    elif not turns or rng.random() < caption_last:
+        turns.append(closing)
+    return Sample(scene, tuple(turns))
+
+
+def evaluation_sample(seed: int, task: str, language: str) -> Sample:
+    """A picture of held-out pairs and one question about it. Seeds count from 0 here too, and are moved out of training's
+    reach."""
+    rng = random.Random(EVALUATION_SEEDS + seed)
+    turn = None
+    while turn is None:
+        scene = make_scene(rng, HELD_OUT_PAIRS)
+        turn = ask(scene, task, language, rng)
+    return Sample(scene, (turn,))

@@ -1,0 +1,219 @@
+"""Train the small checkpoint from scratch on pictures of coloured shapes: `python -m training.train_tiny`.
+
+Each sample is one picture and a conversation about it: first a caption and some questions, later questions alone and now
+and then a caption after them. The vision tower takes most of the time, so many questions about one picture cost little.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from .muon import Muon, parameter_groups
+from .questions import Sample, training_sample
+from .tokenizer import ADDITIONAL_ROWS, BASE_SIZE, STRUCTURAL_TOKENS, train_tokenizer
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def bundle_class(name: str):
+    """A class of the bundle at the repository's root, such as "modeling_jina_vlm.JinaVLMModel"."""
+    return get_class_from_dynamic_module(name, str(ROOT))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class ShapesDataset(Dataset):
+    """Sample i is drawn from seed `first_seed` + i. The first `captions` samples open with a caption."""
+
+    def __init__(self, length: int, captions: int, first_seed: int = 0):
+        self.length, self.captions, self.first_seed = length, captions, first_seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        return training_sample(self.first_seed + index, caption_first=index < self.captions)
+
+
+class ChatCollator:
+    """Samples to a batch: what the processor makes of the conversations, and as labels the assistant's tokens."""
+
+    def __init__(self, processor):
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        self.end_of_text = tokenizer.eos_token_id
+        self.opening = tokenizer(" Assistant:", add_special_tokens=False)["input_ids"]
+
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        batch = self.processor.apply_chat_template(
+            [sample.messages() for sample in samples],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=False,  # the texts are ours
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        )
+        # Causal attention never looks at padding on the right. Without a mask it takes the library's fast path.
+        attended = batch.pop("attention_mask")
+        labels = batch["input_ids"].masked_fill(~self.is_answer(batch["input_ids"]) | (attended == 0), -100)
+        # Nothing is to be predicted up to the first answer: the picture, most of the tokens, needs no logits.
+        first = (labels != -100).any(dim=0).long().argmax().item()
+        kept = labels.shape[1] - first + 1
+        return {**batch, "labels": labels[:, -kept:], "logits_to_keep": kept}
+
+    def is_answer(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[batch, length] -> bool: what stands between " Assistant:" and the end of text, which belongs to it. The same as
+        `return_assistant_tokens_mask`, whose search through every token takes as long as the training step."""
+        opened = torch.zeros_like(input_ids)
+        windows = input_ids.unfold(1, len(self.opening), 1)
+        opened[:, len(self.opening) :] = (windows == torch.tensor(self.opening)).all(dim=-1)[:, :-1]
+        is_end = (input_ids == self.end_of_text).long()
+        closed = (is_end.cumsum(dim=1) - is_end - 1).clamp(min=0)  # ends before each token, less the text's first
+        return opened.cumsum(dim=1) > closed
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def make_processor():
+    image_processor = bundle_class("image_processing_jina_vlm.JinaVLMImageProcessor")()
+    template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+    return bundle_class("processing_jina_vlm.JinaVLMProcessor")(image_processor, train_tokenizer(), chat_template=template)
+
+
+def make_model(tokenizer):
+    """A new model of the real geometry and small widths, which are multiples of 64."""
+    structural = tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))
+    end_of_text = tokenizer.eos_token_id
+    config = bundle_class("configuration_jina_vlm.JinaVLMConfig")(
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 378,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config={
+            "vocab_size": BASE_SIZE + ADDITIONAL_ROWS,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "max_position_embeddings": tokenizer.model_max_length,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "initializer_range": 0.05,
+            "bos_token_id": end_of_text,
+            "eos_token_id": end_of_text,
+            "pad_token_id": end_of_text,
+        },
+        vision_feature_layers=[3, 1],
+        connector_num_attention_heads=2,
+        connector_head_dim=64,
+        connector_intermediate_size=256,
+        image_token_id=structural[STRUCTURAL_TOKENS.index("<im_patch>")],
+        structural_token_ids=structural,
+    )
+    model = bundle_class("modeling_jina_vlm.JinaVLMForConditionalGeneration")(config)
+    positions = model.model.vision_model.tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        positions.copy_(sine_cosine_positions(27, config.vision_config.hidden_size))
+    return model
+
+
+def sine_cosine_positions(side: int, width: int) -> torch.Tensor:
+    """[side * side, width]: a quarter of the width each for sine and cosine of the row, and of the column, at wavelengths
+    from 2 pi to 2 pi * 100 patches. With these as initial values places are learned many times sooner than from noise."""
+    frequencies = 100 ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def encode_pictures_once(vision_model) -> None:
+    """A picture of one tile is its own thumbnail: the tower need see only one of the two. Halves the time of training on
+    such pictures, and changes nothing else."""
+    forward = vision_model.forward
+
+    def forward_once(pixel_values: torch.Tensor, **kwargs):
+        outputs = forward(pixel_values[::2], **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state.repeat_interleave(2, dim=0)
+        return outputs
+
+    vision_model.forward = forward_once
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=14_000, help="pictures to train on (default: %(default)s)")
+    parser.add_argument("--captions", type=float, default=0.25, help="share of them that open with a caption")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--matrix-learning-rate", type=float, default=6e-3, help="of hidden matrices, by Muon")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of all else, by AdamW")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--output", type=Path, default=ROOT / "checkpoints" / "tiny")
+    parser.add_argument("--run", type=Path, default=ROOT / "training" / "runs" / "tiny", help="folder of the Trainer's checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the last of them")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    set_seed(args.seed)
+    processor = make_processor()
+    model = make_model(processor.tokenizer)
+    print(f"{model.num_parameters():,} parameters")
+    encode_pictures_once(model.model.vision_model)
+    groups = parameter_groups(model, args.matrix_learning_rate, args.learning_rate, weight_decay=0.02)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(args.run),
+            per_device_train_batch_size=args.batch_size,
+            num_train_epochs=1,
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            max_grad_norm=1.0,
+            logging_steps=20,
+            dataloader_pin_memory=False,
+            save_steps=200,
+            save_total_limit=3,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            report_to="none",
+            seed=args.seed,
+        ),
+        train_dataset=ShapesDataset(args.samples, captions=int(args.captions * args.samples)),
+        data_collator=ChatCollator(processor),
+        processing_class=processor,
+        optimizers=(Muon(groups), None),
+    )
+    trainer.train(resume_from_checkpoint=args.resume or None)
+    model.to(torch.bfloat16).save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    print(f"Saved to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
