@@ -380,7 +380,8 @@ def from_array(image: Any, input_data_format: str | None = None) -> torch.Tensor
     if image.shape[0] == 4:
         channels_last = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)), "RGBA")
         return from_pil(channels_last)
-    return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:]))))
+    # a copy: the array may be read-only, or not contiguous
+    return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

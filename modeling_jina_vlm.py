@@ -50,6 +50,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _auto_class = "AutoModel"  # saving a model saves this code beside it
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -424,6 +425,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         if model.generation_config._from_model_config:
             # Made by the library from the raw `config.json`; a released one is full of an old version's defaults.
             model.generation_config = GenerationConfig.from_model_config(model.config)
+            model.generation_config._from_model_config = False
         model._suppress_structural_tokens()  # a checkpoint's own generation config may not name them
         return (model, info) if output_loading_info else model
 

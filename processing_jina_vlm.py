@@ -7,6 +7,7 @@ from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProces
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from transformers import BatchFeature, PreTrainedTokenizerFast
@@ -338,9 +339,9 @@ class JinaVLMProcessor(ProcessorMixin):
         return super()._adjust_assistant_masks_indices(processed, generation_indices)
 
     @property
-    def _special_tokens(self) -> list[str]:
+    def _special_tokens(self) -> tuple[str, ...]:
         added = self.tokenizer.added_tokens_decoder.values()
-        return sorted((token.content for token in added if token.special), key=lambda token: (-len(token), token))
+        return tuple(sorted((token.content for token in added if token.special), key=lambda token: (-len(token), token)))
 
     def _escape_messages(self, conversation: Any) -> Any:
         """A copy of the conversation, or of each of several, with special tokens in its text replaced by stand-ins."""
@@ -361,10 +362,9 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _escape(self, value: Any) -> Any:
         if isinstance(value, str):
-            tokens = self._special_tokens
-            pattern = "|".join(map(re.escape, [_ESCAPE, *tokens]))
-            stand_in = {_ESCAPE: _ESCAPE, **{token: chr(_FIRST_STAND_IN + i) for i, token in enumerate(tokens)}}
-            return re.sub(pattern, lambda match: _ESCAPE + stand_in[match.group()], value)
+            pattern, escaped = _escapes(self._special_tokens)
+            stand_in = {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(escaped)}}
+            return pattern.sub(lambda match: _ESCAPE + stand_in[match.group()], value)
         if isinstance(value, dict):
             return {name: self._escape(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -373,26 +373,28 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _unescape(self, text: str) -> tuple[str, list["_Typed"]]:
         """The text that was typed, and where in it stand special tokens that must not be taken as such."""
-        tokens = self._special_tokens if _ESCAPE in text else []
+        escaped = _escapes(self._special_tokens)[1] if _ESCAPE in text else []
         typed, pieces, last, shrunk = [], [], 0, 0
         for match in _ESCAPED.finditer(text):
             index = ord(match[1]) - _FIRST_STAND_IN
-            original = tokens[index] if 0 <= index < len(tokens) else match[1]
+            original = escaped[index] if 0 <= index < len(escaped) else match[1]
             start = match.start() - shrunk
-            typed.append(_Typed(match.span(), (start, start + len(original)), original))
+            typed.append(_Typed(match.span(), (start, start + len(original))))
             pieces += [text[last : match.start()], original]
             last = match.end()
             shrunk += len(match[0]) - len(original)
         return "".join([*pieces, text[last:]]), typed
 
     def _retype(self, ids: list[int], offsets: list[tuple[int, int]], typed: list["_Typed"]) -> tuple[list, list]:
-        """Puts the tokens of ordinary text in the place of special tokens that were typed."""
-        spans = {item.plain: item.text for item in typed if len(item.text) > 1}
-        if not spans:
+        """Puts the tokens of ordinary text in the place of special tokens that begin where one was typed."""
+        if not typed:
             return list(ids), [tuple(offset) for offset in offsets]
+        starts = {item.plain[0] for item in typed}
+        special = {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         new_ids, new_offsets = [], []
         for token_id, offset in zip(ids, map(tuple, offsets), strict=True):
-            replaced = self._encode_as_text(spans[offset]) if offset in spans else [token_id]
+            was_typed = token_id in special and offset[0] in starts
+            replaced = self._encode_as_text(special[token_id]) if was_typed else [token_id]
             new_ids += replaced
             new_offsets += [offset] * len(replaced)
         return new_ids, new_offsets
@@ -420,6 +422,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 f"No tokenizer could be loaded from {str(pretrained_model_name_or_path)!r}: expected `tokenizer.json` and "
                 f"`tokenizer_config.json` there. Take them from the checkpoint that the weights come from. ({error})"
             ) from error
+        if "padding_side" not in tokenizer.init_kwargs:
+            tokenizer.padding_side = "left"  # for whoever calls the tokenizer by itself; the release does not say
         return [image_processor, tokenizer]
 
 
@@ -428,13 +432,22 @@ def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
         raise TypeError(f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}.")
 
 
+@lru_cache
+def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, list[str]]:
+    """What to escape in a text, and the texts that have stand-ins: special tokens and, where half of one ends the text,
+    its first character: the template may put the other half, from a message's next part, right behind it."""
+    halves = {token[:length] for token in tokens for length in range(1, len(token))}
+    heads = [f"{re.escape(half[0])}(?={re.escape(half[1:])}\\Z)" for half in sorted(halves)]
+    pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), *heads]))
+    return pattern, [*tokens, *sorted({token[0] for token in tokens})]
+
+
 @dataclass
 class _Typed:
-    """An escape sequence: its span in the expanded text, its span once it is undone, and what it stands for."""
+    """An escape sequence: its span in the expanded text, and its span once it is undone."""
 
     escaped: tuple[int, int]
     plain: tuple[int, int]
-    text: str
 
 
 def _edits(bos_length: int, replacements: list[dict], typed: list[_Typed]) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,78 @@
+# Needs Python 3.11 or newer and make. `make` alone lists what there is.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV := .venv
+RUN := $(VENV)/bin/python
+OLDER_VERSIONS := 5.17.0 5.19.0
+CHECKPOINT := checkpoints/tiny
+RUFF := 0.17.6
+# More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
+PYTEST_ARGS ?=
+ARGS ?=
+
+# As environment variables, so that quotes in a question reach the program as they are.
+export IMAGE QUESTION
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-versions train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.DELETE_ON_ERROR:
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
+	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+
+test: $(VENV)/ready  ## run the fast tests
+	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/ready  ## run the tests that take longer
+	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+test-versions: test $(OLDER_VERSIONS:%=test-%)  ## run the fast tests on transformers 5.17.0, 5.19.0 and 5.23.0
+
+$(OLDER_VERSIONS:%=test-%): test-%: $(VENV)/versions/%/ready
+	$(VENV)/versions/$*/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (under an hour on two cores)
+	$(RUN) -m training.train_tiny $(ARGS)
+
+eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
+	$(RUN) -m training.eval_tiny $(ARGS)
+
+bundle: $(VENV)/ready  ## write the five modules into checkpoints/tiny
+	$(RUN) -m tools.generated_files bundle
+
+root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json
+	$(RUN) -m tools.generated_files root
+
+parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by part
+	@$(RUN) -m benchmarks.parameters
+
+pictures: $(VENV)/ready  ## draw docs/tiling.png
+	$(RUN) -m docs.draw_tiling
+
+lint: $(VENV)/ready  ## check style with ruff, which is installed for it
+	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)
+	$(RUN) -m ruff check .
+
+clean:  ## remove environments, caches and what the demo drew
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
+define environment
+	@test -n "$(PYTHON)" || { echo "No python found. Install Python 3.11, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}. Say where one is: make PYTHON=/path/to/python3.11")'
+	@echo "Setting up $(@D), once, with $< (torch is large: this takes some minutes) ..."
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+endef
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/versions/%/ready: requirements/transformers-%.txt pyproject.toml
+	$(environment)

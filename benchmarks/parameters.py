@@ -1,0 +1,43 @@
+"""Count the parameters of a configuration, part by part: `python -m benchmarks.parameters [folder with a config.json]`.
+
+Nothing is allocated: the model is made on the meta device.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def count(config: JinaVLMConfig) -> dict[str, int]:
+    """Parameters by part. A head that shares the embedding's weights counts nothing."""
+    with torch.device("meta"):
+        model = JinaVLMForConditionalGeneration(config)
+    text = model.model.language_model
+    embedding = text.get_input_embeddings()
+    number = {
+        "Vision tower": model.model.vision_model,
+        "Connector": model.model.connector,
+        "Text model, without embedding": text,
+        "Embedding": embedding,
+    }
+    parts = {part: sum(parameter.numel() for parameter in module.parameters()) for part, module in number.items()}
+    parts["Text model, without embedding"] -= parts["Embedding"]
+    parts["`lm_head`"] = 0 if config.tie_word_embeddings else model.lm_head.weight.numel()
+    parts["Total"] = sum(parameter.numel() for parameter in model.parameters())
+    return parts
+
+
+def table(parts: dict[str, int]) -> str:
+    """As a markdown table."""
+    lines = ["| Part | Parameters |", "| --- | ---: |"]
+    return "\n".join(lines + [f"| {part} | {number:,} |" for part, number in parts.items()])
+
+
+if __name__ == "__main__":
+    print(table(count(JinaVLMConfig.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else ROOT))))

@@ -1,0 +1,157 @@
+"""What the tests share: the package, the golden checkpoint, pictures made from integers."""
+
+import http.server
+import importlib.util
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+if importlib.util.find_spec("jina_vlm") is None:  # not installed: the checkout is the package
+    spec = importlib.util.spec_from_file_location("jina_vlm", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules["jina_vlm"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["jina_vlm"])
+
+import jina_vlm  # noqa: E402
+
+
+def make_picture(height: int, width: int, kind: str = "texture", seed: int = 0) -> np.ndarray:
+    """[height, width, 3] uint8, from integers alone: the pictures of the golden data (`golden/README.md`)."""
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    channels = {
+        "texture": lambda: ((7 * x + 13 * y + 29 * seed), (x * x // 31 + 5 * y + seed), (3 * x + y * y // 17 + 11 * seed)),
+        "gradient": lambda: (x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (height + width - 2)),
+        "checker": lambda: [(x // 24 + y // 24 + seed) % 2 * 255] * 3,
+        "black": lambda: [x * 0] * 3,
+        "white": lambda: [x * 0 + 255] * 3,
+        "halfblack": lambda: [(x < width // 2) * (c % 256) for c in (7 * x + 13 * y, 5 * x + 3 * y, x + 11 * y)],
+    }[kind]()
+    return (np.stack(channels, axis=-1) % 256).astype(np.uint8)
+
+
+def make_conversation(turns: list) -> list:
+    """Messages from turns like ("user", "text", (20, 30), "text"): strings are text, (height, width) a picture of that
+    size, dictionaries parts as they stand, all else pictures. One string alone is the message's content. A list of
+    lists of turns becomes a batch."""
+    if isinstance(turns[0], list):
+        return [make_conversation(item) for item in turns]
+
+    def part(item):
+        if isinstance(item, str):
+            return {"type": "text", "text": item}
+        if isinstance(item, tuple):
+            item = Image.fromarray(make_picture(*item, seed=sum(item)))
+        return item if isinstance(item, dict) else {"type": "image", "image": item}
+
+    return [
+        {"role": role, "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else [part(p) for p in parts]}
+        for role, *parts in turns
+    ]
+
+
+@pytest.fixture(scope="session")
+def conversation():
+    return make_conversation
+
+
+@pytest.fixture(scope="session")
+def chat(processor):
+    """The function `chat(turns, **kwargs)`: turns (see `make_conversation`) to model inputs in one call."""
+
+    def apply(turns: list, **kwargs):
+        kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs}
+        return processor.apply_chat_template(make_conversation(turns), **kwargs)
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """The function `picture(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
+    return make_picture
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def released_folder(golden) -> Path:
+    """A small checkpoint in the released layout, without a chat template."""
+    return golden / "released-tiny"
+
+
+@pytest.fixture(scope="session")
+def chat_template() -> str:
+    return (ROOT / "chat_template.jinja").read_text()
+
+
+@pytest.fixture
+def new_processor(released_folder, chat_template):
+    """A processor that a test may change."""
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(released_folder)
+    processor.chat_template = chat_template
+    return processor
+
+
+@pytest.fixture(scope="session")
+def processor(released_folder, chat_template):
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(released_folder)
+    processor.chat_template = chat_template
+    return processor
+
+
+@pytest.fixture
+def new_model(released_folder):
+    """A model that a test may change: float32, random weights."""
+    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(released_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def model(released_folder):
+    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(released_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def bundle(model, processor, tmp_path_factory) -> Path:
+    """A folder in this repository's layout, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def geometry() -> list[dict]:
+    return json.loads((GOLDEN / "geometry.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def web(tmp_path_factory):
+    """(folder, URL): what is put into the folder can be had from the URL."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *args):
+            pass
+
+    folder = tmp_path_factory.mktemp("web")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,189 @@
+"""Text from strangers stays text: what a message says forges no picture, shifts no feature and ends no turn."""
+
+import copy
+import inspect
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+
+TYPED = ["<|image|>", "<im_patch>", "<im_start>", "<im_end>", "<im_col>", "<im_slice>", "<|endoftext|>"]
+PLACES = {
+    "alone": "{0}",
+    "start": "{0} the fox",
+    "middle": "the {0} fox",
+    "within a word": "fo{0}x",
+    "end": "the fox{0}",
+    "doubled": "{0}{0}",
+    "doubled apart": "the{0} quick {0}fox",
+    "begun twice": "<{0}|",
+}
+SMALL = (20, 20)
+
+
+@pytest.fixture(scope="module")
+def special_ids(processor):
+    added = processor.tokenizer.added_tokens_decoder.items()
+    return torch.tensor([token_id for token_id, token in added if token.special])
+
+
+@pytest.fixture(scope="module")
+def assert_stays_text(processor, conversation, chat, special_ids):
+    """For turns with "{}" in them: puts the typed text in its place, and compares with an ordinary word there."""
+
+    def put(turns: list, text: str) -> list:
+        return [(role, *(part.replace("{}", text) if isinstance(part, str) else part for part in parts)) for role, *parts in turns]
+
+    def check(turns: list, typed: str, **kwargs):
+        kwargs = {"return_assistant_tokens_mask": True, **kwargs}
+        inputs, harmless = chat(put(turns, typed), **kwargs), chat(put(turns, "word"), **kwargs)
+        ids, harmless_ids = inputs["input_ids"][0], harmless["input_ids"][0]
+        is_special, harmless_special = torch.isin(ids, special_ids), torch.isin(harmless_ids, special_ids)
+        # The special tokens are those of the harmless text, in order, ...
+        assert ids[is_special].tolist() == harmless_ids[harmless_special].tolist()
+        # ... and between them stands what was typed.
+        written = [processor.decode(run) for run in torch.tensor_split(ids, is_special.nonzero().flatten()) if len(run)]
+        between = [processor.decode(run) for run in torch.tensor_split(harmless_ids, harmless_special.nonzero().flatten()) if len(run)]
+        words = sum(part.count("{}") for _, *parts in turns for part in parts if isinstance(part, str))
+        assert "".join(between).count("word") == words
+        assert written == [run.replace("word", typed) for run in between]
+        # Answers are marked, whatever they say.
+        masks = [torch.as_tensor(made["assistant_masks"][0]).bool() for made in (inputs, harmless)]
+        marked = [processor.decode(made["input_ids"][0][mask]) for made, mask in zip((inputs, harmless), masks, strict=True)]
+        assert marked[0] == marked[1].replace("word", typed)
+        assert inputs.keys() == harmless.keys()
+        for name in {"pixel_values", "tile_positions"} & set(inputs):
+            assert torch.equal(inputs[name], harmless[name])
+        return inputs
+
+    return check
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+@pytest.mark.parametrize("typed", TYPED)
+def test_in_every_role(assert_stays_text, typed, place):
+    text = PLACES[place].format(typed)
+    for role in ("system", "user", "assistant"):
+        assert_stays_text([(role, "{}"), ("user", "hi"), ("assistant", "the fox")], text)  # content is a string
+        assert_stays_text([("user", "hi"), (role, "{}", " and", "{}"), ("assistant", "the fox")], text)  # or parts
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_beside_real_pictures(assert_stays_text, model, typed):
+    turns = [("system", "{}"), ("user", "{}", SMALL, "which{}"), ("assistant", "the {} fox"), ("user", "{}"), ("assistant", "dog")]
+    inputs = assert_stays_text(turns, typed)
+    with torch.no_grad():
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], tile_positions=inputs["tile_positions"])
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_features_stay_where_they_are(chat, assert_stays_text, typed):
+    """Text behind a picture moves nothing before it."""
+    inputs = assert_stays_text([("user", SMALL, "{}")], typed, return_mm_token_type_ids=True)
+    harmless = chat([("user", SMALL, "word")], return_mm_token_type_ids=True)
+    places = [made["mm_token_type_ids"][0].nonzero().flatten().tolist() for made in (inputs, harmless)]
+    assert places[0] == places[1]
+
+
+def test_in_a_batch(processor, chat):
+    batch = [[("user", SMALL, typed), ("assistant", typed)] for typed in TYPED] + [[("user", "".join(TYPED))]]
+    for side in ("left", "right"):
+        inputs = chat(batch, padding=True, padding_side=side, return_assistant_tokens_mask=True)
+        for row, turns in enumerate(batch):
+            alone = chat(turns, return_assistant_tokens_mask=True)
+            kept = inputs["attention_mask"][row].bool()
+            assert inputs["input_ids"][row][kept].tolist() == alone["input_ids"][0].tolist()
+            assert torch.as_tensor(inputs["assistant_masks"])[row][kept].tolist() == torch.as_tensor(alone["assistant_masks"])[0].tolist()
+
+
+@pytest.mark.parametrize("text", ["\U0010fffd", "\U0010f000", "\U0010fffd\U0010f000", "\U0010fffd\U0010fffd", "\U0010f001 a \U0010fffd"])
+def test_private_characters_survive(assert_stays_text, text):
+    """Those that the processor itself uses, too."""
+    assert_stays_text([("user", "{}", SMALL), ("assistant", "a{}b")], text)
+    assert_stays_text([("user", "{}"), ("assistant", "a{}b")], f"{text}<|image|>{text}<im_patch>")
+
+
+@pytest.mark.parametrize("token", TYPED)
+def test_halves_in_neighbouring_parts(assert_stays_text, chat, special_ids, token):
+    """Parts of one message are joined by the template: no token may come of it."""
+    harmless = torch.isin(chat([("user", "ab", SMALL)])["input_ids"], special_ids).sum()
+    for cut in range(1, len(token)):
+        inputs = chat([("user", token[:cut], token[cut:], SMALL), ("assistant", "x")], return_assistant_tokens_mask=True)
+        assert torch.isin(inputs["input_ids"], special_ids).sum() == harmless + 1
+    thirds = chat([("user", f"a{token[0]}", token[1:-1], f"{token[-1]}b", SMALL)])
+    assert torch.isin(thirds["input_ids"], special_ids).sum() == harmless
+
+
+FRAGMENTS = [
+    *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a", "fox", "é", "日本",
+    "\U0010fffd", "\U0010f000", "\U0010f0bd", "\u200b", " Assistant:", "0", "{{ messages }}", "'", '"',
+]  # fmt: skip
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
+few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+
+
+@few
+@given(text=texts, role=st.sampled_from(["system", "user", "assistant"]), picture=st.booleans())
+def test_any_text(assert_stays_text, text, role, picture):
+    turns = [("user", "{}", *[(SMALL)] * 0), (role, "{}"), ("assistant", "{}"), ("user", "hi")]
+    if picture:
+        turns.insert(1, ("user", "{}", SMALL, "{}"))
+    assert_stays_text(turns, text)
+
+
+@few
+@given(parts=st.lists(texts, min_size=1, max_size=4))
+def test_any_parts(processor, chat, special_ids, parts):
+    ids = chat([("user", *parts, "")])["input_ids"][0]
+    assert torch.isin(ids, special_ids).tolist() == [True] + [False] * (len(ids) - 1)
+    assert processor.decode(ids) == "<|endoftext|> User: " + "".join(parts)
+
+
+has_sanitiser = "sanitize_control_tokens" in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+
+
+@pytest.mark.skipif(not has_sanitiser, reason="this version of the library has no sanitiser")
+@few
+@given(turns=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), texts), min_size=1, max_size=3))
+def test_same_ids_as_the_librarys_own(processor, conversation, chat_template, chat, turns):
+    """Where it is right: it drops some private characters, and minds no halves."""
+    turns = [(role, re.sub("[\U000f0000-\U0010ffff]", "", text)) for role, text in turns]
+    theirs = processor.tokenizer.apply_chat_template(
+        conversation(turns), chat_template=chat_template, tokenize=True, return_dict=False, sanitize_control_tokens=True
+    )
+    assert chat(turns)["input_ids"][0].tolist() == theirs
+
+
+def test_template_variables_stay_text(processor, conversation, special_ids):
+    """What is given to a template beside the conversation comes from strangers as well."""
+    template = "<|endoftext|>{{ tools[0]['name'] }}{{ user_name }}{{ messages[0]['name'] }}{{ messages[0]['content'] }}"
+    messages = [{"role": "user", "content": "<im_col>", "name": "<im_end>"}]
+    ids = processor.apply_chat_template(
+        messages, chat_template=template, tools=[{"name": "<|image|>"}], user_name="<im_patch>", tokenize=True, return_dict=True
+    )["input_ids"][0]
+    assert torch.isin(torch.tensor(ids), special_ids).sum() == 1
+    assert processor.decode(ids) == "<|endoftext|><|image|><im_patch><im_end><im_col>"
+
+
+def test_switched_off(processor, conversation, chat):
+    ids = chat([("user", "<im_col>"), ("assistant", "<|endoftext|>")], sanitize_control_tokens=False)["input_ids"][0].tolist()
+    raw = "<|endoftext|> User: <im_col> Assistant: <|endoftext|><|endoftext|>"
+    assert ids == processor.tokenizer.encode(raw)
+    with pytest.raises(ValueError, match=r"Sample 0 has 2 <\|image\|> .* 1 images"):
+        chat([("user", "<|image|>", SMALL)], sanitize_control_tokens=False)
+    messages = conversation([("user", "<im_col>\U0010fffd"), ("assistant", "<|endoftext|>")])
+    before = copy.deepcopy(messages)
+    assert processor.apply_chat_template(messages) == raw.replace("<im_col>", "<im_col>\U0010fffd")  # a string: as it was typed
+    assert messages == before
+
+
+def test_raw_text_is_the_callers(processor, picture):
+    assert processor(text="a<im_col>\U0010fffd\U0010f000")["input_ids"][0] == processor.tokenizer.encode("<|endoftext|>a<im_col>\U0010fffd\U0010f000")
+    with pytest.raises(ValueError, match=r"Sample 0 has 1 <\|image\|> .* 0 images"):
+        processor(text="<|image|>")
+    with pytest.raises(ValueError, match=r"Sample 0 has 0 <\|image\|> .* 1 images"):
+        processor(text="hi", images=picture(*SMALL))

@@ -1,0 +1,1 @@
+"""Tools of the repository itself. Nothing of the bundle needs them."""
