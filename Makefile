@@ -24,15 +24,15 @@ demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUEST
 	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 test: $(VENV)/ready  ## run the fast tests
-	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(RUN) -m pytest tests -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/ready  ## run the tests that take longer
-	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
 test-versions: test $(OLDER_VERSIONS:%=test-%)  ## run the fast tests on transformers 5.17.0, 5.19.0 and 5.23.0
 
 $(OLDER_VERSIONS:%=test-%): test-%: $(VENV)/versions/%/ready
-	$(VENV)/versions/$*/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(VENV)/versions/$*/bin/python -m pytest tests -m "not slow" $(PYTEST_ARGS)
 
 train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (under an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)
@@ -49,7 +49,7 @@ root-files: $(VENV)/ready  ## write the root's config.json, generation_config.js
 parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by part
 	@$(RUN) -m benchmarks.parameters
 
-pictures: $(VENV)/ready  ## draw docs/tiling.png
+pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
 	$(RUN) -m docs.draw_tiling
 
 lint: $(VENV)/ready  ## check style with ruff, which is installed for it

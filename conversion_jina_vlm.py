@@ -399,7 +399,7 @@ class _NormOfUnbiasedHeads(_ReleasedOp):
         norm, *biases = tensors
         for bias, letter in zip(biases, "q" if "q_norm" in name else "kv"):
             if bias is not None and bool(torch.count_nonzero(bias)):
-                source = re.sub(r"\.[^.]*$", f".{letter}_b", released_name(name))
+                source = re.sub(r"[qk]_lnorm\.weight$", f"{letter}_b", released_name(name))
                 raise ValueError(f"`{source}` holds values other than zero: biases in the text model's attention are not supported.")
         if norm is None:
             raise ValueError(f"`{released_name(name)}` is missing.")

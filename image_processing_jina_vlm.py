@@ -140,7 +140,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         kwargs.pop("auto_map", None)  # written anew on saving
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        self._check_settings(**{name: getattr(self, name) for name in ("max_tiles", "min_pixels", "max_pixels")})
+        self._settings({})
 
     def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         """
@@ -161,11 +161,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
-        settings = {
-            name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
-            for name in ("max_tiles", "min_pixels", "max_pixels")
-        }
-        self._check_settings(**settings)
+        settings = self._settings(kwargs)
         images = flatten(self.fetch_images(images))
         if not images:
             raise ValueError("Got an empty list of images. Pass at least one, or leave `images` out.")
@@ -195,7 +191,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
         """((fitted height, fitted width) in pixels, (rows, columns) of tiles) of a picture of `height` x `width` pixels.
         `max_tiles`, `min_pixels` and `max_pixels` may be given."""
-        settings = {name: settings.get(name) or getattr(self, name) for name in ("max_tiles", "min_pixels", "max_pixels")}
+        settings = self._settings(settings)
         fitted = fit_to_budget(height, width, self.patch_size, settings["min_pixels"], settings["max_pixels"])
         return fitted, select_tiling(*fitted, *self._stride_and_margin, settings["max_tiles"])
 
@@ -220,12 +216,16 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         margin = 2 * self.overlap_margin * self.patch_size
         return self.tile_size // self.patch_size * self.patch_size - margin, margin
 
-    @staticmethod
-    def _check_settings(max_tiles: int, min_pixels: int, max_pixels: int) -> None:
+    def _settings(self, given: dict[str, Any]) -> dict[str, int]:
+        """What was given of these settings, else this processor's own, checked."""
+        names = ("max_tiles", "min_pixels", "max_pixels")
+        settings = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
+        max_tiles, min_pixels, max_pixels = settings.values()
         if not 1 <= max_tiles <= 12:
             raise ValueError(f"`max_tiles` must be between 1 and 12, got {max_tiles}.")
         if not 1 <= min_pixels <= max_pixels:
             raise ValueError(f"Expected 1 <= `min_pixels` <= `max_pixels`, got {min_pixels} and {max_pixels}.")
+        return settings
 
     # ------------------------------------------------------------------------------------------------------------------
     # From what users have to pixels. Ours, because the library's own loading drops transparency, and changed between

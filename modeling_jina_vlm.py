@@ -298,7 +298,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -431,11 +431,19 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
 
     def _suppress_structural_tokens(self):
         """They stand for pictures: none is ever an answer. `forward` leaves their logits alone."""
-        suppressed = set(self.generation_config.suppress_tokens or []) | set(self.config.structural_token_ids)
-        self.generation_config.suppress_tokens = sorted(suppressed)
+        self.generation_config.suppress_tokens = self._with_structural_tokens(self.generation_config.suppress_tokens)
+
+    def _with_structural_tokens(self, suppressed: list[int] | None) -> list[int]:
+        return sorted({*(suppressed or []), *self.config.structural_token_ids})
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        # a caller's own `suppress_tokens` took the place of ours
+        generation_config.suppress_tokens = self._with_structural_tokens(generation_config.suppress_tokens)
+        return generation_config, model_kwargs
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """See [`JinaVLMModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, tile_positions, **kwargs)
@@ -499,24 +507,29 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        # Before 5.19 the library repeats every tensor along its first dimension, which would tear pictures apart. Here
-        # they are encoded once, and each sample's are repeated together. From 5.19 on it does this by itself.
-        if expand_size > 1 and model_kwargs.get("pixel_values") is not None:
-            if input_ids is None or not input_ids.numel():
-                raise ValueError("Beams or several returns of `inputs_embeds` with pictures need transformers 5.19.")
+        # Before 5.19 the library would encode pictures anew without a cache, and repeat every tensor along its first
+        # dimension for beams, which would tear pictures apart. Newer versions have taken the pixels out before this.
+        if model_kwargs.get("pixel_values") is not None:
             outputs = self.get_image_features(
                 model_kwargs.pop("pixel_values"), model_kwargs.pop("tile_positions", None), return_dict=True
             )
-            features, expanded = list(outputs.pooler_output), []
-            for tokens in (input_ids == self.config.image_token_id).sum(dim=1).tolist():
-                sample = []
-                while tokens > 0 and features:
-                    sample.append(features.pop(0))
-                    tokens -= len(sample[-1])
-                expanded += sample * expand_size
-            outputs.pooler_output = expanded + features
+            if expand_size > 1:
+                outputs.pooler_output = self._repeat_by_sample(outputs.pooler_output, input_ids, expand_size)
             model_kwargs["mm_encoder_outputs"] = {"image": outputs}
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+    def _repeat_by_sample(self, features: list[torch.Tensor], input_ids: torch.Tensor, times: int) -> list[torch.Tensor]:
+        """The pictures' embeddings, those of each sample repeated together."""
+        if input_ids is None or not input_ids.numel():
+            raise ValueError("Beams or several returns of `inputs_embeds` with pictures need transformers 5.19.")
+        features, repeated = list(features), []
+        for tokens in (input_ids == self.config.image_token_id).sum(dim=1).tolist():
+            sample = []
+            while tokens > 0 and features:
+                sample.append(features.pop(0))
+                tokens -= len(sample[-1])
+            repeated += sample * times
+        return repeated + features
 
 
 register_released_layout()

@@ -1,4 +1,5 @@
-"""Draw `docs/tiling.png`, how a picture becomes tiles and tokens: `make pictures`.
+"""Draw the guide's pictures: `make pictures`. `docs/tiling.png` shows how a picture becomes tiles and tokens; `docs/shapes.png`
+is one that its examples ask about.
 
 Pixels come from the image processor, and which tokens are kept from the model: nothing here repeats their arithmetic.
 """
@@ -9,9 +10,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMModel
+from training.questions import evaluation_sample
+from training.shapes import draw_scene
 
 
-OUTPUT = Path(__file__).parent / "tiling.png"
+TILING = Path(__file__).parent / "tiling.png"
+SHAPES = Path(__file__).parent / "shapes.png"
+SHAPES_SEED = 76
 SIZE = (900, 640)
 INK, GREY, PALE = (32, 38, 50), (112, 120, 134), (226, 229, 235)
 TILE_COLOURS = ((214, 57, 70), (235, 140, 30), (58, 148, 82), (38, 110, 200), (128, 74, 176), (205, 75, 145))
@@ -170,8 +175,10 @@ def main() -> None:
         canvas.text((left, y + 42 + 45 * step), text, font=font(size), fill=colour, anchor="lm")
 
     # 128 colours are plenty for a drawing
-    page.quantize(128, dither=Image.Dither.NONE).save(OUTPUT, optimize=True)
-    print(f"Wrote {OUTPUT} ({OUTPUT.stat().st_size // 1024} KiB)")
+    page.quantize(128, dither=Image.Dither.NONE).save(TILING, optimize=True)
+    draw_scene(evaluation_sample(SHAPES_SEED, "position", "en").scene).save(SHAPES, optimize=True)
+    for path in (TILING, SHAPES):
+        print(f"Wrote {path} ({path.stat().st_size // 1024} KiB)")
 
 
 if __name__ == "__main__":

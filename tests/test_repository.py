@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import jina_vlm
 
@@ -93,6 +94,17 @@ def test_parameters_are_those_of_the_guide():
     assert model.num_parameters() == parts["Total"]
 
 
+def test_token_counts_of_the_guide(processor):
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (.*) \|$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(rows) >= 5
+    for width, height, cells in rows:
+        size = (int(height), int(width))
+        for max_tiles, cell in zip((1, 4, 12), cells.split(" | "), strict=True):
+            grid = processor.image_processor.get_tiling(*size, max_tiles=max_tiles)[1]
+            counted = processor._get_num_multimodal_tokens([size], max_tiles=max_tiles)["num_image_tokens"][0]
+            assert cell == f"{grid[0]} x {grid[1]}: {counted:,}"
+
+
 def test_front_matter_is_what_the_hub_reads():
     card = ModelCard.load(README)
     data = card.data.to_dict()
@@ -137,6 +149,38 @@ def test_versions_named_are_those_that_are_tested():
     assert re.search(r"^OLDER_VERSIONS := (.*)$", makefile, flags=re.MULTILINE)[1].split() == sorted(pinned)
     for version in {*pinned, newest}:
         assert version.removesuffix(".0") in README.read_text(encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pipelines, as the guide describes them
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(model, processor):
+    return transformers.pipeline("image-text-to-text", model=model, processor=processor)
+
+
+def chat(image, text="What is this?"):
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, picture):
+    wide, small = (Image.fromarray(picture(*size)) for size in ((300, 900), (200, 210)))
+    chats = [chat(wide), chat(small, "And what is this?"), [{"role": "user", "content": "No picture."}]]
+    arguments = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs": {"max_tiles": 2}}
+    alone = [pipe(text=one, **arguments)[0]["generated_text"] for one in chats]
+    assert [answer[0]["generated_text"] for answer in pipe(text=chats, **arguments)] == alone
+    assert [answer[0]["generated_text"] for answer in pipe(text=chats[:2], batch_size=2, **arguments)] == alone[:2]
+
+
+def test_pipeline_puts_transparency_onto_white_in_chats_only(pipe, tmp_path):
+    path = str(tmp_path / "transparent.png")
+    Image.new("RGBA", (60, 60), (200, 0, 0, 0)).save(path)
+    Chat = transformers.utils.chat_template_utils.Chat
+    assert (pipe.preprocess(Chat(chat(path)))["pixel_values"] == 1).all()
+    apart = pipe.preprocess({"images": path, "text": " User: <|image|> What is this? Assistant:"})
+    assert (apart["pixel_values"][:, 1:] == -1).all()  # the library's own loading: the hidden red shows
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Questions about a scene and their answers, in English, German, Spanish and French.
 
 There are four tasks: the `kind` of a shape, its `colour`, its `position`, and a `count` from 1 to 5. A question always has
-one right answer, short enough to be compared as a string. Captions name the colour, kind and place of everything.
+one right answer, short enough to be compared as a string. For training there are also captions, which name the colour, kind
+and place of everything, and inventories, which say what is at each of the nine places, nothing included.
 """
 
 import random
@@ -84,6 +85,7 @@ PLACE_NAMES = {
         )
     ),
 }
+NOTHING = {"en": "nothing", "de": "nichts", "es": "nada", "fr": "rien"}
 _ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"}
 
 
@@ -160,7 +162,7 @@ def of(phrase: str) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. `task` is one of `TASKS` or "caption"."""
+    """A question and its answer. `task` is one of `TASKS`, "caption" or "inventory"."""
 
     task: str
     language: str
@@ -189,6 +191,7 @@ TEMPLATES = {
         "position": ["Where is {the}?", "In which part of the picture is {the}?"],
         "count": ["How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."],
         "caption": ["Describe the picture.", "What do you see?"],
+        "inventory": ["List all places.", "What is at each place?"],
     },
     "de": {
         ("kind", "only"): ["Welche Form ist das?", "Welche Form ist im Bild?"],
@@ -200,6 +203,7 @@ TEMPLATES = {
         "position": ["Wo ist {the}?", "Wo befindet sich {the}?"],
         "count": ["Wie viele {plural} gibt es?", "Wie viele {plural} sind da?", "Wie viele {plural} siehst du?"],
         "caption": ["Beschreibe das Bild.", "Was siehst du?"],
+        "inventory": ["Nenne alle Plätze.", "Was ist an jedem Platz?"],
     },
     "es": {
         ("kind", "only"): ["¿Qué figura es?", "¿Qué figura hay en la imagen?"],
@@ -211,6 +215,7 @@ TEMPLATES = {
         "position": ["¿Dónde está {the}?", "¿En qué parte de la imagen está {the}?"],
         "count": ["¿{how_many} {plural} hay?", "¿{how_many} {plural} ves?"],
         "caption": ["Describe la imagen.", "¿Qué ves?"],
+        "inventory": ["Enumera todos los lugares.", "¿Qué hay en cada lugar?"],
     },
     "fr": {
         ("kind", "only"): ["Quelle forme est-ce ?", "Quelle forme y a-t-il dans l'image ?"],
@@ -222,6 +227,7 @@ TEMPLATES = {
         "position": ["Où est {the} ?", "Où se trouve {the} ?"],
         "count": ["Combien {of} y a-t-il ?", "Combien {of} vois-tu ?"],
         "caption": ["Décris l'image.", "Que vois-tu ?"],
+        "inventory": ["Énumère toutes les places.", "Qu'y a-t-il à chaque place ?"],
     },
 }
 
@@ -229,8 +235,9 @@ TEMPLATES = {
 def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | None:
     """A random question of a task about a scene, with its only right answer. None where the scene allows none: twins
     cannot be told apart by how they look."""
-    if task == "caption":
-        return Turn(task, language, rng.choice(TEMPLATES[language][task]), caption(scene, language))
+    if task in ("caption", "inventory"):
+        answer = caption(scene, language) if task == "caption" else inventory(scene, language)
+        return Turn(task, language, rng.choice(TEMPLATES[language][task]), answer)
     if task == "count":
         return _ask_count(scene, language, rng)
     pointers = [(pointer, shape) for pointer in POINTERS[task] for shape in scene.shapes if _is_clear(scene, pointer, shape)]
@@ -300,6 +307,12 @@ def caption(scene: Scene, language: str) -> str:
     return f"{number} {noun}{' ' if language == 'fr' else ''}: {', '.join(parts)}."
 
 
+def inventory(scene: Scene, language: str) -> str:
+    """ "top left: nothing; top: a red star; ..." In reading order, all nine places."""
+    there = {shape.place: a(language, shape.colour, shape.kind) for shape in scene.shapes}
+    return "; ".join(f"{PLACE_NAMES[language][place]}: {there.get(place, NOTHING[language])}" for place in PLACES) + "."
+
+
 def normalise(answer: str) -> str:
     """What is compared of an answer: its words in lower case, without punctuation."""
     return " ".join(re.findall(r"\w+", answer.lower()))
@@ -328,21 +341,28 @@ class Sample:
         return messages if answered else messages[:-1]
 
 
-def training_sample(seed: int, caption_first: bool = False, caption_last: float = 0.3) -> Sample:
-    """A picture of training pairs and a conversation about it: up to 6 questions about one shape, to 14 about five, each of
-    a random task and language. A caption opens it, or closes it with probability `caption_last`."""
+def training_sample(seed: int, board: bool = False) -> Sample:
+    """A picture of training pairs and a conversation about it, in mixed languages.
+
+    As a `board` the picture holds 3 to 9 shapes, and mostly its inventory is asked for first: the quickest way to learn to
+    see, since each picture shows many shapes and each place is asked for in turn. Else it holds up to 5, and there are up
+    to 6 questions about one shape, to 14 about five. Now and then a caption comes last.
+    """
     if not 0 <= seed < EVALUATION_SEEDS:
         raise ValueError(f"Training seeds lie between 0 and {EVALUATION_SEEDS}; got {seed}.")
     rng = random.Random(seed)
-    scene = make_scene(rng, TRAINING_PAIRS)
-    asked = [ask(scene, rng.choice(TASKS), rng.choice(LANGUAGES), rng) for _ in range(4 + 2 * len(scene.shapes))]
-    turns = list(dict.fromkeys(turn for turn in asked if turn))
-    closing = ask(scene, "caption", rng.choice(LANGUAGES), rng)
-    if caption_first:
-        turns.insert(0, closing)
-    elif not turns or rng.random() < caption_last:
-        turns.append(closing)
-    return Sample(scene, tuple(turns))
+    if board:
+        scene = make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)))
+        tasks = ["inventory"] if rng.random() < 0.75 else []
+        tasks += rng.choices([task for task in TASKS if task != "count"], k=4)
+    else:
+        scene = make_scene(rng, TRAINING_PAIRS)
+        tasks = rng.choices(TASKS, k=4 + 2 * len(scene.shapes))
+    if rng.random() < 0.3:
+        tasks.append("caption")
+    turns = [ask(scene, task, rng.choice(LANGUAGES), rng) for task in tasks]
+    turns = [turn for turn in dict.fromkeys(turns) if turn]
+    return Sample(scene, tuple(turns or [ask(scene, "caption", rng.choice(LANGUAGES), rng)]))
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:

@@ -57,13 +57,12 @@ class Scene:
 
 
 def make_scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], number: int | None = None) -> Scene:
-    """Compose a scene from (colour, kind) `pairs`, of `number` shapes or of any number from 1 to 5, all equally likely.
+    """Compose a scene from (colour, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all equally likely.
 
-    In half of the scenes each shape is drawn from all pairs; in the other half from two of them, so that there are
-    repetitions to be counted.
+    In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be counted.
     """
     number = number or rng.randint(1, MAX_SHAPES)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and number <= MAX_SHAPES:
         pairs = [rng.choice(pairs) for _ in range(2)]
     size = (rng.randint(*SIDES), rng.randint(*SIDES))
     grey = rng.randint(222, 255)

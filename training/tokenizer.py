@@ -30,7 +30,7 @@ def texts(number: int, seed: int = 0) -> Iterator[str]:
     """So many turns as the chat template writes them, of all tasks and languages, over all pairs."""
     rng = random.Random(seed)
     for _ in range(number):
-        turn = ask(make_scene(rng, ALL_PAIRS), rng.choice((*TASKS, "caption")), rng.choice(LANGUAGES), rng)
+        turn = ask(make_scene(rng, ALL_PAIRS), rng.choice((*TASKS, "caption", "inventory")), rng.choice(LANGUAGES), rng)
         if turn:
             yield f" System: User: {turn.question} Assistant: {turn.answer}"
 

@@ -1,7 +1,8 @@
 """Train the small checkpoint from scratch on pictures of coloured shapes: `python -m training.train_tiny`.
 
-Each sample is one picture and a conversation about it: first a caption and some questions, later questions alone and now
-and then a caption after them. The vision tower takes most of the time, so many questions about one picture cost little.
+Each sample is one picture and a conversation about it: first boards full of shapes and their inventories, later pictures of
+up to five shapes and many questions. The vision tower takes most of the time, so many questions about one picture cost
+little.
 """
 
 import argparse
@@ -31,16 +32,16 @@ def bundle_class(name: str):
 
 
 class ShapesDataset(Dataset):
-    """Sample i is drawn from seed `first_seed` + i. The first `captions` samples open with a caption."""
+    """Sample i is drawn from seed `first_seed` + i. The first `boards` samples are boards."""
 
-    def __init__(self, length: int, captions: int, first_seed: int = 0):
-        self.length, self.captions, self.first_seed = length, captions, first_seed
+    def __init__(self, length: int, boards: int, first_seed: int = 0):
+        self.length, self.boards, self.first_seed = length, boards, first_seed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        return training_sample(self.first_seed + index, caption_first=index < self.captions)
+        return training_sample(self.first_seed + index, board=index < self.boards)
 
 
 class ChatCollator:
@@ -114,7 +115,6 @@ def make_model(tokenizer):
             "num_key_value_heads": 2,
             "head_dim": 64,
             "max_position_embeddings": tokenizer.model_max_length,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
             "initializer_range": 0.05,
             "bos_token_id": end_of_text,
             "eos_token_id": end_of_text,
@@ -164,11 +164,11 @@ def encode_pictures_once(vision_model) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--samples", type=int, default=14_000, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--captions", type=float, default=0.25, help="share of them that open with a caption")
+    parser.add_argument("--samples", type=int, default=10_000, help="pictures to train on (default: %(default)s)")
+    parser.add_argument("--boards", type=float, default=0.35, help="share of them that are boards, at the start")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--matrix-learning-rate", type=float, default=6e-3, help="of hidden matrices, by Muon")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of all else, by AdamW")
+    parser.add_argument("--matrix-learning-rate", type=float, default=4e-3, help="of hidden matrices, by Muon")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of all else, by AdamW")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--output", type=Path, default=ROOT / "checkpoints" / "tiny")
@@ -204,7 +204,7 @@ def main() -> None:
             report_to="none",
             seed=args.seed,
         ),
-        train_dataset=ShapesDataset(args.samples, captions=int(args.captions * args.samples)),
+        train_dataset=ShapesDataset(args.samples, boards=int(args.boards * args.samples)),
         data_collator=ChatCollator(processor),
         processing_class=processor,
         optimizers=(Muon(groups), None),
