@@ -5,6 +5,7 @@ from .conversion_jina_vlm import STRUCTURAL_TOKENS  # first: it checks the libra
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 
 import re
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,6 +115,9 @@ class JinaVLMProcessor(ProcessorMixin):
         if videos is not None or audio is not None:
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
         escaped = kwargs.pop("_escaped", False)
+        if kwargs.pop("_masked", False):
+            # By these the library would shift the marks past expanded pictures; our offsets need no such shift.
+            kwargs["return_text_replacement_offsets"] = False
         self._check_kwargs(kwargs)
         if text is None and images is None:
             raise ValueError("Expected `text`, `images` or both, got neither.")
@@ -132,7 +136,9 @@ class JinaVLMProcessor(ProcessorMixin):
             data, replacements = self._process_images(images, **kwargs["images_kwargs"])
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
-        text_inputs = self._encode(texts, replacements, escaped, **kwargs["text_kwargs"])
+        # From 5.20 on the library keeps these two beside the groups.
+        on_request = {name: kwargs[name] for name in _ON_REQUEST if name in kwargs}
+        text_inputs = self._encode(texts, replacements, escaped, **{**kwargs["text_kwargs"], **on_request})
         return BatchFeature(
             {**text_inputs, **data},
             tensor_type=kwargs["text_kwargs"].get("return_tensors"),
@@ -243,7 +249,8 @@ class JinaVLMProcessor(ProcessorMixin):
         result = dict(padded)
         if return_offsets_mapping:
             result["offset_mapping"] = [
-                _pad(offsets, len(ids), (0, 0), padding_side or "left")
+                # of no width; and in order, as transformers before 5.19 expect
+                _pad(offsets, len(ids), (0, 0) if padding_side != "right" else (offsets[-1][1],) * 2, padding_side or "left")
                 for ids, offsets in zip(result["input_ids"], rows["offset_mapping"], strict=True)
             ]
         if return_text_replacement_offsets:
@@ -311,14 +318,18 @@ class JinaVLMProcessor(ProcessorMixin):
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
         # A release's template is given its two variables; the library takes what a template does not use for ours.
-        template = chat_template or self.chat_template or ""
-        template = template if isinstance(template, str) else "".join(template.values())
+        template = self._template(chat_template)
         variables = {"always_start_with_space": self.always_start_with_space, "image_prompt_token": self.image_token}
         variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
         if tokenize and sanitize_control_tokens:
             conversation = self._escape_messages(conversation)
             kwargs = {name: self._escape(value) for name, value in kwargs.items()}
             processor_kwargs["_escaped"] = True
+        if tokenize and kwargs.get("return_assistant_tokens_mask"):
+            processor_kwargs["_masked"] = True
+        if template:
+            # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
+            chat_template = f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}"
         return super().apply_chat_template(
             conversation,
             chat_template=chat_template,
@@ -328,15 +339,14 @@ class JinaVLMProcessor(ProcessorMixin):
             **kwargs,
         )
 
+    def _template(self, name_or_text: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        return templates.get(name_or_text or "default") or name_or_text or ""
+
     @property
     def _own_kwargs(self) -> set[str]:
         groups = self.valid_processor_kwargs.__annotations__
         return {*groups, *groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__, *_ON_REQUEST}
-
-    def _adjust_assistant_masks_indices(self, processed: BatchFeature, generation_indices: list) -> BatchFeature:
-        # Newer library versions shift the marks past expanded pictures; our offsets refer to the unexpanded text already.
-        processed.pop("text_replacement_offsets", None)
-        return super()._adjust_assistant_masks_indices(processed, generation_indices)
 
     @property
     def _special_tokens(self) -> tuple[str, ...]:

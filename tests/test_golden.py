@@ -96,6 +96,8 @@ def test_logits_and_greedy_continuation(case, exact_model, encoded):
     base = exact_model.config.structural_token_ids[0]  # the release's head ends here
     with torch.no_grad():
         logits = exact_model(**inputs).logits[0]
+    # shown by `make test PYTEST_ARGS="-k golden -rP"`
+    print("largest difference of a logit:", np.abs(logits[-8:, :base].numpy() - golden["logits_last8"]).max())
     np.testing.assert_allclose(logits[-8:, :base].numpy(), golden["logits_last8"], rtol=0, atol=2e-5)
     np.testing.assert_allclose(logits[:, :base].norm(dim=-1).numpy(), golden["logits_norm"], rtol=2e-5)
     assert logits.shape[-1] == base + 128

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
@@ -346,7 +347,16 @@ def test_continue_final_message(processor, chat):
     assert inputs["input_ids"].tolist() == [expected_ids(processor, f"{BOS} User: hi Assistant: the quick")]
 
 
-def test_eight_threads_give_what_one_gives(chat):
+@pytest.fixture
+def often_switching():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_eight_threads_give_what_one_gives(chat, often_switching):
     """Different settings, padding and typed special tokens at once: nothing is set on what they share."""
     batches = [
         [MASKED["text"], MASKED["image before"]],
@@ -367,6 +377,7 @@ def test_eight_threads_give_what_one_gives(chat):
         }
         for i in range(24)
     ]
+    jobs += [{"turns": MASKED["text"] * (1 + i % 7), "return_assistant_tokens_mask": i % 3 > 0} for i in range(96)]
     expected = [chat(**job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:
         for inputs, wanted in zip(pool.map(lambda job: chat(**job), jobs), expected, strict=True):
