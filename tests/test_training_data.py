@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 from training import questions, shapes  # noqa: E402
 from training.eval_tiny import accuracy, chance, table  # noqa: E402
 from training.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise, training_sample  # noqa: E402
+from training.seeing import ScenesDataset, token_labels  # noqa: E402
 from training.shapes import (  # noqa: E402
     COLOURS,
     HELD_OUT_PAIRS,
@@ -65,8 +66,11 @@ def test_pairs_are_split():
 
 
 def test_held_out_pairs_are_drawn_in_evaluation_only():
-    for seed in range(2000):
-        assert pairs_of(training_sample(seed)) <= set(TRAINING_PAIRS)
+    for seed in range(1000):
+        for sample in (training_sample(seed), training_sample(seed, board=True)):
+            assert pairs_of(sample) <= set(TRAINING_PAIRS)
+    scenes = ScenesDataset(1000, first_seed=0)
+    assert {(shape.colour, shape.kind) for i in range(200) for shape in scenes[i].shapes} == set(TRAINING_PAIRS)
     seen = set()
     for seed in range(500):
         seen |= pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))
@@ -159,6 +163,25 @@ def test_answers_are_true():
 )
 def test_captions(language, expected):
     assert questions.caption(scene_of(("red", "star", "top left"), ("orange", "cross", "bottom")), language) == expected
+
+
+def test_inventory():
+    scene = scene_of(("red", "star", "top"), ("orange", "cross", "bottom right"))
+    assert questions.inventory(scene, "en") == (
+        "top left: nothing; top: a red star; top right: nothing; left: nothing; centre: nothing; right: nothing; "
+        "bottom left: nothing; bottom: nothing; bottom right: an orange cross."
+    )
+    assert questions.inventory(scene, "de").startswith("oben links: nichts; oben: ein roter Stern; oben rechts: nichts;")
+
+
+def test_token_labels():
+    scene = scene_of(("yellow", "ring", "top left"), ("black", "star", "bottom right"))
+    colours, kinds, places = token_labels(scene).unflatten(0, (14, 14)).unbind(dim=-1)
+    assert places[0, 0] == 0 and places[0, -1] == 2 and places[7, 7] == 4 and places[-1, -1] == 8
+    assert set(colours[places == 0].tolist()) == {0, 1 + list(COLOURS).index("yellow")}
+    assert set(kinds[places == 8].tolist()) == {0, 1 + KINDS.index("star")}
+    assert not colours[(places != 0) & (places != 8)].any()
+    assert 5 <= (colours[places == 0] > 0).sum() <= 16  # a circle of radius 0.4 covers half of its cell of about 22 tokens
 
 
 def test_answers_in_other_languages():
@@ -277,7 +300,7 @@ def test_labels_are_the_assistants_tokens(tokenizer):
     from training.train_tiny import ChatCollator, make_processor
 
     collator = ChatCollator(make_processor())
-    samples = [training_sample(seed, caption_first=seed % 2 == 0) for seed in range(4)]
+    samples = [training_sample(seed, board=seed % 2 == 0) for seed in range(4)]
     batch = collator(samples)
     marked = collator.processor.apply_chat_template(
         [sample.messages() for sample in samples],

@@ -65,10 +65,11 @@ def parameter_groups(model: nn.Module, matrix_lr: float, other_lr: float, weight
     hidden = {
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+        if isinstance(module, nn.Linear) and name.split(".")[-1] not in ("lm_head", "head")
     }
-    others = [parameter for parameter in model.parameters() if parameter not in hidden]
-    matrices = [parameter for parameter in model.parameters() if parameter in hidden]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter in hidden]
+    others = [parameter for parameter in trained if parameter not in hidden]
     return [
         {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay, "matrices": True},
         {"params": others, "lr": other_lr, "weight_decay": 0.0, "matrices": False},

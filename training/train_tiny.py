@@ -1,8 +1,9 @@
 """Train the small checkpoint from scratch on pictures of coloured shapes: `python -m training.train_tiny`.
 
-Each sample is one picture and a conversation about it: first boards full of shapes and their inventories, later pictures of
-up to five shapes and many questions. The vision tower takes most of the time, so many questions about one picture cost
-little.
+1. Seeing (`seeing`): the tower and the connector learn what is where, token by token.
+2. Talking: the text model learns to answer. Each sample is one picture and a conversation about it: first boards full of
+   shapes and their inventories, later pictures of up to five shapes and many questions, since most of the time goes into
+   the picture and more questions about it cost little. The tower stays as it is.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.trainer_utils import get_last_checkpoint
 
 from .muon import Muon, parameter_groups
-from .questions import Sample, training_sample
+from .questions import EVALUATION_SEEDS, Sample, training_sample
+from .seeing import SceneCollator, ScenesDataset, TokenReader
 from .tokenizer import ADDITIONAL_ROWS, BASE_SIZE, STRUCTURAL_TOKENS, train_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
+EMBEDDING_SIZE = 0.5  # root mean square
 
 
 def bundle_class(name: str):
@@ -128,9 +132,11 @@ def make_model(tokenizer):
         structural_token_ids=structural,
     )
     model = bundle_class("modeling_jina_vlm.JinaVLMForConditionalGeneration")(config)
-    positions = model.model.vision_model.tower.embeddings.position_embedding.weight
     with torch.no_grad():
+        positions = model.model.vision_model.tower.embeddings.position_embedding.weight
         positions.copy_(sine_cosine_positions(27, config.vision_config.hidden_size))
+        # Words as large as what layers add to them: smaller ones would drown in it.
+        model.get_input_embeddings().weight.normal_(std=EMBEDDING_SIZE)
     return model
 
 
@@ -144,9 +150,19 @@ def sine_cosine_positions(side: int, width: int) -> torch.Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
+@torch.no_grad()
+def match_sizes(model, pixel_values: torch.Tensor) -> None:
+    """Scale the connector's last layer so that image tokens are as large as words, and start with no `<im_patch>` to add."""
+    tokens = model.model.connector(
+        model.model.vision_model(pixel_values).last_hidden_state, torch.ones(len(pixel_values), dtype=torch.bool)
+    )
+    model.model.connector.down_proj.weight.mul_(EMBEDDING_SIZE / tokens.pow(2).mean().sqrt())
+    model.get_input_embeddings().weight[model.config.image_token_id] = 0
+
+
 def encode_pictures_once(vision_model) -> None:
-    """A picture of one tile is its own thumbnail: the tower need see only one of the two. Halves the time of training on
-    such pictures, and changes nothing else."""
+    """A picture of one tile is its own thumbnail: the tower need see only one of the two. Halves its time on such pictures,
+    and changes nothing else."""
     forward = vision_model.forward
 
     def forward_once(pixel_values: torch.Tensor, **kwargs):
@@ -164,17 +180,43 @@ def encode_pictures_once(vision_model) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--samples", type=int, default=10_000, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--boards", type=float, default=0.35, help="share of them that are boards, at the start")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--matrix-learning-rate", type=float, default=4e-3, help="of hidden matrices, by Muon")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of all else, by AdamW")
+    parser.add_argument("--scenes", type=int, default=4_000, help="pictures to learn to see from (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=10_000, help="pictures to talk about (default: %(default)s)")
+    parser.add_argument("--boards", type=float, default=0.35, help="share of these that are boards, at the start")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--output", type=Path, default=ROOT / "checkpoints" / "tiny")
     parser.add_argument("--run", type=Path, default=ROOT / "training" / "runs" / "tiny", help="folder of the Trainer's checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the last of them")
     return parser.parse_args()
+
+
+def train(args: argparse.Namespace, stage: str, model, dataset: Dataset, collator, matrix_lr: float, other_lr: float):
+    """One stage, with the library's Trainer: every sample once, in order."""
+    folder = args.run / stage
+    training_args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=args.batch_size,
+        num_train_epochs=1,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        max_grad_norm=1.0,
+        logging_steps=25,
+        save_steps=250,
+        save_total_limit=2,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+        report_to="none",
+        seed=args.seed,
+    )
+    optimizer = Muon(parameter_groups(model, matrix_lr, other_lr, weight_decay=0.02))
+    trainer = Trainer(model, training_args, collator, dataset, optimizers=(optimizer, None))
+    last = get_last_checkpoint(str(folder)) if args.resume and folder.is_dir() else None
+    print(f"{stage}: {len(dataset):,} pictures", flush=True)
+    trainer.train(resume_from_checkpoint=last)
 
 
 def main() -> None:
@@ -184,35 +226,20 @@ def main() -> None:
     processor = make_processor()
     model = make_model(processor.tokenizer)
     print(f"{model.num_parameters():,} parameters")
+
+    scenes = ScenesDataset(args.scenes, first_seed=EVALUATION_SEEDS // 2)
+    collator = SceneCollator(processor.image_processor)
+    train(args, "seeing", TokenReader(model), scenes, collator, matrix_lr=4e-3, other_lr=1e-3)
+
+    match_sizes(model, collator([scenes[i] for i in range(16)])["pixel_values"])
+    model.model.vision_model.requires_grad_(False)
     encode_pictures_once(model.model.vision_model)
-    groups = parameter_groups(model, args.matrix_learning_rate, args.learning_rate, weight_decay=0.02)
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(args.run),
-            per_device_train_batch_size=args.batch_size,
-            num_train_epochs=1,
-            lr_scheduler_type="cosine",
-            warmup_steps=100,
-            max_grad_norm=1.0,
-            logging_steps=20,
-            dataloader_pin_memory=False,
-            save_steps=200,
-            save_total_limit=3,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            report_to="none",
-            seed=args.seed,
-        ),
-        train_dataset=ShapesDataset(args.samples, boards=int(args.boards * args.samples)),
-        data_collator=ChatCollator(processor),
-        processing_class=processor,
-        optimizers=(Muon(groups), None),
-    )
-    trainer.train(resume_from_checkpoint=args.resume or None)
+    samples = ShapesDataset(args.samples, boards=int(args.boards * args.samples))
+    train(args, "talking", model, samples, ChatCollator(processor), matrix_lr=4e-3, other_lr=2e-3)
+
     model.to(torch.bfloat16).save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"Saved to {args.output}")
+    print(f"Saved to {args.output}. `make bundle` puts the modules beside it.")
 
 
 if __name__ == "__main__":
