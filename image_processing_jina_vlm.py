@@ -23,7 +23,6 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
 
 
 MAX_ASPECT_RATIO = 200

@@ -106,6 +106,8 @@ class JinaVLMProcessor(ProcessorMixin):
             [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the pictures in the texts. On request
             `mm_token_type_ids` [texts, length], 1 for the tokens of pictures, and `offset_mapping`: the characters of
             each token in the text as it was given, where all tokens of a picture stand for its `<|image|>`.
+            `text_replacement_offsets`, the library's record of what became of each `<|image|>`, count from the text with
+            its `<|endoftext|>` in front.
 
         Raises:
             ValueError, TypeError: pictures and their places in the texts do not match, a prompt is longer than the model
@@ -217,6 +219,8 @@ class JinaVLMProcessor(ProcessorMixin):
             verbose=False,
         )
         limit = self.tokenizer.model_max_length if max_length is None else max_length
+        if limit < 1:
+            raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
         for index, sample in enumerate(texts):
             ids, offsets = self._retype(encoded["input_ids"][index], encoded["offset_mapping"][index], typed[index])
@@ -327,9 +331,8 @@ class JinaVLMProcessor(ProcessorMixin):
             processor_kwargs["_escaped"] = True
         if tokenize and kwargs.get("return_assistant_tokens_mask"):
             processor_kwargs["_masked"] = True
-        if template:
             # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
-            chat_template = f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}"
+            chat_template = f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}" if template else chat_template
         return super().apply_chat_template(
             conversation,
             chat_template=chat_template,

@@ -181,7 +181,7 @@ def encode_pictures_once(vision_model) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scenes", type=int, default=4_000, help="pictures to learn to see from (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=10_000, help="pictures to talk about (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=5_000, help="pictures to talk about (default: %(default)s)")
     parser.add_argument("--boards", type=float, default=0.35, help="share of these that are boards, at the start")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
