@@ -1,8 +1,7 @@
 """The optimiser of `train_tiny`: Muon for matrices, AdamW for the rest.
 
 Muon (Keller Jordan, 2024) makes the momentum of a matrix nearly orthogonal before it takes a step, so that all directions
-are learned at the same speed. On a model this small and a training this short it needs about half as many samples as AdamW
-alone. torch has a `Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
+are learned at the same speed. In one short trial on this model it was ahead of AdamW alone. torch has a `Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
 """
 
 import torch
