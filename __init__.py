@@ -10,7 +10,9 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
 )
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top only with torchvision, before 5.19
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,  # at the top only with torchvision, before 5.19
+)
 
 from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import RELEASED_MODEL_TYPE

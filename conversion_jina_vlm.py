@@ -397,7 +397,7 @@ class _NormOfUnbiasedHeads(_ReleasedOp):
 
     def run(self, tensors, name, config):
         norm, *biases = tensors
-        for bias, letter in zip(biases, "q" if "q_norm" in name else "kv"):
+        for bias, letter in zip(biases, "q" if "q_norm" in name else "kv", strict=True):
             if bias is not None and bool(torch.count_nonzero(bias)):
                 source = re.sub(r"[qk]_lnorm\.weight$", f"{letter}_b", released_name(name))
                 raise ValueError(f"`{source}` holds values other than zero: biases in the text model's attention are not supported.")

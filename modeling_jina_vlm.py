@@ -2,8 +2,6 @@
 """PyTorch model of jina-vlm (arXiv 2512.04032): SigLIP2 tower, attention-pooling connector, Qwen3 decoder."""
 
 from .configuration_jina_vlm import JinaVLMConfig  # first: it checks the library's version  # isort: skip
-from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
-
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +14,8 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
+
+from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
 
 
 @dataclass
@@ -499,8 +499,39 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        # The library's own rule of when the inputs hold what is in the cache.
+        has_past = name == "input_ids" and cache is not None and (mask is None or mask.shape[1] == inputs.shape[1])
+        if has_past and model_kwargs.get("tile_positions") is not None:
+            kept = self._tiles_to_come(inputs, int(cache.get_seq_length()), model_kwargs["tile_positions"])
+            pictures = {key: model_kwargs.pop(key)[kept] for key in ("pixel_values", "tile_positions")}
+            model_kwargs |= pictures if any(kept) else {}
+        return inputs, name, model_kwargs
+
+    def _tiles_to_come(self, input_ids: torch.Tensor, past_length: int, tile_positions: torch.Tensor) -> list[bool]:
+        """Which tiles are of pictures that are not in the cache. A conversation that goes on from its cache may bring all
+        its pictures, or the new ones alone."""
+        is_patch = input_ids == self.config.image_token_id
+        lengths = self.model.get_token_order(tile_positions)[1]
+        if sum(lengths) != is_patch.sum():
+            return [True] * len(tile_positions)
+        kept, lengths = [], iter(lengths)
+        for places, cached in zip(is_patch.sum(dim=1).tolist(), is_patch[:, :past_length].sum(dim=1).tolist(), strict=True):
+            while places > 0:
+                length = next(lengths)
+                rows, columns = tile_positions[len(kept), 2:].tolist()
+                kept += [cached < length] * (1 + rows * columns)
+                places, cached = places - length, cached - length
+        return kept
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs
+    ):  # by name: `generate` asks for `inputs_embeds` in the signature
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values", "tile_positions", "mm_encoder_outputs"):
                 inputs.pop(name, None)  # the cache holds the pictures

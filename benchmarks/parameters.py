@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
 

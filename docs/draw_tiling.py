@@ -7,9 +7,9 @@ Pixels come from the image processor, and which tokens are kept from the model: 
 from pathlib import Path
 
 import torch
+from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMModel
 from PIL import Image, ImageDraw, ImageFont
 
-from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMModel
 from training.questions import evaluation_sample
 from training.shapes import draw_scene
 

@@ -2,12 +2,11 @@
 
 import json
 
+import jina_vlm
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, make_picture
-
-import jina_vlm
 
 
 CASES = json.loads((GOLDEN / "cases" / "index.json").read_text())

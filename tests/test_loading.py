@@ -10,13 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jina_vlm
 import pytest
 import torch
 from conftest import ROOT, make_picture
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-
-import jina_vlm
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What takes long: a checkpoint of the released size."""
 
 import pytest
+
 from benchmarks import loading_memory
 
 

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jina_vlm
 import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
 from PIL import Image
-
-import jina_vlm
 
 
 ROOT = Path(__file__).parent.parent

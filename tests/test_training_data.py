@@ -1,11 +1,13 @@
 """The generator of pictures, questions and answers that the small checkpoint is trained on, and its tokenizer."""
 
+import math
 import random
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +72,8 @@ def test_held_out_pairs_are_drawn_in_evaluation_only():
         for sample in (training_sample(seed), training_sample(seed, board=True)):
             assert pairs_of(sample) <= set(TRAINING_PAIRS)
     scenes = ScenesDataset(1000, first_seed=0)
-    assert {(shape.colour, shape.kind) for i in range(200) for shape in scenes[i].shapes} == set(TRAINING_PAIRS)
+    named = {(shape.colour, shape.kind) for i in range(400) for shape in scenes[i].shapes if shape.colour}
+    assert named == set(TRAINING_PAIRS)
     seen = set()
     for seed in range(500):
         seen |= pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))
@@ -85,7 +88,7 @@ def test_training_takes_no_seed_of_evaluation(seed):
 
 def test_pictures_become_one_tile():
     def tiles(side):  # released-checkpoint.md, section 1, steps 2 and 3, for pictures within the budget
-        return 1 if 266 >= round(side / 14) * 14 - 112 else 2
+        return 1 if round(side / 14) * 14 - 112 <= 266 else 2
 
     sizes = set()
     for seed in range(300):
@@ -165,15 +168,6 @@ def test_captions(language, expected):
     assert questions.caption(scene_of(("red", "star", "top left"), ("orange", "cross", "bottom")), language) == expected
 
 
-def test_inventory():
-    scene = scene_of(("red", "star", "top"), ("orange", "cross", "bottom right"))
-    assert questions.inventory(scene, "en") == (
-        "top left: nothing; top: a red star; top right: nothing; left: nothing; centre: nothing; right: nothing; "
-        "bottom left: nothing; bottom: nothing; bottom right: an orange cross."
-    )
-    assert questions.inventory(scene, "de").startswith("oben links: nichts; oben: ein roter Stern; oben rechts: nichts;")
-
-
 def test_token_labels():
     scene = scene_of(("yellow", "ring", "top left"), ("black", "star", "bottom right"))
     colours, kinds, places = token_labels(scene).unflatten(0, (14, 14)).unbind(dim=-1)
@@ -246,12 +240,42 @@ def test_any_question_may_come_first():
     assert {(task, language) for task in TASKS for language in LANGUAGES} <= first
 
 
-def test_messages():
-    sample = training_sample(3)
-    messages = sample.messages()
-    assert [message["role"] for message in messages] == ["user", "assistant"] * len(sample.turns)
-    assert [part["type"] for part in messages[0]["content"]] == ["image", "text"]
-    assert sample.messages(answered=False) == messages[:-1]
+@pytest.mark.parametrize("apart", [False, True])
+def test_conversations(apart):
+    sample = next(s for s in map(training_sample, range(100)) if s.apart == apart and len(s.turns) > 2)
+    conversations = sample.conversations()
+    assert [message["role"] for messages in conversations for message in messages] == ["user", "assistant"] * len(sample.turns)
+    assert len(conversations) == (len(sample.turns) if apart else 1)
+    for messages in conversations:
+        assert [part["type"] for part in messages[0]["content"]] == ["image", "text"]
+        assert all(part["type"] == "text" for message in messages[1:] for part in message["content"])
+    assert sample.conversations(answered=False) == [messages[:-1] for messages in conversations]
+
+
+def test_lists_say_what_there_is_of_everything():
+    scene = scene_of(("red", "star", "left"), ("red", "ring", "top right"))
+    places, colours, kinds = (questions.listed(scene, task, "en", random.Random(0)) for task in questions.LISTS)
+    assert places.startswith("top left: nothing; top: nothing; top right: a red ring; left: a red star; ")
+    assert "red: 2, star left, ring top right" in colours and colours.count(": 0") == len(COLOURS) - 1
+    assert "star: 1, red left" in kinds and "ring: 1, red top right" in kinds and kinds.count(": 0") == len(KINDS) - 2
+    assert colours != questions.listed(scene, "colours", "en", random.Random(1)), "in any order"
+    for language in LANGUAGES:
+        for task in questions.LISTS:
+            assert ask(scene, task, language, random.Random(0)).answer.count(";") == {"places": 8, "colours": 7, "kinds": 5}[task]
+
+
+def test_nameless_shades_are_like_no_held_out_pair():
+    rng = random.Random(0)
+    scenes = [make_scene(rng, TRAINING_PAIRS, number=9, nameless=0.5) for _ in range(200)]
+    nameless = [shape for scene in scenes for shape in scene.shapes if not shape.colour]
+    assert 0.45 < len(nameless) / 1800 < 0.55 and {shape.kind for shape in nameless} == set(KINDS)
+    for shape in nameless:
+        distances = {colour: math.dist(shape.shade, COLOURS[colour]) for colour in COLOURS}
+        nearest = min(distances, key=distances.get)
+        assert distances[nearest] >= 60
+        assert (nearest, shape.kind) not in HELD_OUT_PAIRS or max(shape.shade) - min(shape.shade) < 60
+    labels = token_labels(Scene((300, 300), (255, 255, 255), (nameless[0],)))
+    assert set(labels[:, 0].tolist()) == {0, -100} and set(labels[:, 1].tolist()) == {0, 1 + KINDS.index(nameless[0].kind)}
 
 
 def test_twins_have_no_position_of_their_own():
@@ -295,25 +319,34 @@ def test_tokenizer_saves_and_loads(tokenizer, tmp_path):
     assert (loaded.bos_token, loaded.padding_side) == (END_OF_TEXT, "left")
 
 
-def test_labels_are_the_assistants_tokens(tokenizer):
-    """What the collator finds by itself is what the chat template marks, less the columns that hold no label."""
-    from training.train_tiny import ChatCollator, make_processor
+def test_packed_conversations_are_what_they_are_alone():
+    """Every answer's logits and labels in the collator's rows, which hold many conversations about a picture, are those of the
+    conversation processed by itself; so nothing of one conversation reaches another."""
+    from training.train_tiny import ConversationCollator
 
-    collator = ChatCollator(make_processor())
-    samples = [training_sample(seed, board=seed % 2 == 0) for seed in range(4)]
-    batch = collator(samples)
-    marked = collator.processor.apply_chat_template(
-        [sample.messages() for sample in samples],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "right"},
-    )
-    labels = marked["input_ids"].masked_fill(marked["assistant_masks"] == 0, -100)
-    kept = batch["logits_to_keep"]
-    assert torch.equal(batch["labels"], labels[:, -kept:]) and (labels[:, :-kept] == -100).all()
+    checkpoint = str(ROOT / "checkpoints" / "tiny")
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
+    samples = [next(s for s in map(training_sample, range(seed, 100)) if s.apart == apart) for seed, apart in ((0, True), (9, False))]
+    batch = ConversationCollator(processor)(samples)
+    labels = batch.pop("labels")
     assert torch.equal(batch["pixel_values"][::2], batch["pixel_values"][1::2]), "a picture is its own thumbnail"
+    with torch.inference_mode():
+        logits = model(**batch).logits
+    assert logits.shape[:2] == labels.shape
+    for sample, row_logits, row_labels in zip(samples, logits, labels, strict=True):
+        is_answer = row_labels != -100
+        predictions, answers = [], []
+        for messages in sample.conversations():
+            alone = processor.apply_chat_template(
+                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+            )
+            marked = alone.pop("assistant_masks")[0].bool()
+            with torch.inference_mode():
+                predictions.append(model(**alone).logits[0, :-1][marked[1:]])
+            answers.append(alone["input_ids"][0, marked])
+        assert torch.equal(row_labels[is_answer], torch.cat(answers))
+        torch.testing.assert_close(row_logits[:-1][is_answer[1:]], torch.cat(predictions), atol=1e-4, rtol=1e-4)
 
 
 def test_table_of_results():

@@ -20,10 +20,9 @@ ARCHITECTURE = "JinaVLMForConditionalGeneration"
 
 def root_files() -> dict[str, str]:
     """The settings of the released 2.4B model as the library saves them: texts by file name."""
+    from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor
     from tokenizers import Tokenizer, models
     from transformers import GenerationConfig, PreTrainedTokenizerFast
-
-    from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor
 
     config = JinaVLMConfig(architectures=[ARCHITECTURE])
     text = config.text_config

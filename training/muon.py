@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         state["mean"].lerp_(parameter.grad, 1 - group["betas"][0])
         state["square"].lerp_(parameter.grad**2, 1 - group["betas"][1])
-        mean, square = (state[name] / (1 - beta ** state["step"]) for name, beta in zip(("mean", "square"), group["betas"]))
+        mean, square = (state[name] / (1 - beta ** state["step"]) for name, beta in zip(("mean", "square"), group["betas"], strict=True))
         return mean / (square.sqrt() + group["eps"])
 
 

@@ -2,7 +2,8 @@
 
 There are four tasks: the `kind` of a shape, its `colour`, its `position`, and a `count` from 1 to 5. A question always has
 one right answer, short enough to be compared as a string. For training there are also captions, which name the colour, kind
-and place of everything, and inventories, which say what is at each of the nine places, nothing included.
+and place of everything, and three lists: of the nine places and what is at each, nothing included; of the colours and of the
+kinds, how many shapes there are of each, and what else there is to say of them.
 """
 
 import random
@@ -13,6 +14,7 @@ from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, TRAINING_PAIRS, Scen
 
 
 TASKS = ("kind", "colour", "count", "position")
+LISTS = ("places", "colours", "kinds")
 LANGUAGES = ("en", "de", "es", "fr")
 EVALUATION_SEEDS = 1_000_000_000  # training takes seeds from 0, evaluation from here on
 
@@ -61,27 +63,29 @@ SHAPE = {
 # Colours as answers; Spanish and French also as feminine, masculine plural and feminine plural adjectives.
 COLOUR_NAMES = {
     "en": {colour: colour for colour in COLOURS},
-    "de": dict(zip(COLOURS, "rot orange gelb grün blau lila rosa schwarz".split())),
-    "es": dict(zip(COLOURS, "rojo naranja amarillo verde azul morado rosa negro".split())),
-    "fr": dict(zip(COLOURS, "rouge orange jaune vert bleu violet rose noir".split())),
+    "de": dict(zip(COLOURS, "rot orange gelb grün blau lila rosa schwarz".split(), strict=True)),
+    "es": dict(zip(COLOURS, "rojo naranja amarillo verde azul morado rosa negro".split(), strict=True)),
+    "fr": dict(zip(COLOURS, "rouge orange jaune vert bleu violet rose noir".split(), strict=True)),
 }
 _UNCHANGING = {"de": ("orange", "lila", "rosa"), "es": ("naranja", "rosa"), "fr": ("orange",)}
 
 # Where a shape is, as an answer; as said of a shape ("the shape ..."); as the scene of a sentence ("What is ...?").
 PLACE_NAMES = {
-    "en": dict(zip(PLACES, PLACES)),
-    "de": dict(zip(PLACES, "oben links,oben,oben rechts,links,in der Mitte,rechts,unten links,unten,unten rechts".split(","))),
+    "en": dict(zip(PLACES, PLACES, strict=True)),
+    "de": dict(zip(PLACES, "oben links,oben,oben rechts,links,in der Mitte,rechts,unten links,unten,unten rechts".split(","), strict=True)),
     "es": dict(
         zip(
             PLACES,
             "arriba a la izquierda,arriba,arriba a la derecha,a la izquierda,en el centro,a la derecha,"
             "abajo a la izquierda,abajo,abajo a la derecha".split(","),
+            strict=True,
         )
     ),
     "fr": dict(
         zip(
             PLACES,
             "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,en bas à gauche,en bas,en bas à droite".split(","),
+            strict=True,
         )
     ),
 }
@@ -162,7 +166,7 @@ def of(phrase: str) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. `task` is one of `TASKS`, "caption" or "inventory"."""
+    """A question and its answer. `task` is one of `TASKS` or `LISTS`, or "caption"."""
 
     task: str
     language: str
@@ -191,7 +195,9 @@ TEMPLATES = {
         "position": ["Where is {the}?", "In which part of the picture is {the}?"],
         "count": ["How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."],
         "caption": ["Describe the picture.", "What do you see?"],
-        "inventory": ["List all places.", "What is at each place?"],
+        "places": ["List all places.", "What is at each place?"],
+        "colours": ["List all colours.", "What is there of each colour?"],
+        "kinds": ["List all shapes.", "What is there of each shape?"],
     },
     "de": {
         ("kind", "only"): ["Welche Form ist das?", "Welche Form ist im Bild?"],
@@ -203,7 +209,9 @@ TEMPLATES = {
         "position": ["Wo ist {the}?", "Wo befindet sich {the}?"],
         "count": ["Wie viele {plural} gibt es?", "Wie viele {plural} sind da?", "Wie viele {plural} siehst du?"],
         "caption": ["Beschreibe das Bild.", "Was siehst du?"],
-        "inventory": ["Nenne alle Plätze.", "Was ist an jedem Platz?"],
+        "places": ["Nenne alle Plätze.", "Was ist an jedem Platz?"],
+        "colours": ["Nenne alle Farben.", "Was gibt es von jeder Farbe?"],
+        "kinds": ["Nenne alle Formen.", "Was gibt es von jeder Form?"],
     },
     "es": {
         ("kind", "only"): ["¿Qué figura es?", "¿Qué figura hay en la imagen?"],
@@ -215,7 +223,9 @@ TEMPLATES = {
         "position": ["¿Dónde está {the}?", "¿En qué parte de la imagen está {the}?"],
         "count": ["¿{how_many} {plural} hay?", "¿{how_many} {plural} ves?"],
         "caption": ["Describe la imagen.", "¿Qué ves?"],
-        "inventory": ["Enumera todos los lugares.", "¿Qué hay en cada lugar?"],
+        "places": ["Enumera todos los lugares.", "¿Qué hay en cada lugar?"],
+        "colours": ["Enumera todos los colores.", "¿Qué hay de cada color?"],
+        "kinds": ["Enumera todas las figuras.", "¿Qué hay de cada figura?"],
     },
     "fr": {
         ("kind", "only"): ["Quelle forme est-ce ?", "Quelle forme y a-t-il dans l'image ?"],
@@ -227,7 +237,9 @@ TEMPLATES = {
         "position": ["Où est {the} ?", "Où se trouve {the} ?"],
         "count": ["Combien {of} y a-t-il ?", "Combien {of} vois-tu ?"],
         "caption": ["Décris l'image.", "Que vois-tu ?"],
-        "inventory": ["Énumère toutes les places.", "Qu'y a-t-il à chaque place ?"],
+        "places": ["Énumère toutes les places.", "Qu'y a-t-il à chaque place ?"],
+        "colours": ["Énumère toutes les couleurs.", "Qu'y a-t-il de chaque couleur ?"],
+        "kinds": ["Énumère toutes les formes.", "Qu'y a-t-il de chaque forme ?"],
     },
 }
 
@@ -235,8 +247,8 @@ TEMPLATES = {
 def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | None:
     """A random question of a task about a scene, with its only right answer. None where the scene allows none: twins
     cannot be told apart by how they look."""
-    if task in ("caption", "inventory"):
-        answer = caption(scene, language) if task == "caption" else inventory(scene, language)
+    if task in ("caption", *LISTS):
+        answer = caption(scene, language) if task == "caption" else listed(scene, task, language, rng)
         return Turn(task, language, rng.choice(TEMPLATES[language][task]), answer)
     if task == "count":
         return _ask_count(scene, language, rng)
@@ -307,10 +319,21 @@ def caption(scene: Scene, language: str) -> str:
     return f"{number} {noun}{' ' if language == 'fr' else ''}: {', '.join(parts)}."
 
 
-def inventory(scene: Scene, language: str) -> str:
-    """ "top left: nothing; top: a red star; ..." In reading order, all nine places."""
-    there = {shape.place: a(language, shape.colour, shape.kind) for shape in scene.shapes}
-    return "; ".join(f"{PLACE_NAMES[language][place]}: {there.get(place, NOTHING[language])}" for place in PLACES) + "."
+def listed(scene: Scene, task: str, language: str, rng: random.Random) -> str:
+    """ "top left: nothing; top: a red star; ..." in reading order; "red: 2, star top left, ring right; blue: 0; ..." or
+    "star: 1, red top left; ..." in any order, so that the colour or kind has to be looked for."""
+    if task == "places":
+        there = {shape.place: a(language, shape.colour, shape.kind) for shape in scene.shapes}
+        return "; ".join(f"{PLACE_NAMES[language][place]}: {there.get(place, NOTHING[language])}" for place in PLACES) + "."
+    colours, places = COLOUR_NAMES[language], PLACE_NAMES[language]
+    kinds = {kind: singular for kind, (_, singular, _) in NOUNS[language].items()}
+    names, others = (colours, kinds) if task == "colours" else (kinds, colours)
+    items = []
+    for key in rng.sample(list(names), k=len(names)):
+        looks = [(shape.colour, shape.kind, shape.place) for shape in scene.shapes]
+        found = [(kind if task == "colours" else colour, place) for colour, kind, place in looks if key in (colour, kind)]
+        items.append(", ".join([f"{names[key]}: {len(found)}", *(f"{others[other]} {places[place]}" for other, place in found)]))
+    return "; ".join(items) + "."
 
 
 def normalise(answer: str) -> str:
@@ -325,44 +348,51 @@ def normalise(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A scene and a conversation about it."""
+    """A scene and questions about it: one conversation, or (`apart`) as many conversations as questions."""
 
     scene: Scene
     turns: tuple[Turn, ...]
+    apart: bool = False
 
-    def messages(self, answered: bool = True) -> list[dict]:
-        """The conversation for a chat template, with the picture before the first question. With `answered=False` the
-        last answer is left out."""
-        messages = []
-        for turn in self.turns:
-            messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-        messages[0]["content"].insert(0, {"type": "image", "image": draw_scene(self.scene)})
-        return messages if answered else messages[:-1]
+    def conversations(self, answered: bool = True) -> list[list[dict]]:
+        """The conversations for a chat template, each with the picture before its first question. With `answered=False`
+        the last answers are left out."""
+        image = draw_scene(self.scene)
+        conversations = []
+        for turns in [(turn,) for turn in self.turns] if self.apart else [self.turns]:
+            messages = []
+            for turn in turns:
+                messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+            messages[0]["content"].insert(0, {"type": "image", "image": image})
+            conversations.append(messages if answered else messages[:-1])
+        return conversations
 
 
 def training_sample(seed: int, board: bool = False) -> Sample:
-    """A picture of training pairs and a conversation about it, in mixed languages.
+    """A picture of training pairs and questions about it, in mixed languages.
 
-    As a `board` the picture holds 3 to 9 shapes, and mostly its inventory is asked for first: the quickest way to learn to
-    see, since each picture shows many shapes and each place is asked for in turn. Else it holds up to 5, and there are up
-    to 6 questions about one shape, to 14 about five. Now and then a caption comes last.
+    As a `board` the picture holds 3 to 9 shapes, and mostly lists are asked for too: the quickest way to learn where to look,
+    since each place, colour and kind is asked for in turn. Else it holds up to 5. Now and then a caption comes last. Most
+    samples keep their questions apart, so that nothing can be answered from what was said before.
     """
     if not 0 <= seed < EVALUATION_SEEDS:
         raise ValueError(f"Training seeds lie between 0 and {EVALUATION_SEEDS}; got {seed}.")
     rng = random.Random(seed)
     if board:
         scene = make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)))
-        tasks = ["inventory"] if rng.random() < 0.75 else []
-        tasks += rng.choices([task for task in TASKS if task != "count"], k=4)
+        tasks = [task for task in LISTS if rng.random() < 0.75]
+        tasks += rng.choices([task for task in TASKS if task != "count"], k=6)
     else:
         scene = make_scene(rng, TRAINING_PAIRS)
-        tasks = rng.choices(TASKS, k=4 + 2 * len(scene.shapes))
+        tasks = rng.choices((*TASKS, "position"), k=16)  # where something is is learned last
+        tasks += [task for task in LISTS if rng.random() < 0.15]
     if rng.random() < 0.3:
         tasks.append("caption")
     turns = [ask(scene, task, rng.choice(LANGUAGES), rng) for task in tasks]
     turns = [turn for turn in dict.fromkeys(turns) if turn]
-    return Sample(scene, tuple(turns or [ask(scene, "caption", rng.choice(LANGUAGES), rng)]))
+    turns = tuple(turns or [ask(scene, "caption", rng.choice(LANGUAGES), rng)])
+    return Sample(scene, turns, apart=rng.random() < 0.85)
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:

@@ -15,8 +15,12 @@ from torch.utils.data import Dataset
 from .shapes import COLOURS, KINDS, PLACES, TRAINING_PAIRS, Scene, draw_scene, make_scene
 
 
+IGNORED = -100  # by the loss
+
+
 class ScenesDataset(Dataset):
-    """Scene i is drawn from seed `first_seed` + i: three to nine shapes of training pairs."""
+    """Scene i is drawn from seed `first_seed` + i: three to nine shapes of training pairs, half of them in colours that have
+    no name: else what is told of a shape's kind is its colour too, and pairs that were never seen are misjudged."""
 
     def __init__(self, length: int, first_seed: int):
         self.length, self.first_seed = length, first_seed
@@ -26,7 +30,7 @@ class ScenesDataset(Dataset):
 
     def __getitem__(self, index: int) -> Scene:
         rng = random.Random(self.first_seed + index)
-        return make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)))
+        return make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)), nameless=0.5)
 
 
 class SceneCollator:
@@ -43,7 +47,7 @@ class SceneCollator:
 
 def token_labels(scene: Scene, patches: int = 27) -> torch.Tensor:
     """[tokens, 3] int64: colour and kind at each token of the stretched picture, row by row, 0 where there is nothing, else
-    1 + index; and the place. A shape reaches as far as the circle around it."""
+    1 + index, or -100 for colours without a name; and the place. A shape reaches as far as the circle around it."""
     width, height = scene.size
     centres = ((2 * torch.arange((patches + 1) // 2) + 1) / patches).clamp(max=0.999)  # of windows of two patches
     x, y = centres[None, :] * width, centres[:, None] * height
@@ -53,7 +57,7 @@ def token_labels(scene: Scene, patches: int = 27) -> torch.Tensor:
         row, column = divmod(PLACES.index(shape.place), 3)
         distance = torch.hypot(x - (column + shape.centre[0]) * width / 3, y - (row + shape.centre[1]) * height / 3)
         inside = distance <= shape.radius * min(width, height) / 3
-        labels[inside, 0] = 1 + list(COLOURS).index(shape.colour)
+        labels[inside, 0] = 1 + list(COLOURS).index(shape.colour) if shape.colour else IGNORED
         labels[inside, 1] = 1 + KINDS.index(shape.kind)
     return labels.flatten(0, 1)
 

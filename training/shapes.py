@@ -27,6 +27,8 @@ COLOURS = {
 }
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 MAX_SHAPES = 5
+GREYISH = 60  # the most that channels differ in a shade that nobody would call by a colour's name
+NAMELESS_DISTANCE = 60  # of a colour without a name from all that have one, as points of RGB
 SIDES = (250, 378)  # shortest and longest side of a picture, in pixels
 
 ALL_PAIRS = tuple((colour, kind) for colour in COLOURS for kind in KINDS)
@@ -36,7 +38,8 @@ TRAINING_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: `place` is its cell of the board; centre and radius are in cells, the angle in degrees."""
+    """One shape: `place` is its cell of the board; centre and radius are in cells, the angle in degrees. `colour` is "" for
+    a colour without a name."""
 
     kind: str
     colour: str
@@ -56,10 +59,13 @@ class Scene:
     shapes: tuple[Shape, ...]
 
 
-def make_scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], number: int | None = None) -> Scene:
+def make_scene(
+    rng: random.Random, pairs: tuple[tuple[str, str], ...], number: int | None = None, nameless: float = 0.0
+) -> Scene:
     """Compose a scene from (colour, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all equally likely.
 
     In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be counted.
+    `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their colour is "".
     """
     number = number or rng.randint(1, MAX_SHAPES)
     if rng.random() < 0.5 and number <= MAX_SHAPES:
@@ -72,9 +78,24 @@ def make_scene(rng: random.Random, pairs: tuple[tuple[str, str], ...], number: i
         colour, kind = rng.choice(pairs)
         radius = rng.uniform(0.32, 0.44)
         centre = tuple(0.5 + rng.uniform(-1, 1) * (0.47 - radius) for _ in range(2))
-        shade = tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLOURS[colour])
+        if rng.random() < nameless:
+            colour, shade = "", _nameless_shade(rng, kind, background)
+        else:
+            shade = tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLOURS[colour])
         shapes.append(Shape(kind, colour, PLACES[place], centre, radius, rng.uniform(-12, 12), shade))
     return Scene(size, background, tuple(shapes))
+
+
+def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Far from every named colour; and nearer to none that is held out with this kind, unless it is greyish."""
+    while True:
+        shade = tuple(rng.randint(0, 255) for _ in range(3))
+        distances = {colour: math.dist(shade, named) for colour, named in COLOURS.items()}
+        nearest = min(distances, key=distances.get)
+        if min(distances[nearest], math.dist(shade, background)) < NAMELESS_DISTANCE:
+            continue
+        if (nearest, kind) not in HELD_OUT_PAIRS or max(shade) - min(shade) < GREYISH:
+            return shade
 
 
 def draw_scene(scene: Scene, oversampling: int = 2) -> Image.Image:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .questions import LANGUAGES, TASKS, ask
+from .questions import LANGUAGES, LISTS, TASKS, ask
 from .shapes import ALL_PAIRS, make_scene
 
 
-BASE_SIZE = 1024
+BASE_SIZE = 2048
 STRUCTURAL_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")
 END_OF_TEXT = "<|endoftext|>"
 ADDITIONAL_ROWS = 128
@@ -27,12 +27,14 @@ MODEL_MAX_LENGTH = 4096
 
 
 def texts(number: int, seed: int = 0) -> Iterator[str]:
-    """So many turns as the chat template writes them, of all tasks and languages, over all pairs."""
+    """So many turns as the chat template writes them, after a picture and after other turns, of all tasks and languages, over
+    all pairs."""
     rng = random.Random(seed)
     for _ in range(number):
-        turn = ask(make_scene(rng, ALL_PAIRS), rng.choice((*TASKS, "caption", "inventory")), rng.choice(LANGUAGES), rng)
+        turn = ask(make_scene(rng, ALL_PAIRS), rng.choice((*TASKS, *LISTS, "caption")), rng.choice(LANGUAGES), rng)
         if turn:
-            yield f" System: User: {turn.question} Assistant: {turn.answer}"
+            yield f"{turn.question} Assistant: {turn.answer}"
+            yield f" System: User: {turn.question}"
 
 
 def train_tokenizer(number_of_texts: int = 20_000) -> PreTrainedTokenizerFast:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -48,41 +49,58 @@ class ShapesDataset(Dataset):
         return training_sample(self.first_seed + index, board=index < self.boards)
 
 
-class ChatCollator:
-    """Samples to a batch: what the processor makes of the conversations, and as labels the assistant's tokens."""
+class ConversationCollator:
+    """Samples to a batch. A sample becomes one row: the picture, and after it the rest of each of its conversations, which
+    sees the picture and itself alone, at the positions that it has when it stands alone. So the picture, most of the tokens,
+    is computed once for many questions. Labels are the assistants' tokens."""
 
     def __init__(self, processor):
         self.processor = processor
-        tokenizer = processor.tokenizer
-        self.end_of_text = tokenizer.eos_token_id
-        self.opening = tokenizer(" Assistant:", add_special_tokens=False)["input_ids"]
+        self.image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        conversations = [sample.conversations() for sample in samples]
         batch = self.processor.apply_chat_template(
-            [sample.messages() for sample in samples],
+            [[{"role": "user", "content": first[0]["content"][:1]}] for first, *_ in conversations],
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            sanitize_control_tokens=False,  # the texts are ours
-            processor_kwargs={"padding": True, "padding_side": "right"},
         )
-        # Causal attention never looks at padding on the right. Without a mask it takes the library's fast path.
-        attended = batch.pop("attention_mask")
-        labels = batch["input_ids"].masked_fill(~self.is_answer(batch["input_ids"]) | (attended == 0), -100)
-        # Nothing is to be predicted up to the first answer: the picture, most of the tokens, needs no logits.
-        first = (labels != -100).any(dim=0).long().argmax().item()
-        kept = labels.shape[1] - first + 1
-        return {**batch, "labels": labels[:, -kept:], "logits_to_keep": kept}
+        pictures = batch.pop("input_ids")  # as long as each other: one tile and one thumbnail
+        batch.pop("attention_mask")
+        after, labels, owners = zip(*(self.after_picture(some) for some in conversations), strict=True)
+        end = self.processor.tokenizer.eos_token_id
+        after = pad_sequence(after, batch_first=True, padding_value=end)
+        owners = pad_sequence(owners, batch_first=True, padding_value=-1)  # the number of the conversation; 0: the picture
+        owners = torch.cat([torch.zeros_like(pictures), owners], dim=1)
+        same = (owners[:, :, None] == owners[:, None, :]) | (owners[:, None, :] == 0)
+        allowed = same.tril()
+        return {
+            **batch,
+            "input_ids": torch.cat([pictures, after], dim=1),
+            "attention_mask": allowed[:, None],
+            "position_ids": allowed.sum(dim=-1) - 1,  # how many tokens it sees before itself
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+            # Nothing is to be predicted within the picture: it needs no logits.
+            "logits_to_keep": after.shape[1],
+        }
 
-    def is_answer(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[batch, length] -> bool: what stands between " Assistant:" and the end of text, which belongs to it. The same as
-        `return_assistant_tokens_mask`, whose search through every token takes as long as the training step."""
-        opened = torch.zeros_like(input_ids)
-        windows = input_ids.unfold(1, len(self.opening), 1)
-        opened[:, len(self.opening) :] = (windows == torch.tensor(self.opening)).all(dim=-1)[:, :-1]
-        is_end = (input_ids == self.end_of_text).long()
-        closed = (is_end.cumsum(dim=1) - is_end - 1).clamp(min=0)  # ends before each token, less the text's first
-        return opened.cumsum(dim=1) > closed
+    def after_picture(self, conversations: list[list[dict]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, labels and numbers from 1 of the conversations' tokens after the picture, each [length]."""
+        encoded = self.processor.tokenizer.apply_chat_template(
+            conversations,
+            chat_template=self.processor.chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ids, labels, owners = [], [], []
+        for number, (tokens, answered) in enumerate(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True), start=1):
+            start = tokens.index(self.image_token_id) + 1
+            ids += tokens[start:]
+            labels += [token if is_answer else -100 for token, is_answer in zip(tokens, answered, strict=True)][start:]
+            owners += [number] * (len(tokens) - start)
+        return torch.tensor(ids), torch.tensor(labels), torch.tensor(owners)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,7 +133,7 @@ def make_model(tokenizer):
             "hidden_size": 128,
             "intermediate_size": 384,
             "num_hidden_layers": 3,
-            "num_attention_heads": 2,
+            "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 64,
             "max_position_embeddings": tokenizer.model_max_length,
@@ -180,7 +198,7 @@ def encode_pictures_once(vision_model) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scenes", type=int, default=4_000, help="pictures to learn to see from (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=6_000, help="pictures to learn to see from (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=5_000, help="pictures to talk about (default: %(default)s)")
     parser.add_argument("--boards", type=float, default=0.35, help="share of these that are boards, at the start")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -235,7 +253,7 @@ def main() -> None:
     model.model.vision_model.requires_grad_(False)
     encode_pictures_once(model.model.vision_model)
     samples = ShapesDataset(args.samples, boards=int(args.boards * args.samples))
-    train(args, "talking", model, samples, ChatCollator(processor), matrix_lr=4e-3, other_lr=2e-3)
+    train(args, "talking", model, samples, ConversationCollator(processor), matrix_lr=4e-3, other_lr=2e-3)
 
     model.to(torch.bfloat16).save_pretrained(args.output)
     processor.save_pretrained(args.output)

@@ -2,8 +2,6 @@
 """Processor of jina-vlm: text and pictures become model inputs."""
 
 from .conversion_jina_vlm import STRUCTURAL_TOKENS  # first: it checks the library's version  # isort: skip
-from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
-
 import re
 import threading
 from bisect import bisect_right
@@ -13,6 +11,8 @@ from typing import Any
 
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+
+from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 
 
 class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
@@ -208,7 +208,7 @@ class JinaVLMProcessor(ProcessorMixin):
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
         opened = [sample if sample.startswith(bos) else bos + sample for sample in texts]
         expanded, replacement_offsets = self.get_text_with_replacements(list(opened), replacements)
-        plain, typed = zip(*(self._unescape(sample) if escaped else (sample, []) for sample in expanded))
+        plain, typed = zip(*(self._unescape(sample) if escaped else (sample, []) for sample in expanded), strict=True)
         encoded = self.tokenizer(
             list(plain),
             padding=False,
@@ -375,9 +375,8 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _escape(self, value: Any) -> Any:
         if isinstance(value, str):
-            pattern, escaped = _escapes(self._special_tokens)
-            stand_in = {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(escaped)}}
-            return pattern.sub(lambda match: _ESCAPE + stand_in[match.group()], value)
+            pattern, stand_ins = _escapes(self._special_tokens)
+            return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
         if isinstance(value, dict):
             return {name: self._escape(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -386,11 +385,12 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _unescape(self, text: str) -> tuple[str, list["_Typed"]]:
         """The text that was typed, and where in it stand special tokens that must not be taken as such."""
-        escaped = _escapes(self._special_tokens)[1] if _ESCAPE in text else []
+        originals = {}
+        if _ESCAPE in text:
+            originals = {stand_in: original for original, stand_in in _escapes(self._special_tokens)[1].items()}
         typed, pieces, last, shrunk = [], [], 0, 0
         for match in _ESCAPED.finditer(text):
-            index = ord(match[1]) - _FIRST_STAND_IN
-            original = escaped[index] if 0 <= index < len(escaped) else match[1]
+            original = originals.get(match[1], match[1])
             start = match.start() - shrunk
             typed.append(_Typed(match.span(), (start, start + len(original))))
             pieces += [text[last : match.start()], original]
@@ -446,14 +446,15 @@ def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
 
 
 @lru_cache
-def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, list[str]]:
-    """What to escape in a text, and the texts that have stand-ins: special tokens and, where half of one ends the text,
-    its first character: the template may put the other half, from a message's next part, right behind it."""
+def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
+    """What to escape in a text, and the stand-in of each: special tokens and, where half of one ends the text, its first
+    character: the template may put the other half, from a message's next part, right behind it."""
     halves = {token[:length] for token in tokens for length in range(1, len(token))}
     heads = [f"{re.escape(half[0])}(?={re.escape(half[1:])}\\Z)" for half in sorted(halves)]
     end = rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"  # elsewhere not tried, for speed
     pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), end]))
-    return pattern, [*tokens, *sorted({token[0] for token in tokens})]
+    originals = [*tokens, *sorted({token[0] for token in tokens})]
+    return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
 
 
 @dataclass
