@@ -3,9 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
 RUN := $(VENV)/bin/python
-OLDER_VERSIONS := 5.17.0 5.19.0
 CHECKPOINT := checkpoints/tiny
 RUFF := 0.17.6
+PARAMETERIZED := 0.9.0
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -14,7 +14,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-versions train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo test test-slow test-matrix test-hf train-tiny eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -29,10 +29,12 @@ test: $(VENV)/ready  ## run the fast tests
 test-slow: $(VENV)/ready  ## run the tests that take longer
 	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
-test-versions: test $(OLDER_VERSIONS:%=test-%)  ## run the fast tests on transformers 5.17.0, 5.19.0 and 5.23.0
+test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.17.0")
+	$(RUN) -m tools.test_matrix $(ARGS) $(PYTEST_ARGS)
 
-$(OLDER_VERSIONS:%=test-%): test-%: $(VENV)/versions/%/ready
-	$(VENV)/versions/$*/bin/python -m pytest tests -m "not slow" $(PYTEST_ARGS)
+test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
+	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
+	$(RUN) -m library_tests.run $(ARGS)
 
 train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (under an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)
@@ -72,7 +74,4 @@ define environment
 endef
 
 $(VENV)/ready: requirements.txt pyproject.toml
-	$(environment)
-
-$(VENV)/versions/%/ready: requirements/transformers-%.txt pyproject.toml
 	$(environment)

@@ -14,7 +14,6 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
-from PIL import Image
 
 
 ROOT = Path(__file__).parent.parent
@@ -135,51 +134,19 @@ def test_links_of_the_guide_lead_somewhere():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-versions", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    for target in ("demo", "test", "test-slow", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
     named = re.findall(r"`make ([a-z-]+)", README.read_text(encoding="utf-8"))
     assert named and all(f"make {target} " in listed for target in named)
 
 
-def test_versions_named_are_those_that_are_tested():
-    pinned = {path.stem.removeprefix("transformers-") for path in (ROOT / "requirements").glob("*.txt")}
-    newest = re.search(r"^transformers==(.*)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)[1]
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(r"^OLDER_VERSIONS := (.*)$", makefile, flags=re.MULTILINE)[1].split() == sorted(pinned)
-    for version in {*pinned, newest}:
-        assert version.removesuffix(".0") in README.read_text(encoding="utf-8")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pipelines, as the guide describes them
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe(model, processor):
-    return transformers.pipeline("image-text-to-text", model=model, processor=processor)
-
-
-def chat(image, text="What is this?"):
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-
-
-def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, picture):
-    wide, small = (Image.fromarray(picture(*size)) for size in ((300, 900), (200, 210)))
-    chats = [chat(wide), chat(small, "And what is this?"), [{"role": "user", "content": "No picture."}]]
-    arguments = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs": {"max_tiles": 2}}
-    alone = [pipe(text=one, **arguments)[0]["generated_text"] for one in chats]
-    assert [answer[0]["generated_text"] for answer in pipe(text=chats, **arguments)] == alone
-    assert [answer[0]["generated_text"] for answer in pipe(text=chats[:2], batch_size=2, **arguments)] == alone[:2]
-
-
-def test_pipeline_puts_transparency_onto_white_in_chats_only(pipe, tmp_path):
-    path = str(tmp_path / "transparent.png")
-    Image.new("RGBA", (60, 60), (200, 0, 0, 0)).save(path)
-    Chat = transformers.utils.chat_template_utils.Chat
-    assert (pipe.preprocess(Chat(chat(path)))["pixel_values"] == 1).all()
-    apart = pipe.preprocess({"images": path, "text": " User: <|image|> What is this? Assistant:"})
-    assert (apart["pixel_values"][:, 1:] == -1).all()  # the library's own loading: the hidden red shows
+def test_versions_named_are_those_of_the_matrix():
+    command = [sys.executable, "-m", "tools.test_matrix", "--list"]
+    cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
+    assert {"3.11", "3.13", "5.16.1", "5.17.0", "5.19.0", "5.23.0"} <= versions
+    for version in versions:
+        assert version in README.read_text(encoding="utf-8"), version
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """First stage of `train_tiny`: tower and connector learn to see before the text model learns to talk.
 
 A throw-away linear layer reads off each image token which colour and kind of shape is there, if any, and in which of the
-nine places the token lies: 196 answers a picture instead of a few words. Learned from answers alone, the same takes many
-times more pictures.
+nine places the token lies: 196 answers a picture instead of a few words. From answers alone this model did not get beyond
+guessing in 7,000 pictures (two runs).
 """
 
 import random

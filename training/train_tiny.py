@@ -1,9 +1,10 @@
 """Train the small checkpoint from scratch on pictures of coloured shapes: `python -m training.train_tiny`.
 
 1. Seeing (`seeing`): the tower and the connector learn what is where, token by token.
-2. Talking: the text model learns to answer. Each sample is one picture and a conversation about it: first boards full of
-   shapes and their inventories, later pictures of up to five shapes and many questions, since most of the time goes into
-   the picture and more questions about it cost little. The tower stays as it is.
+2. Talking: the text model learns to answer. Each sample is one picture and many questions about it, since most of the time
+   goes into the picture and more questions cost little; mostly each question sees the picture alone, so that no answer
+   can be copied from an earlier one. First come boards full of shapes and lists of what they hold, then pictures of up to
+   five shapes. The tower stays as it is.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def make_model(tokenizer):
 
 def sine_cosine_positions(side: int, width: int) -> torch.Tensor:
     """[side * side, width]: a quarter of the width each for sine and cosine of the row, and of the column, at wavelengths
-    from 2 pi to 2 pi * 100 patches. With these as initial values places are learned many times sooner than from noise."""
+    from 2 pi to 2 pi * 100 patches. With these as initial values places can be read off by a linear layer from the start."""
     frequencies = 100 ** -torch.linspace(0, 1, width // 4)
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -199,8 +200,8 @@ def encode_pictures_once(vision_model) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scenes", type=int, default=6_000, help="pictures to learn to see from (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=5_000, help="pictures to talk about (default: %(default)s)")
-    parser.add_argument("--boards", type=float, default=0.35, help="share of these that are boards, at the start")
+    parser.add_argument("--samples", type=int, default=20_000, help="pictures to talk about (default: %(default)s)")
+    parser.add_argument("--boards", type=float, default=0.2, help="share of these that are boards, at the start")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")

@@ -2,13 +2,15 @@
 """PyTorch model of jina-vlm (arXiv 2512.04032): SigLIP2 tower, attention-pooling connector, Qwen3 decoder."""
 
 from .configuration_jina_vlm import JinaVLMConfig  # first: it checks the library's version  # isort: skip
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel, __version__
 from transformers import initialization as init
+from transformers.generation import utils as generation_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 from transformers.processing_utils import Unpack
@@ -59,17 +61,26 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.pad_embed)
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        # The library would leave out, when weights are missing, the initialisation of modules that have no parameters of
+        # their own, such as SigLIP's attention. That is for code whose initialisation overwrites what was loaded.
+        return False
+
+    @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
     ):
         """
         As [`PreTrainedModel.from_pretrained`], for the released layout too; but a checkpoint that lacks tensors, or whose
-        tensors have other shapes, is an error rather than a warning: no weight is left random without a word.
+        tensors have other shapes, is an error rather than a warning: no weight is left random without a word. Who asks for
+        `output_loading_info=True` is told there which tensors are missing, and gets the model.
 
         Raises:
             ValueError: names each tensor that is missing, has another shape, or holds what this model cannot honour.
         """
         register_released_layout()  # again: another copy of this code may have put its own there
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _keep_whole(kwargs["quantization_config"])
         with collect_conversion_problems() as problems:
             try:
                 model, info = super().from_pretrained(
@@ -92,7 +103,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
                 f"{_both_names(name)} has shape {list(given)}, expected {list(expected)}."
                 for name, given, expected in sorted(info["mismatched_keys"])
             ]
-        if kwargs.get("state_dict") is None:
+        if kwargs.get("state_dict") is None and not output_loading_info:
             mismatched = {name for name, _, _ in info["mismatched_keys"]}
             problems += [f"{_both_names(name)} is missing." for name in sorted(set(info["missing_keys"]) - mismatched)]
         if problems:
@@ -109,6 +120,17 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
 def _both_names(name: str) -> str:
     released = released_name(name)
     return f"`{name}`" if released == name else f"`{name}` (released: `{released}`)"
+
+
+def _keep_whole(quantization_config):
+    """A copy of a quantisation config that leaves connector and head as they are: a hundredth of the weights, which all of
+    a picture's information goes through; and the head's, as the library does unless modules are named."""
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
+        if hasattr(quantization_config, name):
+            skipped = getattr(quantization_config, name) or []
+            setattr(quantization_config, name, list(dict.fromkeys([*skipped, "connector", "lm_head"])))
+    return quantization_config
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -421,13 +443,14 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded = super().from_pretrained(*args, output_loading_info=output_loading_info, **kwargs)
+        model = loaded[0] if output_loading_info else loaded
         if model.generation_config._from_model_config:
             # Made by the library from the raw `config.json`; a released one is full of an old version's defaults.
             model.generation_config = GenerationConfig.from_model_config(model.config)
             model.generation_config._from_model_config = False
         model._suppress_structural_tokens()  # a checkpoint's own generation config may not name them
-        return (model, info) if output_loading_info else model
+        return loaded
 
     def _suppress_structural_tokens(self):
         """They stand for pictures: none is ever an answer. `forward` leaves their logits alone."""
@@ -440,6 +463,12 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
         # a caller's own `suppress_tokens` took the place of ours
         generation_config.suppress_tokens = self._with_structural_tokens(generation_config.suppress_tokens)
+        has_pictures = any(model_kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+        if has_pictures and generation_config.prefill_chunk_size and not hasattr(generation_utils, "_slice_mm_encoder_output"):
+            raise ValueError(
+                "`prefill_chunk_size` with pictures needs a transformers that gives each chunk its own pictures, as 5.23 does; "
+                f"this is {__version__}. Leave it out, or update."
+            )
         return generation_config, model_kwargs
 
     def get_image_features(
@@ -468,7 +497,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         As [`JinaVLMModel.forward`], and:
 
         Args:
-            labels (`torch.Tensor` [batch, length], *optional*): Token ids to predict, -100 where none is asked for.
+            labels (`torch.Tensor` [batch, length], *optional*): Token ids to predict, -100 where none is asked for. Nor is
+                any asked for where they are structural tokens, or where `attention_mask` marks padding.
             logits_to_keep (`int` or `torch.Tensor`, *optional*): Compute only the last so many logits (0: all), or those
                 at these positions.
         """
@@ -489,7 +519,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+            targets = self._targets(labels, attention_mask)
+            loss = self.loss_function(logits=logits, labels=targets, vocab_size=logits.shape[-1], **kwargs)
         return JinaVLMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -525,6 +556,12 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
                 kept += [cached < length] * (1 + rows * columns)
                 places, cached = places - length, cached - length
         return kept
+
+    def _targets(self, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        ignored = torch.isin(labels, torch.tensor(self.config.structural_token_ids, device=labels.device))
+        if attention_mask is not None and attention_mask.shape == labels.shape:
+            ignored = ignored | (attention_mask == 0).to(labels.device)
+        return labels.masked_fill(ignored, -100)
 
     def prepare_inputs_for_generation(
         self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs

@@ -73,6 +73,7 @@ class JinaVLMProcessor(ProcessorMixin):
                 f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint."
             )
         self.always_start_with_space = always_start_with_space
+        self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # written by saving, dropped by loading
         self.image_token = "<|image|>"
         self.image_token_id = vocabulary[self.image_token]
         # What an expansion is made of; `mm_token_type_ids` marks these.
@@ -88,8 +89,6 @@ class JinaVLMProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: str | list[str] | None = None,
-        videos: Any = None,
-        audio: Any = None,
         **kwargs: Unpack[JinaVLMProcessorKwargs],
     ) -> BatchFeature:
         """
@@ -114,7 +113,7 @@ class JinaVLMProcessor(ProcessorMixin):
                 can take, truncation would cut a picture, a video or an unknown argument was given, or a picture cannot be
                 used.
         """
-        if videos is not None or audio is not None:
+        if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
         escaped = kwargs.pop("_escaped", False)
         if kwargs.pop("_masked", False):
@@ -166,7 +165,7 @@ class JinaVLMProcessor(ProcessorMixin):
             return flatten(images)
         places = [sample.count(self.image_token) for sample in texts]
         if nested and len(images) != len(texts):
-            raise ValueError(f"Got lists of images for {len(images)} samples, but {len(texts)} texts.")
+            raise ValueError(f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in the prompts should be the same as the number of images.")
         if nested:
             given = [len(flatten(sample)) for sample in images]
         else:
@@ -294,7 +293,7 @@ class JinaVLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "mm_token_type_ids"]
+        return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Chats
@@ -327,7 +326,11 @@ class JinaVLMProcessor(ProcessorMixin):
         variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
         if tokenize and sanitize_control_tokens:
             conversation = self._escape_messages(conversation)
-            kwargs = {name: self._escape(value) for name, value in kwargs.items()}
+            kwargs = {
+                # a template may be told what stands for a picture
+                name: value if name == "image_token" and value == self.image_token else self._escape(value)
+                for name, value in kwargs.items()
+            }
             processor_kwargs["_escaped"] = True
         if tokenize and kwargs.get("return_assistant_tokens_mask"):
             processor_kwargs["_masked"] = True
@@ -436,7 +439,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 f"`tokenizer_config.json` there. Take them from the checkpoint that the weights come from. ({error})"
             ) from error
         if "padding_side" not in tokenizer.init_kwargs:
-            tokenizer.padding_side = "left"  # for whoever calls the tokenizer by itself; the release does not say
+            # for whoever calls the tokenizer by itself, also once it is saved; the release does not say
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         return [image_processor, tokenizer]
 
 

@@ -1,0 +1,5 @@
+"""Lost: the tests that export models (`torch.export`, ONNX, ExecuTorch)."""
+
+
+class ExportTesterMixin:
+    pass

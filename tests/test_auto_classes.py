@@ -1,0 +1,288 @@
+"""The library's Auto classes and pipelines, on a bundle folder with its own code and on the package's."""
+
+import hashlib
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest import mock
+from urllib.parse import unquote, urlparse
+
+import jina_vlm
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    TextIteratorStreamer,
+    pipeline,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+
+@pytest.fixture(scope="module")
+def package_unknown():
+    """As in a process that never imported the package: where it is registered the library takes its classes, trusted or not."""
+    mappings = [CONFIG_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING]
+    mappings += [auto._model_mapping for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM)]
+
+    @contextmanager
+    def forget():
+        with ExitStack() as stack:
+            for mapping in mappings:
+                stack.enter_context(mock.patch.dict(mapping._extra_content, clear=True))
+            yield
+
+    return forget
+
+
+@pytest.fixture(params=[True, False], ids=["the bundle's code", "the package's code"])
+def trust(request, package_unknown):
+    """`trust_remote_code`, with and without the package."""
+    with package_unknown() if request.param else nullcontext():
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def inputs(chat):
+    return chat([("user", (113, 500), "What is shown?")], add_generation_prompt=True)
+
+
+@pytest.fixture(scope="module")
+def expected(model, inputs):
+    with torch.no_grad():
+        return model(**inputs, output_hidden_states=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Auto classes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "name"),
+    [
+        (AutoConfig, "JinaVLMConfig"),
+        (AutoModel, "JinaVLMModel"),
+        (AutoModelForImageTextToText, "JinaVLMForConditionalGeneration"),
+        (AutoModelForCausalLM, "JinaVLMForConditionalGeneration"),
+        (AutoProcessor, "JinaVLMProcessor"),
+        (AutoImageProcessor, "JinaVLMImageProcessor"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_auto_class(bundle, auto_class, name, trust):
+    found = type(auto_class.from_pretrained(bundle, trust_remote_code=trust))
+    assert found.__name__ == name
+    assert found.__module__.split(".")[0] == ("transformers_modules" if trust else "jina_vlm")
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForImageTextToText, AutoModelForCausalLM, AutoModel])
+def test_auto_models_compute_the_same(bundle, inputs, expected, auto_class, trust):
+    model = auto_class.from_pretrained(bundle, trust_remote_code=trust, dtype=torch.float32)
+    with torch.no_grad():
+        output = model(**inputs)
+    if auto_class is AutoModel:
+        assert torch.equal(output.last_hidden_state, expected.hidden_states[-1])
+    else:
+        assert torch.equal(output.logits, expected.logits)
+
+
+def test_auto_models_from_a_config(bundle, trust):
+    config = AutoConfig.from_pretrained(bundle, trust_remote_code=trust)
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
+    assert model.config.structural_token_ids == model.generation_config.suppress_tokens == list(range(512, 518))
+
+
+def test_auto_tokenizer(bundle, processor):
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    text = " User: the fox<|endoftext|> <im_patch>"
+    assert tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
+    assert tokenizer.padding_side == "left" and tokenizer.chat_template == processor.chat_template
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Revisions, from a Hub: a server on this machine that answers as the Hub does
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """(folder, URL): folder/<owner>/<name>/<revision>/ is served as that revision of the repository owner/name."""
+    folder = tmp_path_factory.mktemp("hub")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            owner, name, kind, revision, *path = (unquote(urlparse(self.path).path).strip("/").split("/") + [""] * 4)[:8]
+            commits = {self.commit(child.name): child.name for child in (folder / owner / name).glob("*")}
+            revision = commits.get(revision, revision)
+            file = folder.joinpath(owner, name, revision, *path)
+            found = kind == "resolve" and file.is_file()
+            body = file.read_bytes() if found else b"{}"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", self.commit(revision))
+            self.send_header(*(("ETag", f'"{hashlib.sha1(body).hexdigest()}"') if found else ("X-Error-Code", "EntryNotFound")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def commit(self, revision):
+            return hashlib.sha1(revision.encode()).hexdigest()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_two_revisions_of_the_code_in_one_process(hub, bundle, tmp_path):
+    folder, url = hub
+    for revision in ("one", "two"):
+        shutil.copytree(bundle, folder / "owner" / "model" / revision)
+        with open(folder / "owner" / "model" / revision / "modeling_jina_vlm.py", "a") as file:
+            file.write(f"\nJinaVLMForConditionalGeneration.revision = {revision!r}\n")
+    code = """
+        from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+        def load(**revisions):
+            return AutoModelForImageTextToText.from_pretrained("owner/model", trust_remote_code=True, **revisions)
+
+        one, two, mixed = load(revision="one"), load(revision="two"), load(revision="one", code_revision="two")
+        assert [model.revision for model in (one, two, mixed)] == ["one", "two", "two"]
+        assert type(one) is not type(two) and type(load(revision="one")) is type(one)
+        processor = AutoProcessor.from_pretrained("owner/model", revision="two", trust_remote_code=True)
+        inputs = processor(text=" User: the fox Assistant:", return_tensors="pt")
+        answers = [model.generate(**inputs, max_new_tokens=3, do_sample=False).tolist() for model in (one, two, mixed)]
+        assert answers[0] == answers[1] == answers[2]
+        """
+    environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, cwd="/", env={"PATH": os.environ["PATH"], **environment},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pipelines
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle, package_unknown):
+    with package_unknown():
+        return pipeline("image-text-to-text", model=str(bundle), trust_remote_code=True, dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(picture) -> list[Image.Image]:
+    return [Image.fromarray(picture(*size)) for size in ((300, 900), (200, 210))]
+
+
+def about(image, text="What is this?") -> list[dict]:
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+ARGUMENTS = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs": {"max_tiles": 2}}
+
+
+def test_pipeline_of_the_package(bundle, pipe, pictures):
+    own = pipeline("image-text-to-text", model=str(bundle), dtype=torch.float32)
+    assert type(own.model) is jina_vlm.JinaVLMForConditionalGeneration is not type(pipe.model)
+    assert own(text=about(pictures[0]), **ARGUMENTS) == pipe(text=about(pictures[0]), **ARGUMENTS)
+
+
+def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, pictures):
+    chats = [about(pictures[0]), about(pictures[1], "And what is this?"), [{"role": "user", "content": "No picture."}]]
+    alone = [pipe(text=one, **ARGUMENTS)[0]["generated_text"] for one in chats]
+    assert [answer[0]["generated_text"] for answer in pipe(text=chats, **ARGUMENTS)] == alone
+    assert [answer[0]["generated_text"] for answer in pipe(text=chats[:2], batch_size=2, **ARGUMENTS)] == alone[:2]
+
+
+def test_pipeline_with_images_and_text_apart(pipe, pictures, bundle):
+    prompt = " User: <|image|>What is this? Assistant:"
+    expected = pipe(text=about(pictures[0]), **ARGUMENTS)[0]["generated_text"]
+    arguments = {**ARGUMENTS, **ARGUMENTS["processor_kwargs"]}
+    del arguments["processor_kwargs"]
+    assert pipe(images=pictures[0], text=prompt, **ARGUMENTS)[0]["generated_text"] == expected
+    assert pipe(images=pictures[0], text=prompt, **arguments)[0]["generated_text"] == expected, "max_tiles by itself"
+    both = pipe(images=pictures, text=[prompt, prompt], **ARGUMENTS)
+    assert [answer["generated_text"] for answer in both][0] == expected
+
+
+def test_pipeline_returns_what_is_asked_for(pipe, pictures):
+    chat = about(pictures[1])
+    new = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
+    full = pipe(text=chat, **{**ARGUMENTS, "return_full_text": True})[0]["generated_text"]
+    assert full[:-1] == chat and full[-1]["role"] == "assistant" and full[-1]["content"].strip() == new.strip()
+    ids = pipe(text=chat, max_new_tokens=4, return_tensors=True, processor_kwargs={"max_tiles": 2})[0]["generated_token_ids"]
+    assert pipe.processor.decode(ids[-4:]) == new
+
+
+def test_pipeline_hands_on_generation_arguments(pipe, pictures):
+    chat = about(pictures[1])
+    greedy = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
+    sampled = {"do_sample": True, "temperature": 1e-6, "max_new_tokens": 4}
+    assert pipe(text=chat, return_full_text=False, generate_kwargs=sampled)[0]["generated_text"] == greedy
+    several = pipe(text=chat, return_full_text=False, generate_kwargs={**sampled, "num_return_sequences": 2})
+    assert len(several) == 2 and {answer["generated_text"] for answer in several} == {greedy}
+
+
+def test_pipeline_streams(pipe, pictures):
+    streamer = TextIteratorStreamer(pipe.tokenizer or pipe.processor.tokenizer, skip_prompt=True)
+    answer = pipe(text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4})
+    assert "".join(streamer) == answer[0]["generated_text"]
+
+
+def test_pipeline_goes_on_with_what_the_assistant_began(pipe, pictures):
+    """A chat that ends in an assistant's message is continued, not answered."""
+    begun = [*about(pictures[1]), {"role": "assistant", "content": [{"type": "text", "text": "This is the"}]}]
+    answer = pipe(text=begun, **ARGUMENTS)[0]["generated_text"]
+    prompt = " User: <|image|>What is this? Assistant: This is the"
+    assert answer == pipe(images=pictures[1], text=prompt, **ARGUMENTS)[0]["generated_text"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "auto"])
+def test_pipeline_in_other_number_formats(bundle, pictures, dtype):
+    pipe = pipeline("image-text-to-text", model=str(bundle), dtype=dtype)
+    expected = {"bfloat16": torch.bfloat16, "auto": torch.float32}.get(dtype, dtype)
+    assert pipe.model.dtype == expected and pipe.device.type == "cpu"
+    assert pipe(text=about(pictures[1]), **ARGUMENTS)[0]["generated_text"]
+
+
+def test_pipeline_puts_transparency_onto_white_in_chats_only(pipe, tmp_path):
+    path = str(tmp_path / "transparent.png")
+    Image.new("RGBA", (60, 60), (200, 0, 0, 0)).save(path)
+    Chat = transformers.utils.chat_template_utils.Chat
+    assert (pipe.preprocess(Chat(about(path)))["pixel_values"] == 1).all()
+    apart = pipe.preprocess({"images": path, "text": " User: <|image|> What is this? Assistant:"})
+    assert (apart["pixel_values"][:, 1:] == -1).all()  # the library's own loading: the hidden red shows
+
+
+def test_feature_extraction_pipeline(bundle, model, processor, trust):
+    """Of text, which is all that the library's pipeline takes."""
+    pipe = pipeline("feature-extraction", model=str(bundle), trust_remote_code=trust, dtype=torch.float32)
+    assert type(pipe.model).__name__ == "JinaVLMModel"
+    text = " User: the quick brown fox"
+    with torch.no_grad():
+        expected = model.model(**processor.tokenizer(text, return_tensors="pt")).last_hidden_state
+    assert torch.equal(pipe(text, return_tensors=True), expected)
