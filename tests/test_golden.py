@@ -26,7 +26,7 @@ def inputs_of(case: dict, processor):
 
 @pytest.fixture(scope="module", autouse=True)
 def two_threads():
-    """Sums are split over threads: another number of them moves a logit by up to 1e-5, half of what is allowed."""
+    """Sums are split over threads: another number of them moves a logit by up to 1e-5."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -37,6 +37,11 @@ def two_threads():
 def exact_model(request, released_folder):
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(released_folder, attn_implementation=request.param)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def float64_model(released_folder):
+    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(released_folder, dtype=torch.float64).eval()
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +104,28 @@ def test_connector_features(case, processor, exact_model, encoded):
 
 
 @by_name
+def test_logits_in_float64(case, processor, float64_model):
+    """Within the 2e-5 of the data's README, on any machine: what is left, 1.2e-5, is the released code's own rounding."""
+    inputs, golden = inputs_of(case, processor), expected(case)
+    if case["images"]:
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+    with torch.no_grad():
+        logits = float64_model(**inputs, logits_to_keep=8).logits[0, :, : float64_model.config.structural_token_ids[0]]
+    print("largest difference of a logit:", np.abs(logits.numpy() - golden["logits_last8"]).max())
+    np.testing.assert_allclose(logits.numpy(), golden["logits_last8"], rtol=0, atol=2e-5)
+
+
+@by_name
 def test_logits_and_greedy_continuation(case, exact_model, encoded):
+    """In float32 these random weights add a rounding of our own that depends on the processor: 1.5e-5 in all on one (Intel,
+    AVX-512), 2.7e-5 on another (AMD)."""
     inputs, golden = encoded(case), expected(case)
     base = exact_model.config.structural_token_ids[0]  # the release's head ends here
     with torch.no_grad():
         logits = exact_model(**inputs).logits[0]
     # shown by `make test PYTEST_ARGS="-k golden -rP"`
     print("largest difference of a logit:", np.abs(logits[-8:, :base].numpy() - golden["logits_last8"]).max())
-    np.testing.assert_allclose(logits[-8:, :base].numpy(), golden["logits_last8"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(logits[-8:, :base].numpy(), golden["logits_last8"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(logits[:, :base].norm(dim=-1).numpy(), golden["logits_norm"], rtol=2e-5)
     assert logits.shape[-1] == base + 128
     assert torch.equal(logits[:, base:], logits[:, base - 1 : base].expand(-1, 128))  # the filler's copies
