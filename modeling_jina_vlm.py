@@ -129,7 +129,9 @@ def _keep_whole(quantization_config):
     for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
         if hasattr(quantization_config, name):
             skipped = getattr(quantization_config, name) or []
-            setattr(quantization_config, name, list(dict.fromkeys([*skipped, "connector", "lm_head"])))
+            # by full names: of the model with the head, and of the one without
+            whole = ["model.connector", "connector", "lm_head"]
+            setattr(quantization_config, name, list(dict.fromkeys([*skipped, *whole])))
     return quantization_config
 
 

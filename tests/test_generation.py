@@ -87,6 +87,13 @@ def test_batches(model, batch, greedy, encoded, kwargs):
     assert sum(encoded) == len(batch["pixel_values"]), "pictures are encoded once"
 
 
+def test_quantised_cache(model, one, greedy_one):
+    """In four bits, beyond the last tokens: these answers do not depend on the rest."""
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    config = {"backend": "quanto", "nbits": 4, "q_group_size": 32}
+    assert torch.equal(answer(model, one, cache_implementation="quantized", cache_config=config), greedy_one)
+
+
 def test_sampling_follows_the_seed(model, batch):
     answers = []
     for seed in (0, 0, 1):

@@ -53,9 +53,12 @@ CELLS = (
 
 
 def find_python(version: str) -> str | None:
-    """On the path, or among pyenv's."""
-    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return shutil.which(f"python{version}") or (str(pyenv[-1]) if pyenv else None)
+    """On the path, or among pyenv's, whose commands on the path run only where a version is switched on."""
+    pyenv = sorted(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), reverse=True)
+    for candidate in (shutil.which(f"python{version}"), *pyenv):
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+            return candidate
+    return None
 
 
 def set_up(cell: Cell) -> tuple[str | None, str]:
