@@ -36,7 +36,7 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
 	$(RUN) -m library_tests.run $(ARGS)
 
-train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (under an hour on two cores)
+train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
