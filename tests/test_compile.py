@@ -81,12 +81,3 @@ def test_generate_compiles_decoding_once(model, chat, batch):
         assert torch.equal(ids, expected)
         frames.append(len(graphs))
     assert 0 < frames[0] == frames[-1] <= 2, frames
-
-
-@pytest.mark.slow
-def test_inductor_computes_the_same(model, chat):
-    """With the compiler that users have, for the tower with the connector, and for decoding through `generate`."""
-    pixels, is_last = tiles(chat, (113, 500))
-    compiled = torch.compile(encode, fullgraph=True, dynamic=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(model.model, pixels, is_last), encode(model.model, pixels, is_last), rtol=1e-3, atol=1e-3)
