@@ -1,0 +1,165 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of jina-vlm. The defaults are the released 2.4B model."""
+
+from .conversion_jina_vlm import convert_config, is_released_config  # first: it checks the library's version  # isort: skip
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+
+
+# SigLIP2-So400M/14 at 378 px, its first 25 of 27 blocks: deeper ones are not used.
+_VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 25,
+    "num_attention_heads": 16,
+    "image_size": 378,
+    "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "vision_use_head": False,
+}
+
+# Qwen3-1.7B with 128 more rows for image tokens.
+_TEXT_DEFAULTS = {
+    "vocab_size": 152064,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "pad_token_id": 151643,
+}
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_jina_vlm.JinaVLMConfig",
+    "AutoModel": "modeling_jina_vlm.JinaVLMModel",
+    "AutoModelForImageTextToText": "modeling_jina_vlm.JinaVLMForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_jina_vlm.JinaVLMForConditionalGeneration",
+}
+
+
+@strict
+class JinaVLMConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`JinaVLMModel`] (arXiv 2512.04032, section 3). Reads the `config.json` of the released
+    checkpoint (`model_type: jvlm`) too.
+
+    Args:
+        vision_config (`SiglipVisionConfig` or `dict`, *optional*):
+            The vision tower, up to the deepest block that is used. Its final norm and head are not built.
+        text_config (`Qwen3Config` or `dict`, *optional*):
+            The text model. `vocab_size` counts the image tokens.
+        vision_feature_layers (`list[int]`, *optional*, defaults to `[24, 18]`):
+            The blocks of the tower, from 0, whose outputs are concatenated, in this order. The deepest must be the
+            tower's last.
+        connector_num_attention_heads (`int`, *optional*, defaults to 16):
+            Heads of the attention that pools 2 x 2 patches.
+        connector_head_dim (`int`, *optional*, defaults to 72):
+            Width of each of them.
+        connector_intermediate_size (`int`, *optional*, defaults to 6144):
+            Inner width of the SwiGLU that leads to the text model's width.
+        pooling_size (`int`, *optional*, defaults to 2):
+            Side, in patches, of the windows that are pooled to one token.
+        overlap_margin (`int`, *optional*, defaults to 4):
+            Patches at each inner side of a tile that its neighbour shows as well; their tokens are dropped.
+        image_token_id (`int`, *optional*, defaults to 151938):
+            Id of `<im_patch>`: one for each image feature.
+        structural_token_ids (`list[int]`, *optional*, defaults to `[151936, ..., 151941]`):
+            Ids of `<im_start>`, `<im_end>`, `<im_patch>`, `<im_col>`, `<|image|>` and `<im_slice>`, which are never
+            generated.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether `lm_head` shares the embedding's weights.
+    """
+
+    model_type = "jina_vlm"
+    sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
+    keys_to_ignore_at_inference = ["past_key_values"]
+    _auto_class = "AutoConfig"
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    vision_feature_layers: list[int] | None = None
+    connector_num_attention_heads: int = 16
+    connector_head_dim: int = 72
+    connector_intermediate_size: int = 6144
+    pooling_size: int = 2
+    overlap_margin: int = 4
+    image_token_id: int = 151938
+    structural_token_ids: list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        defaults = {"vision_config": _VISION_DEFAULTS, "text_config": _TEXT_DEFAULTS}
+        for name, config_class in self.sub_configs.items():
+            given = getattr(self, name)
+            if given is None:
+                setattr(self, name, config_class(**defaults[name]))
+            elif isinstance(given, dict):
+                if (model_type := given.get("model_type", config_class.model_type)) != config_class.model_type:
+                    raise ValueError(
+                        f"`{name}.model_type` is {model_type!r}; jina-vlm is made of {config_class.model_type!r}."
+                    )
+                setattr(self, name, config_class(**{**defaults[name], **given}))
+        if self.vision_feature_layers is None:
+            self.vision_feature_layers = [24, 18]
+        if self.structural_token_ids is None:
+            self.structural_token_ids = list(range(151936, 151942))
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuse numbers that do not fit together, before any memory is taken."""
+        super().validate_architecture()
+        layers, num_layers = self.vision_feature_layers, self.vision_config.num_hidden_layers
+        if not layers or min(layers) < 0 or max(layers) != num_layers - 1:
+            raise ValueError(
+                f"`vision_feature_layers` is {layers}; its deepest entry must be the last of the tower's "
+                f"{num_layers} blocks ({num_layers - 1}), and none may be negative."
+            )
+        if self.vision_config.image_size % self.vision_config.patch_size:
+            raise ValueError(
+                f"`vision_config.image_size` ({self.vision_config.image_size}) must be a multiple of "
+                f"`vision_config.patch_size` ({self.vision_config.patch_size})."
+            )
+        if self.overlap_margin % self.pooling_size:
+            raise ValueError(
+                f"`overlap_margin` ({self.overlap_margin} patches) must be a multiple of `pooling_size` ({self.pooling_size})."
+            )
+        if self.image_token_id not in self.structural_token_ids:
+            raise ValueError(
+                f"`image_token_id` ({self.image_token_id}) must be one of `structural_token_ids` ({self.structural_token_ids})."
+            )
+        if not 0 <= min(self.structural_token_ids) <= max(self.structural_token_ids) < self.text_config.vocab_size:
+            raise ValueError(
+                f"`structural_token_ids` ({self.structural_token_ids}) must lie in the vocabulary of {self.text_config.vocab_size}."
+            )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _translated(config_dict), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        return super().from_dict(_translated(config_dict), **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        # The library would store one class per model, under the name it was loaded by.
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _translated(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Without the release's `auto_map`: its code is not run."""
+    return convert_config(config_dict) if is_released_config(config_dict) else config_dict
+
+
+__all__ = ["JinaVLMConfig"]

@@ -1,0 +1,409 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Image processor of jina-vlm: one picture becomes a thumbnail and up to twelve overlapping tiles."""
+
+from .conversion_jina_vlm import (  # first: it checks the library's version  # isort: skip
+    convert_image_processor_config,
+    is_released_image_processor_config,
+)
+
+import base64
+import binascii
+import math
+import os
+import urllib.error
+import urllib.request
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+
+MAX_ASPECT_RATIO = 200
+URL_TIMEOUT_SECONDS = 20
+MAX_DOWNLOAD_BYTES = 256 * 2**20
+
+
+class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    max_tiles (`int`, *optional*, defaults to 12):
+        At most so many tiles, 1 to 12, beside the thumbnail.
+    min_pixels (`int`, *optional*, defaults to 3136):
+        Pictures with fewer pixels are enlarged to about this many.
+    max_pixels (`int`, *optional*, defaults to 1003520):
+        Pictures with more pixels are shrunk to at most this many.
+    tile_size (`int`, *optional*, defaults to 378):
+        Side of a tile in pixels.
+    patch_size (`int`, *optional*, defaults to 14):
+        Side of a patch in pixels.
+    overlap_margin (`int`, *optional*, defaults to 4):
+        Patches at each inner side of a tile that its neighbour shows as well.
+    pooling_size (`int`, *optional*, defaults to 2):
+        Side, in patches, of the windows that the connector pools to one token.
+    """
+
+    max_tiles: int
+    min_pixels: int
+    max_pixels: int
+    tile_size: int
+    patch_size: int
+    overlap_margin: int
+    pooling_size: int
+
+
+def fit_to_budget(height: int, width: int, patch_size: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size to which a picture is resized first: multiples of `patch_size`, between `min_pixels` and `max_pixels`
+    where that is possible. Sizes in pixels.
+
+    Raises:
+        ValueError: a side is 0, or one is more than 200 times the other.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"The picture is {width} x {height} pixels; both sides must be at least 1.")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"The picture is {width} x {height} pixels; its longer side may be at most {MAX_ASPECT_RATIO} times the shorter. Crop it."
+        )
+    fitted_height, fitted_width = round(height / patch_size) * patch_size, round(width / patch_size) * patch_size
+    if fitted_height * fitted_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        fitted_height = max(patch_size, math.floor(height / shrink / patch_size) * patch_size)
+        fitted_width = max(patch_size, math.floor(width / shrink / patch_size) * patch_size)
+    elif fitted_height * fitted_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        fitted_height = math.ceil(height * grow / patch_size) * patch_size
+        fitted_width = math.ceil(width * grow / patch_size) * patch_size
+    return fitted_height, fitted_width
+
+
+def select_tiling(height: int, width: int, stride: int, margin: int, max_tiles: int) -> tuple[int, int]:
+    """Rows and columns of the grid of tiles that changes the scale of a fitted picture least: the smallest enlargement
+    or, where every grid shrinks it, the largest scale. `stride` and `margin`, what the outer tiles add to it, in pixels.
+    Of equal grids the one with fewer tiles, then fewer rows."""
+
+    def scale(rows: int, columns: int) -> float:
+        return min(
+            math.inf if side == margin else stride * count / (side - margin)
+            for side, count in ((height, rows), (width, columns))
+        )
+
+    grids = [(rows, columns) for rows in range(1, max_tiles + 1) for columns in range(1, max_tiles // rows + 1)]
+    grids.sort(key=lambda grid: (grid[0] * grid[1], grid[0]))
+    scales = [scale(*grid) for grid in grids]
+    if all(value < 1 for value in scales):
+        return grids[scales.index(max(scales))]
+    scales = [value if value >= 1 else 1e10 for value in scales]
+    return grids[scales.index(min(scales))]
+
+
+def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[3, H, W] -> [3, height, width], float32: bilinear, half-pixel centres, no antialiasing."""
+    # The channels stand as the batch: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits.
+    return F.interpolate(image.float()[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+class JinaVLMImageProcessor(BaseImageProcessor):
+    """
+    Makes [tiles, 3, 378, 378] float32 pixels in [-1, 1] and, for each tile, its place in its picture.
+
+    A picture is fitted to a budget of pixels, stretched to a canvas of overlapping tiles, and cut; its thumbnail comes
+    before its tiles (arXiv 2512.04032, section 3.1; resizing as in the released checkpoint: bilinear, without
+    antialiasing). Any arithmetic is done in float32, with the same bits for any number of threads.
+
+    Pictures may be PIL images, numpy arrays or torch tensors (height x width, with 1, 3 or 4 channels first or last;
+    uint8, uint16, bool, or floats between 0 and 1), paths, http(s) URLs, data URIs or base64 strings. EXIF rotation is
+    applied, transparency is put onto white, of several frames the first is taken.
+    """
+
+    model_input_names = ["pixel_values", "tile_positions"]
+    valid_kwargs = JinaVLMImageProcessorKwargs
+    _auto_class = "AutoImageProcessor"
+
+    max_tiles = 12
+    min_pixels = 3136
+    max_pixels = 1003520
+    tile_size = 378
+    patch_size = 14
+    overlap_margin = 4
+    pooling_size = 2
+
+    def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
+        if is_released_image_processor_config(kwargs):
+            kwargs = convert_image_processor_config(kwargs)
+        kwargs.pop("auto_map", None)  # written anew on saving
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._settings({})
+
+    def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
+        """
+        Args:
+            images: One picture, or a (nested) list of them.
+            max_tiles, min_pixels, max_pixels (`int`, *optional*): Override the processor's settings.
+            input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
+            device (`str` or `torch.device`, *optional*): Where to compute. Only the CPU gives the release's exact bits.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature`: `pixel_values` [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] int64: (row, column, rows,
+            columns) of each tile in its picture, (-1, -1, rows, columns) for the thumbnail that opens each picture.
+
+        Raises:
+            ValueError, TypeError: what was given is not a picture that can be used; the message says why.
+        """
+        return super().preprocess(images, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
+        settings = self._settings(kwargs)
+        images = flatten(self.fetch_images(images))
+        if not images:
+            raise ValueError("Got an empty list of images. Pass at least one, or leave `images` out.")
+        tiles, positions = [], []
+        for image in images:
+            pixels = self.process_image(image, kwargs.get("input_data_format"), kwargs.get("device"))
+            image_tiles, rows, columns = self.tile(pixels, **settings)
+            tiles.append(image_tiles)
+            positions.append((-1, -1, rows, columns))
+            positions.extend((row, column, rows, columns) for row in range(rows) for column in range(columns))
+        data = {"pixel_values": torch.cat(tiles), "tile_positions": torch.tensor(positions, dtype=torch.int64)}
+        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
+
+    def tile(self, image: torch.Tensor, **settings) -> tuple[torch.Tensor, int, int]:
+        """One picture, [3, H, W] uint8, to its [1 + rows * columns, 3, 378, 378] normalised thumbnail and tiles."""
+        (height, width), (rows, columns) = self.get_tiling(*image.shape[1:], **settings)
+        if (height, width) != tuple(image.shape[1:]):
+            image = resize(image, height, width).round().to(torch.uint8)
+        image = image.float() / 255  # not a multiplication by 1 / 255: that gives other bits
+        stride, margin = self._stride_and_margin
+        canvas = resize(image, stride * rows + margin, stride * columns + margin)
+        tiles = canvas.unfold(1, self.tile_size, stride).unfold(2, self.tile_size, stride)  # [3, rows, columns, 378, 378]
+        thumbnail = resize(image, self.tile_size, self.tile_size)
+        pixels = torch.cat([thumbnail[None], tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)])
+        return pixels.clamp_(0, 1).mul_(2).sub_(1), rows, columns
+
+    def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
+        """((fitted height, fitted width) in pixels, (rows, columns) of tiles) of a picture of `height` x `width` pixels.
+        `max_tiles`, `min_pixels` and `max_pixels` may be given."""
+        settings = self._settings(settings)
+        fitted = fit_to_budget(height, width, self.patch_size, settings["min_pixels"], settings["max_pixels"])
+        return fitted, select_tiling(*fitted, *self._stride_and_margin, settings["max_tiles"])
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Tiles, the thumbnail included, that a picture of `height` x `width` pixels becomes."""
+        rows, columns = self.get_tiling(height, width, **(images_kwargs or {}))[1]
+        return 1 + rows * columns
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Tokens along a side of one tile: 14."""
+        return math.ceil(self.tile_size // self.patch_size / self.pooling_size)
+
+    def get_token_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns of tokens that the tiles of a picture have together, once their overlaps are dropped."""
+        dropped = 2 * self.overlap_margin // self.pooling_size
+        side = self.tokens_per_side
+        return tuple(side * count - dropped * (count - 1) for count in (rows, columns))
+
+    @property
+    def _stride_and_margin(self) -> tuple[int, int]:
+        margin = 2 * self.overlap_margin * self.patch_size
+        return self.tile_size // self.patch_size * self.patch_size - margin, margin
+
+    def _settings(self, given: dict[str, Any]) -> dict[str, int]:
+        """What was given of these settings, else this processor's own, checked."""
+        names = ("max_tiles", "min_pixels", "max_pixels")
+        settings = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
+        max_tiles, min_pixels, max_pixels = settings.values()
+        if not 1 <= max_tiles <= 12:
+            raise ValueError(f"`max_tiles` must be between 1 and 12, got {max_tiles}.")
+        if not 1 <= min_pixels <= max_pixels:
+            raise ValueError(f"Expected 1 <= `min_pixels` <= `max_pixels`, got {min_pixels} and {max_pixels}.")
+        return settings
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # From what users have to pixels. Ours, because the library's own loading drops transparency, and changed between
+    # its versions: the same picture must give the same pixels on each.
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def fetch_images(self, images: Any) -> Any:
+        """Opens paths, URLs, data URIs and base64 strings in a (nested) list of pictures."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return open_image(images)
+        if is_valid_image(images):
+            return images
+        raise TypeError(
+            f"Expected a picture (PIL image, numpy array, torch tensor, path, URL or data URI), got {type(images).__name__}."
+        )
+
+    def process_image(self, image: Any, input_data_format: str | None = None, device: Any = None) -> torch.Tensor:
+        """One PIL image, array or tensor to [3, H, W] uint8 RGB."""
+        image = from_pil(image) if isinstance(image, Image.Image) else from_array(image, input_data_format)
+        return image if device is None else image.to(device)
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        # Only what this processor uses; the base class adds every setting that any processor has.
+        own = {name: settings[name] for name in JinaVLMImageProcessorKwargs.__annotations__ if name in vars(type(self))}
+        own["image_processor_type"] = type(self).__name__
+        own["auto_map"] = {"AutoImageProcessor": "image_processing_jina_vlm.JinaVLMImageProcessor"}
+        return own
+
+
+def flatten(images: Any) -> list:
+    """A picture, or pictures in nested lists or stacked in one array, as a flat list."""
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in flatten(item)]
+    if not isinstance(images, Image.Image) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def open_image(source: str | os.PathLike) -> Image.Image:
+    """Opens a path, an http(s) URL, a data URI or a base64 string.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or not a picture that Pillow can open.
+    """
+    source = os.fspath(source)
+    shown = source if len(source) <= 100 else f"{source[:80]}..."
+    if source.startswith(("http://", "https://")):
+        data = BytesIO(_download(source))
+    elif source.startswith("data:"):
+        header, comma, payload = source.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise ValueError(f"Expected a data URI of the form `data:image/...;base64,...`, got {shown!r}.")
+        data = BytesIO(_decode_base64(payload, shown))
+    elif os.path.isfile(source):
+        data = source
+    elif len(source) > 255 or not os.path.splitext(source)[1]:
+        # a path cannot be so long, and base64 knows no dot
+        data = BytesIO(_decode_base64(source, shown))
+    else:
+        raise FileNotFoundError(f"No such picture: {shown!r}. Expected a file, an http(s) URL, a data URI or base64.")
+    return _guarded(lambda: Image.open(data), shown)
+
+
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "jina-vlm-transformers"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+            data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise ValueError(f"Could not download the picture at {url!r}: {error}.") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"The picture at {url!r} is larger than {MAX_DOWNLOAD_BYTES} bytes.")
+    return data
+
+
+def _decode_base64(payload: str, shown: str) -> bytes:
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(
+            f"{shown!r} is neither an existing file, nor an http(s) URL, a data URI or base64 ({error})."
+        ) from error
+
+
+def _guarded(step, shown: str):
+    """Runs a step of Pillow's decoding and gives its errors one type and a message that says what to do."""
+    try:
+        return step()
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{shown}: not a picture in a format that Pillow can read.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{shown}: more pixels than Pillow's limit against decompression bombs ({error}) Shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
+        ) from error
+    except (OSError, SyntaxError, EOFError, IndexError) as error:
+        raise ValueError(f"{shown}: the picture is damaged or incomplete ({error}).") from error
+
+
+def from_pil(image: Image.Image) -> torch.Tensor:
+    """Any PIL image to [3, H, W] uint8 RGB: turned as its EXIF says, transparency onto white, 16 bits to 8."""
+    shown = f"{type(image).__name__} {getattr(image, 'filename', '')}".strip()
+
+    def decode() -> Image.Image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+    image = _guarded(decode, shown)
+    if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float greyscale
+        values = np.asarray(image)
+        return from_array(values if image.mode == "F" else _checked_uint16(values))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    # a copy: the picture's memory is read-only
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _checked_uint16(values: np.ndarray) -> np.ndarray:
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"A greyscale picture of integers must lie in 0 .. 65535, got {values.min()} .. {values.max()}.")
+    return values.astype(np.uint16)
+
+
+def from_array(image: Any, input_data_format: str | None = None) -> torch.Tensor:
+    """A numpy array or tensor to [3, H, W] uint8 RGB.
+
+    Raises:
+        ValueError: its shape, type or values are not those of a picture.
+    """
+    image = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if image.ndim == 2:
+        image = image[None]
+    elif image.ndim == 3:
+        if input_data_format is None:
+            try:
+                input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            except ValueError:
+                raise ValueError(
+                    f"Expected a picture with 1, 3 or 4 channels, first or last, got an array of shape {list(image.shape)}."
+                ) from None
+        if ChannelDimension(input_data_format) is ChannelDimension.LAST:
+            image = image.transpose(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"Expected a picture of shape [height, width] with 1, 3 or 4 channels, first or last, got {list(image.shape)}."
+        )
+    image = _to_uint8(image)
+    if image.shape[0] == 4:
+        channels_last = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)), "RGBA")
+        return from_pil(channels_last)
+    # a copy: the array may be read-only, or not contiguous
+    return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
+    if image.dtype == np.uint16:
+        return ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if not image.size:
+        return image.astype(np.uint8)
+    low, high = image.min(), image.max()  # NaN if there is one
+    if np.issubdtype(image.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"A picture of floats must lie in 0 .. 1 without NaN, got {low} .. {high}. Divide by its maximum, or pass uint8."
+            )
+        return np.rint(image.astype(np.float32) * 255).astype(np.uint8)
+    if np.issubdtype(image.dtype, np.integer):
+        if low < 0 or high > 255:
+            raise ValueError(f"A picture of type {image.dtype} must lie in 0 .. 255, got {low} .. {high}. Pass uint8 or uint16.")
+        return image.astype(np.uint8)
+    raise ValueError(f"A picture cannot be made of {image.dtype}.")
+
+
+__all__ = ["JinaVLMImageProcessor"]

@@ -1,0 +1,503 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Processor of jina-vlm: text and pictures become model inputs."""
+
+from .conversion_jina_vlm import STRUCTURAL_TOKENS  # first: it checks the library's version  # isort: skip
+import re
+import threading
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from transformers import BatchFeature, PreTrainedTokenizerFast
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+
+from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
+
+
+class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: JinaVLMImageProcessorKwargs
+    _defaults = {}  # read by the library before 5.20
+
+
+# How a special token that somebody typed travels through a chat template: as an escape and a character that stands for
+# the token. Both are private to Unicode's plane 16; the escape itself is escaped where it occurs in a text.
+_ESCAPE = "\U0010fffd"
+_FIRST_STAND_IN = 0x10F000
+_ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
+
+# Parts of a message whose strings are paths or URLs
+_MEDIA_TYPES = ("image", "image_url", "video", "audio")
+
+_ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+# Known to `apply_chat_template` itself
+_TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
+
+
+class JinaVLMProcessor(ProcessorMixin):
+    r"""
+    Puts pictures and text together. Each `<|image|>` in a text stands for one picture, and becomes
+
+        <im_start> 14 x (14 x <im_patch> <im_col>) <im_end>   its thumbnail
+        <im_start>  R x ( C x <im_patch> <im_col>) <im_end>   its tiles
+
+    with one `<im_patch>` for each image feature of the model. `<|endoftext|>` opens every sequence.
+
+    Through [`~JinaVLMProcessor.apply_chat_template`] text of messages stays text: special tokens in it (`<|image|>`,
+    `<|endoftext|>`, ...) are encoded like any other characters. In `text=` the caller is in charge.
+
+    Args:
+        image_processor ([`JinaVLMImageProcessor`]): Makes tiles of pictures.
+        tokenizer (`PreTrainedTokenizerFast`): Must know the structural tokens.
+        chat_template (`str`, *optional*): A Jinja template.
+        always_start_with_space (`bool`, *optional*, defaults to `True`): Given to the chat template, as the released
+            checkpoint's expects it. This repository's template does not use it.
+
+    Raises:
+        ValueError: the tokenizer lacks a structural token.
+    """
+
+    valid_processor_kwargs = JinaVLMProcessorKwargs
+    _auto_class = "AutoProcessor"
+
+    def __init__(
+        self,
+        image_processor: JinaVLMImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str | None = None,
+        always_start_with_space: bool = True,
+    ):
+        vocabulary = tokenizer.get_vocab()
+        if missing := [token for token in STRUCTURAL_TOKENS if token not in vocabulary]:
+            raise ValueError(
+                f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint."
+            )
+        self.always_start_with_space = always_start_with_space
+        self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # written by saving, dropped by loading
+        self.image_token = "<|image|>"
+        self.image_token_id = vocabulary[self.image_token]
+        # What an expansion is made of; `mm_token_type_ids` marks these.
+        self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
+        self.patch_token_id = vocabulary["<im_patch>"]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Text and pictures to model inputs
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        **kwargs: Unpack[JinaVLMProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Args:
+            images: Pictures, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
+            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each picture.
+            kwargs: Arguments of the tokenizer's call (`padding`, `truncation`, `max_length`, ...) and of the image
+                processor's (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
+                `return_text_replacement_offsets`. Several texts are padded, on the left by default, when
+                `return_tensors` is given.
+
+        Returns:
+            `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with pictures `pixel_values`
+            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the pictures in the texts. On request
+            `mm_token_type_ids` [texts, length], 1 for the tokens of pictures, and `offset_mapping`: the characters of
+            each token in the text as it was given, where all tokens of a picture stand for its `<|image|>`.
+            `text_replacement_offsets`, the library's record of what became of each `<|image|>`, count from the text with
+            its `<|endoftext|>` in front.
+
+        Raises:
+            ValueError, TypeError: pictures and their places in the texts do not match, a prompt is longer than the model
+                can take, truncation would cut a picture, a video or an unknown argument was given, or a picture cannot be
+                used.
+        """
+        if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
+            raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
+        escaped = kwargs.pop("_escaped", False)
+        if kwargs.pop("_masked", False):
+            # By these the library would shift the marks past expanded pictures; our offsets need no such shift.
+            kwargs["return_text_replacement_offsets"] = False
+        self._check_kwargs(kwargs)
+        if text is None and images is None:
+            raise ValueError("Expected `text`, `images` or both, got neither.")
+        texts = [text] if isinstance(text, str) else list(text) if text is not None else None
+        if texts is not None and not all(isinstance(sample, str) for sample in texts):
+            raise TypeError(f"`text` must be a string or a list of strings, got {text!r}.")
+        if texts == []:
+            raise ValueError("Got an empty list of texts.")
+
+        images = self._flat_images(images, texts)
+        kwargs = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        data, replacements = {}, []
+        if images:
+            data, replacements = self._process_images(images, **kwargs["images_kwargs"])
+        if texts is None:
+            return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
+        # From 5.20 on the library keeps these two beside the groups.
+        on_request = {name: kwargs[name] for name in _ON_REQUEST if name in kwargs}
+        text_inputs = self._encode(texts, replacements, escaped, **{**kwargs["text_kwargs"], **on_request})
+        return BatchFeature(
+            {**text_inputs, **data},
+            tensor_type=kwargs["text_kwargs"].get("return_tensors"),
+            skip_tensor_conversion=self.skip_tensor_conversion,
+        )
+
+    def _check_kwargs(self, kwargs: dict) -> None:
+        """The library would ignore what it does not know."""
+        groups = self.valid_processor_kwargs.__annotations__
+        for group in ("text_kwargs", "images_kwargs"):
+            _refuse_unknown(kwargs.get(group) or {}, {*groups[group].__annotations__, *_ON_REQUEST}, f" in `{group}`")
+        _refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"})
+
+    def _flat_images(self, images: Any, texts: list[str] | None) -> list:
+        """The pictures as a flat list, in the order of their places in the texts, whose numbers must agree."""
+        if images is None:
+            images = []
+        elif isinstance(images, (list, tuple)) and not images:
+            raise ValueError("Got an empty list of images. Leave `images` out where there are none.")
+        nested = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
+        images = self.image_processor.fetch_images(images)
+        if texts is None:
+            return flatten(images)
+        places = [sample.count(self.image_token) for sample in texts]
+        if nested and len(images) != len(texts):
+            raise ValueError(f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in the prompts should be the same as the number of images.")
+        if nested:
+            given = [len(flatten(sample)) for sample in images]
+        else:
+            # Taken in order: each text gets what it asks for while there is some, the last one what is left.
+            left, given = len(flatten(images)), []
+            for place in places:
+                given.append(min(place, left))
+                left -= given[-1]
+            given[-1] += left
+        for index, (place, number) in enumerate(zip(places, given, strict=True)):
+            if place != number:
+                raise ValueError(
+                    f"Sample {index} has {place} {self.image_token} in its text but {number} images. Write {self.image_token} once for each image."
+                )
+        return flatten(images)
+
+    def _encode(
+        self,
+        texts: list[str],
+        replacements: list[str],
+        escaped: bool,
+        padding: bool | str | None = None,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_offsets_mapping: bool = False,
+        return_mm_token_type_ids: bool = False,
+        return_text_replacement_offsets: bool = False,
+        add_special_tokens: bool = True,  # `<|endoftext|>` is there in any case
+        verbose: bool = True,
+        **unsupported,
+    ) -> dict[str, Any]:
+        """Texts to token ids, padded. Nothing is set on the tokenizer, which other threads may be using."""
+        if unsupported := sorted(name for name, value in unsupported.items() if value):
+            raise TypeError(f"{', '.join(unsupported)}: not supported with images. Call `processor.tokenizer` for text alone.")
+        bos = self.tokenizer.bos_token or self.tokenizer.eos_token
+        opened = [sample if sample.startswith(bos) else bos + sample for sample in texts]
+        expanded, replacement_offsets = self.get_text_with_replacements(list(opened), replacements)
+        plain, typed = zip(*(self._unescape(sample) if escaped else (sample, []) for sample in expanded), strict=True)
+        encoded = self.tokenizer(
+            list(plain),
+            padding=False,
+            truncation=False,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        limit = self.tokenizer.model_max_length if max_length is None else max_length
+        if limit < 1:
+            raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
+        rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
+        for index, sample in enumerate(texts):
+            ids, offsets = self._retype(encoded["input_ids"][index], encoded["offset_mapping"][index], typed[index])
+            if truncation and truncation != "do_not_truncate" and len(ids) > limit:
+                kept = slice(limit) if self.tokenizer.truncation_side == "right" else slice(-limit, None)
+                if ids[kept].count(self.patch_token_id) != ids.count(self.patch_token_id):
+                    raise ValueError(
+                        f"Sample {index} has {len(ids)} tokens; truncation to {limit} would cut an image. Raise `max_length`, or take fewer or smaller images (`max_tiles`)."
+                    )
+                ids, offsets = ids[kept], offsets[kept]
+            if len(ids) > self.tokenizer.model_max_length:
+                raise ValueError(
+                    f"Sample {index} has {len(ids)} tokens, the model takes {self.tokenizer.model_max_length}. Shorten the text, or take fewer or smaller images (`max_tiles`)."
+                )
+            rows["input_ids"].append(ids)
+            edits = _edits(len(opened[index]) - len(sample), replacement_offsets[index] if replacement_offsets else [], typed[index])
+            rows["offset_mapping"].append([_to_source(offset, edits) for offset in offsets])
+
+        if padding is None:
+            padding = return_tensors is not None and len(texts) > 1
+        padded = self.tokenizer.pad(
+            {"input_ids": rows["input_ids"]},
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side or "left",
+            return_attention_mask=return_attention_mask,
+            verbose=False,
+        )
+        result = dict(padded)
+        if return_offsets_mapping:
+            result["offset_mapping"] = [
+                # of no width; and in order, as transformers before 5.19 expect
+                _pad(offsets, len(ids), (0, 0) if padding_side != "right" else (offsets[-1][1],) * 2, padding_side or "left")
+                for ids, offsets in zip(result["input_ids"], rows["offset_mapping"], strict=True)
+            ]
+        if return_text_replacement_offsets:
+            result["text_replacement_offsets"] = replacement_offsets
+        if return_mm_token_type_ids:
+            result["mm_token_type_ids"] = self.create_mm_token_type_ids(result["input_ids"])
+        return result
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The text that stands for one picture."""
+        grids = [(rows, columns) for row, _, rows, columns in image_inputs["tile_positions"].tolist() if row < 0]
+        return self._expansion(*grids[image_idx])
+
+    def _expansion(self, rows: int, columns: int) -> str:
+        side = self.image_processor.tokens_per_side
+        blocks = ((side, side), self.image_processor.get_token_grid(rows, columns))
+        return "".join(f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>" for height, width in blocks)
+
+    def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
+        """Tokens (`num_image_tokens`, structural ones included) and tiles (`num_image_patches`) of pictures of these
+        (height, width), in pixels, without making them. Engines plan with it. `max_tiles`, `min_pixels` and `max_pixels`
+        may be given."""
+        if image_sizes is None:
+            return MultiModalData()
+        grids = [self.image_processor.get_tiling(*size, **kwargs)[1] for size in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[
+                sum(2 + height * (width + 1) for height, width in (self._thumbnail_grid, self.image_processor.get_token_grid(*grid)))
+                for grid in grids
+            ],
+            num_image_patches=[1 + rows * columns for rows, columns in grids],
+        )
+
+    @property
+    def _thumbnail_grid(self) -> tuple[int, int]:
+        return self.image_processor.get_token_grid(1, 1)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Chats
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        sanitize_control_tokens: bool = True,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        """
+        As [`~ProcessorMixin.apply_chat_template`], with two differences: arguments of the processor (`max_tiles`,
+        `padding`, ...) may be given directly, and text in messages stays text unless `sanitize_control_tokens=False`:
+        special tokens typed into a message are encoded as the characters they are made of. This also works together with
+        `return_assistant_tokens_mask=True`. It needs `tokenize=True`: a rendered string cannot carry the distinction.
+
+        What it cannot prevent: the template has no tokens that end a user's turn, so that " Assistant:" in a user's
+        message reads like the start of an answer.
+        """
+        processor_kwargs = dict(processor_kwargs or {})
+        for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
+            processor_kwargs[name] = kwargs.pop(name)
+        # A release's template is given its two variables; the library takes what a template does not use for ours.
+        template = self._template(chat_template)
+        variables = {"always_start_with_space": self.always_start_with_space, "image_prompt_token": self.image_token}
+        variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
+        if tokenize and sanitize_control_tokens:
+            conversation = self._escape_messages(conversation)
+            kwargs = {
+                # a template may be told what stands for a picture
+                name: value if name == "image_token" and value == self.image_token else self._escape(value)
+                for name, value in kwargs.items()
+            }
+            processor_kwargs["_escaped"] = True
+        if tokenize and kwargs.get("return_assistant_tokens_mask"):
+            processor_kwargs["_masked"] = True
+            # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
+            chat_template = f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}" if template else chat_template
+        return super().apply_chat_template(
+            conversation,
+            chat_template=chat_template,
+            tokenize=tokenize,
+            processor_kwargs=processor_kwargs,
+            **variables,
+            **kwargs,
+        )
+
+    def _template(self, name_or_text: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        return templates.get(name_or_text or "default") or name_or_text or ""
+
+    @property
+    def _own_kwargs(self) -> set[str]:
+        groups = self.valid_processor_kwargs.__annotations__
+        return {*groups, *groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__, *_ON_REQUEST}
+
+    @property
+    def _special_tokens(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(sorted((token.content for token in added if token.special), key=lambda token: (-len(token), token)))
+
+    def _escape_messages(self, conversation: Any) -> Any:
+        """A copy of the conversation, or of each of several, with special tokens in its text replaced by stand-ins."""
+        if isinstance(conversation, (list, tuple)):
+            return [self._escape_messages(item) for item in conversation]
+        if hasattr(conversation, "messages"):  # the library's `Chat`
+            return self._escape_messages(conversation.messages)
+        if not isinstance(conversation, dict):
+            raise TypeError(f"Expected a list of messages, each a dictionary with `role` and `content`, got {conversation!r}.")
+        message = {name: value if name == "content" else self._escape(value) for name, value in conversation.items()}
+        if isinstance(content := message.get("content"), (list, tuple)):
+            message["content"] = [
+                part if isinstance(part, dict) and part.get("type") in _MEDIA_TYPES else self._escape(part) for part in content
+            ]
+        else:
+            message["content"] = self._escape(content)
+        return message
+
+    def _escape(self, value: Any) -> Any:
+        if isinstance(value, str):
+            pattern, stand_ins = _escapes(self._special_tokens)
+            return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
+        if isinstance(value, dict):
+            return {name: self._escape(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._escape(item) for item in value]
+        return value
+
+    def _unescape(self, text: str) -> tuple[str, list["_Typed"]]:
+        """The text that was typed, and where in it stand special tokens that must not be taken as such."""
+        originals = {}
+        if _ESCAPE in text:
+            originals = {stand_in: original for original, stand_in in _escapes(self._special_tokens)[1].items()}
+        typed, pieces, last, shrunk = [], [], 0, 0
+        for match in _ESCAPED.finditer(text):
+            original = originals.get(match[1], match[1])
+            start = match.start() - shrunk
+            typed.append(_Typed(match.span(), (start, start + len(original))))
+            pieces += [text[last : match.start()], original]
+            last = match.end()
+            shrunk += len(match[0]) - len(original)
+        return "".join([*pieces, text[last:]]), typed
+
+    def _retype(self, ids: list[int], offsets: list[tuple[int, int]], typed: list["_Typed"]) -> tuple[list, list]:
+        """Puts the tokens of ordinary text in the place of special tokens that begin where one was typed."""
+        if not typed:
+            return list(ids), [tuple(offset) for offset in offsets]
+        starts = {item.plain[0] for item in typed}
+        special = {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        new_ids, new_offsets = [], []
+        for token_id, offset in zip(ids, map(tuple, offsets), strict=True):
+            was_typed = token_id in special and offset[0] in starts
+            replaced = self._encode_as_text(special[token_id]) if was_typed else [token_id]
+            new_ids += replaced
+            new_offsets += [offset] * len(replaced)
+        return new_ids, new_offsets
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        # The tokenizer's parts, without its table of special tokens. Its own switch for this is a state that threads share.
+        backend = self.tokenizer.backend_tokenizer
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        return [token.id for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text) for token in backend.model.tokenize(piece)]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Loading
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # Not by the Auto classes: a released folder names other code in its files, which these would ask to run.
+        kwargs.pop("trust_remote_code", None)
+        image_processor = JinaVLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError, TypeError) as error:
+            raise OSError(
+                f"No tokenizer could be loaded from {str(pretrained_model_name_or_path)!r}: expected `tokenizer.json` and "
+                f"`tokenizer_config.json` there. Take them from the checkpoint that the weights come from. ({error})"
+            ) from error
+        if "padding_side" not in tokenizer.init_kwargs:
+            # for whoever calls the tokenizer by itself, also once it is saved; the release does not say
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        return [image_processor, tokenizer]
+
+
+def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
+    if unknown := sorted(set(kwargs) - known):
+        raise TypeError(f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}.")
+
+
+@lru_cache
+def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
+    """What to escape in a text, and the stand-in of each: special tokens and, where half of one ends the text, its first
+    character: the template may put the other half, from a message's next part, right behind it."""
+    halves = {token[:length] for token in tokens for length in range(1, len(token))}
+    heads = [f"{re.escape(half[0])}(?={re.escape(half[1:])}\\Z)" for half in sorted(halves)]
+    end = rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"  # elsewhere not tried, for speed
+    pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), end]))
+    originals = [*tokens, *sorted({token[0] for token in tokens})]
+    return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
+
+
+@dataclass
+class _Typed:
+    """An escape sequence: its span in the expanded text, and its span once it is undone."""
+
+    escaped: tuple[int, int]
+    plain: tuple[int, int]
+
+
+def _edits(bos_length: int, replacements: list[dict], typed: list[_Typed]) -> list[tuple[int, int, int, int]]:
+    """What separates the text that was tokenised from the one that was given, in order: (start, end) in the former,
+    (start, end) in the latter, in characters."""
+    edits = [(0, bos_length, 0, 0)] if bos_length else []
+    grown, shrunk = bos_length, 0  # of the expanded text against the given one, and against the tokenised one
+    changes = [(item["new_span"], item["span"], None) for item in replacements] + [(item.escaped, None, item.plain) for item in typed]
+    for (start, end), given, plain in sorted(changes, key=lambda change: change[0]):
+        given_length = given[1] - given[0] if given else end - start
+        plain_length = plain[1] - plain[0] if plain else end - start
+        edits.append((start - shrunk, start - shrunk + plain_length, start - grown, start - grown + given_length))
+        grown += end - start - given_length
+        shrunk += end - start - plain_length
+    return edits
+
+
+def _to_source(offset: tuple[int, int], edits: list[tuple[int, int, int, int]]) -> tuple[int, int]:
+    """A token's characters in the text that was given. Tokens inside an edit stand for all of what was edited."""
+    index = bisect_right(edits, offset[0], key=lambda edit: edit[0]) - 1
+    if index < 0:
+        return offset
+    _, end, source_start, source_end = edits[index]
+    if offset[0] < end:
+        return source_start, source_end
+    return offset[0] - end + source_end, offset[1] - end + source_end
+
+
+def _pad(values: list, length: int, filler: Any, side: str) -> list:
+    padding = [filler] * (length - len(values))
+    return padding + values if side == "left" else values + padding
+
+
+__all__ = ["JinaVLMProcessor"]
