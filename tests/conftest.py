@@ -3,8 +3,12 @@
 import http.server
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import textwrap
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +60,27 @@ def make_conversation(turns: list) -> list:
         {"role": role, "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else [part(p) for p in parts]}
         for role, *parts in turns
     ]
+
+
+def python(code: str, *args, expect: int = 0, **environment) -> subprocess.CompletedProcess:
+    """Runs code in a fresh process that knows nothing of this package."""
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        capture_output=True, text=True, env=environment, cwd="/",
+    )  # fmt: skip
+    assert result.returncode == expect, result.stderr
+    return result
+
+
+@contextmanager
+def serve(handler: type[http.server.BaseHTTPRequestHandler]):
+    """A server on this machine, as its URL."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
@@ -148,10 +173,6 @@ def web(tmp_path_factory):
             pass
 
     folder = tmp_path_factory.mktemp("web")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.MonkeyPatch.context() as patch:
+    with serve(Handler) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "127.0.0.1")
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+        yield folder, url

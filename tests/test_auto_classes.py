@@ -2,12 +2,7 @@
 
 import hashlib
 import http.server
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
-import threading
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
@@ -17,6 +12,7 @@ import jina_vlm
 import pytest
 import torch
 import transformers
+from conftest import python, serve
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -148,11 +144,8 @@ def hub(tmp_path_factory):
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(Handler) as url:
+        yield folder, url
 
 
 def test_two_revisions_of_the_code_in_one_process(hub, bundle, tmp_path):
@@ -175,12 +168,7 @@ def test_two_revisions_of_the_code_in_one_process(hub, bundle, tmp_path):
         answers = [model.generate(**inputs, max_new_tokens=3, do_sample=False).tolist() for model in (one, two, mixed)]
         assert answers[0] == answers[1] == answers[2]
         """
-    environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, cwd="/", env={"PATH": os.environ["PATH"], **environment},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    python(code, HF_HUB_OFFLINE="0", HF_ENDPOINT=url, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -5,13 +5,11 @@ import threading
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForImageTextToText, StaticCache, TextIteratorStreamer, set_seed
 from transformers.generation import utils as generation_utils
 
 
 NEW_TOKENS = 6
-ENCODES_BEFORE_PREFILL = transformers.__version__ >= "5.19"
 SLICES_PICTURES = hasattr(generation_utils, "_slice_mm_encoder_output")  # prefill in chunks knows of pictures
 
 

@@ -5,15 +5,12 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, make_picture
+from conftest import ROOT, make_picture, python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
@@ -54,17 +51,6 @@ def edit_json(file: Path, edit) -> None:
     content = json.loads(file.read_text())
     edit(content)
     file.write_text(json.dumps(content))
-
-
-def python(code: str, *args, expect: int = 0, **environment) -> subprocess.CompletedProcess:
-    """Runs code in a fresh process that knows nothing of this package."""
-    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
-        capture_output=True, text=True, env=environment, cwd="/",
-    )  # fmt: skip
-    assert result.returncode == expect, result.stderr
-    return result
 
 
 # The released layout ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,6 @@ class ConversationCollator:
 
     def __init__(self, processor):
         self.processor = processor
-        self.image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         conversations = [sample.conversations() for sample in samples]
@@ -97,7 +96,7 @@ class ConversationCollator:
         )
         ids, labels, owners = [], [], []
         for number, (tokens, answered) in enumerate(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True), start=1):
-            start = tokens.index(self.image_token_id) + 1
+            start = tokens.index(self.processor.image_token_id) + 1
             ids += tokens[start:]
             labels += [token if is_answer else -100 for token, is_answer in zip(tokens, answered, strict=True)][start:]
             owners += [number] * (len(tokens) - start)
