@@ -325,10 +325,11 @@ class JinaVLMProcessor(ProcessorMixin):
         variables = {"always_start_with_space": self.always_start_with_space, "image_prompt_token": self.image_token}
         variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
         if tokenize and sanitize_control_tokens:
-            conversation = self._escape_messages(conversation)
+            escapes = _escapes(self._special_tokens)
+            conversation = _escape_messages(conversation, *escapes)
             kwargs = {
                 # a template may be told what stands for a picture
-                name: value if name == "image_token" and value == self.image_token else self._escape(value)
+                name: value if name == "image_token" and value == self.image_token else _escape(value, *escapes)
                 for name, value in kwargs.items()
             }
             processor_kwargs["_escaped"] = True
@@ -358,33 +359,6 @@ class JinaVLMProcessor(ProcessorMixin):
     def _special_tokens(self) -> tuple[str, ...]:
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted((token.content for token in added if token.special), key=lambda token: (-len(token), token)))
-
-    def _escape_messages(self, conversation: Any) -> Any:
-        """A copy of the conversation, or of each of several, with special tokens in its text replaced by stand-ins."""
-        if isinstance(conversation, (list, tuple)):
-            return [self._escape_messages(item) for item in conversation]
-        if hasattr(conversation, "messages"):  # the library's `Chat`
-            return self._escape_messages(conversation.messages)
-        if not isinstance(conversation, dict):
-            raise TypeError(f"Expected a list of messages, each a dictionary with `role` and `content`, got {conversation!r}.")
-        message = {name: value if name == "content" else self._escape(value) for name, value in conversation.items()}
-        if isinstance(content := message.get("content"), (list, tuple)):
-            message["content"] = [
-                part if isinstance(part, dict) and part.get("type") in _MEDIA_TYPES else self._escape(part) for part in content
-            ]
-        else:
-            message["content"] = self._escape(content)
-        return message
-
-    def _escape(self, value: Any) -> Any:
-        if isinstance(value, str):
-            pattern, stand_ins = _escapes(self._special_tokens)
-            return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
-        if isinstance(value, dict):
-            return {name: self._escape(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._escape(item) for item in value]
-        return value
 
     def _unescape(self, text: str) -> tuple[str, list["_Typed"]]:
         """The text that was typed, and where in it stand special tokens that must not be taken as such."""
@@ -459,6 +433,34 @@ def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
     pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), end]))
     originals = [*tokens, *sorted({token[0] for token in tokens})]
     return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
+
+
+def _escape_messages(conversation: Any, pattern: re.Pattern, stand_ins: dict[str, str]) -> Any:
+    """A copy of the conversation, or of each of several, with special tokens in its text replaced by stand-ins."""
+    if isinstance(conversation, (list, tuple)):
+        return [_escape_messages(item, pattern, stand_ins) for item in conversation]
+    if hasattr(conversation, "messages"):  # the library's `Chat`
+        return _escape_messages(conversation.messages, pattern, stand_ins)
+    if not isinstance(conversation, dict):
+        raise TypeError(f"Expected a list of messages, each a dictionary with `role` and `content`, got {conversation!r}.")
+    message = {name: value if name == "content" else _escape(value, pattern, stand_ins) for name, value in conversation.items()}
+    if isinstance(content := message.get("content"), (list, tuple)):
+        message["content"] = [
+            part if isinstance(part, dict) and part.get("type") in _MEDIA_TYPES else _escape(part, pattern, stand_ins) for part in content
+        ]
+    else:
+        message["content"] = _escape(content, pattern, stand_ins)
+    return message
+
+
+def _escape(value: Any, pattern: re.Pattern, stand_ins: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
+    if isinstance(value, dict):
+        return {name: _escape(item, pattern, stand_ins) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escape(item, pattern, stand_ins) for item in value]
+    return value
 
 
 @dataclass
