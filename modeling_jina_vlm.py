@@ -254,8 +254,6 @@ class JinaVLMConnector(nn.Module):
 class JinaVLMModel(JinaVLMPreTrainedModel):
     """Tower, connector and text model, without a language modelling head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
         self.vision_model = JinaVLMVisionModel(config)
@@ -268,6 +266,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        # Not among `_keys_to_ignore_on_load_unexpected`: vLLM, which puts a head of its own on this model, would ignore it.
+        loading_info.unexpected_keys.discard("lm_head.weight")
 
     def get_token_order(self, tile_positions: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         """
