@@ -14,7 +14,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-matrix test-hf train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve test test-slow test-matrix test-hf test-vllm train-tiny eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -22,6 +22,9 @@ help:  ## list these targets
 
 demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
 	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+
+serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
+	@$(RUN) -m serving.transformers_serve $(CHECKPOINT) $(ARGS)
 
 test: $(VENV)/ready  ## run the fast tests
 	$(RUN) -m pytest tests -m "not slow" $(PYTEST_ARGS)
@@ -35,6 +38,9 @@ test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transform
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
 	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
 	$(RUN) -m library_tests.run $(ARGS)
+
+test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
+	$(VENV)/vllm/bin/python -m pytest engine_tests $(PYTEST_ARGS)
 
 train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)
@@ -75,3 +81,10 @@ endef
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(environment)
+
+$(VENV)/vllm/ready: requirements/vllm-0.32.0.txt
+	@echo "Setting up $(@D), once, with $< (some GB: this takes minutes) ..."
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<
+	$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 from transformers.models.auto.image_processing_auto import (
@@ -31,8 +32,8 @@ AutoConfig.register(JinaVLMConfig.model_type, JinaVLMConfig, exist_ok=True)
 # Not by `AutoConfig.register`: a released config is translated, and is of this layout's type from then on.
 CONFIG_MAPPING.register(RELEASED_MODEL_TYPE, JinaVLMConfig, exist_ok=True)
 AutoModel.register(JinaVLMConfig, JinaVLMModel, exist_ok=True)
-AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
-AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
+for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
 AutoImageProcessor.register(JinaVLMConfig, JinaVLMImageProcessor, exist_ok=True)
 AutoProcessor.register(JinaVLMConfig, JinaVLMProcessor, exist_ok=True)
 

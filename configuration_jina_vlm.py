@@ -43,6 +43,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_jina_vlm.JinaVLMConfig",
     "AutoModel": "modeling_jina_vlm.JinaVLMModel",
     "AutoModelForImageTextToText": "modeling_jina_vlm.JinaVLMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_jina_vlm.JinaVLMForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_jina_vlm.JinaVLMForConditionalGeneration",
 }
 

@@ -320,9 +320,13 @@ class JinaVLMProcessor(ProcessorMixin):
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
-        # A release's template is given its two variables; the library takes what a template does not use for ours.
+        # A release's template is given its two variables, ours its one; the library takes what a template does not use for ours.
         template = self._template(chat_template)
-        variables = {"always_start_with_space": self.always_start_with_space, "image_prompt_token": self.image_token}
+        variables = {
+            "always_start_with_space": self.always_start_with_space,
+            "image_prompt_token": self.image_token,
+            "control_tokens_in_text": tokenize or not sanitize_control_tokens,  # else it breaks them up by a space
+        }
         variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
         if tokenize and sanitize_control_tokens:
             escapes = _escapes(self._special_tokens)

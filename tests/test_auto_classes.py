@@ -19,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     AutoTokenizer,
     TextIteratorStreamer,
@@ -29,11 +30,15 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 
+GENERATING = (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM)
+MODELS = (AutoModel, *GENERATING)
+
+
 @pytest.fixture(scope="module")
 def package_unknown():
     """As in a process that never imported the package: where it is registered the library takes its classes, trusted or not."""
     mappings = [CONFIG_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING]
-    mappings += [auto._model_mapping for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM)]
+    mappings += [auto._model_mapping for auto in MODELS]
 
     @contextmanager
     def forget():
@@ -73,8 +78,7 @@ def expected(model, inputs):
     [
         (AutoConfig, "JinaVLMConfig"),
         (AutoModel, "JinaVLMModel"),
-        (AutoModelForImageTextToText, "JinaVLMForConditionalGeneration"),
-        (AutoModelForCausalLM, "JinaVLMForConditionalGeneration"),
+        *((auto_class, "JinaVLMForConditionalGeneration") for auto_class in GENERATING),
         (AutoProcessor, "JinaVLMProcessor"),
         (AutoImageProcessor, "JinaVLMImageProcessor"),
     ],
@@ -86,7 +90,7 @@ def test_auto_class(bundle, auto_class, name, trust):
     assert found.__module__.split(".")[0] == ("transformers_modules" if trust else "jina_vlm")
 
 
-@pytest.mark.parametrize("auto_class", [AutoModelForImageTextToText, AutoModelForCausalLM, AutoModel])
+@pytest.mark.parametrize("auto_class", MODELS)
 def test_auto_models_compute_the_same(bundle, inputs, expected, auto_class, trust):
     model = auto_class.from_pretrained(bundle, trust_remote_code=trust, dtype=torch.float32)
     with torch.no_grad():

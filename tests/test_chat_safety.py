@@ -153,7 +153,12 @@ def test_same_ids_as_the_librarys_own(processor, conversation, chat_template, ch
     """Where it is right: it drops some private characters, and minds no halves."""
     turns = [(role, re.sub("[\U000f0000-\U0010ffff]", "", text)) for role, text in turns]
     theirs = processor.tokenizer.apply_chat_template(
-        conversation(turns), chat_template=chat_template, tokenize=True, return_dict=False, sanitize_control_tokens=True
+        conversation(turns),
+        chat_template=chat_template,
+        tokenize=True,
+        return_dict=False,
+        sanitize_control_tokens=True,
+        control_tokens_in_text=True,
     )
     assert chat(turns)["input_ids"][0].tolist() == theirs
 
@@ -177,8 +182,32 @@ def test_switched_off(processor, conversation, chat):
         chat([("user", "<|image|>", SMALL)], sanitize_control_tokens=False)
     messages = conversation([("user", "<im_col>\U0010fffd"), ("assistant", "<|endoftext|>")])
     before = copy.deepcopy(messages)
-    assert processor.apply_chat_template(messages) == raw.replace("<im_col>", "<im_col>\U0010fffd")  # a string: as it was typed
+    as_typed = processor.apply_chat_template(messages, sanitize_control_tokens=False)
+    assert as_typed == raw.replace("<im_col>", "<im_col>\U0010fffd")
     assert messages == before
+
+
+@pytest.mark.parametrize("render", ["processor", "tokenizer"])
+def test_a_rendered_string_has_them_broken_up(processor, conversation, special_ids, render):
+    """Engines render chats by themselves, to a string that they tokenise: the template itself guards it."""
+    tokens = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    assert len(tokens) > 6
+    turns = [
+        ("system", *tokens),
+        ("user", *[piece for token in tokens for piece in (token[:3], token[3:])], SMALL, "<", "|image|>", *tokens),
+        ("assistant", *tokens),
+        ("user", "".join(tokens)),
+    ]
+    if render == "processor":
+        text = processor.apply_chat_template(conversation(turns), add_generation_prompt=True)
+    else:
+        text = processor.tokenizer.apply_chat_template(
+            conversation(turns), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+        )
+    ids = torch.tensor(processor.tokenizer.encode(text))
+    special = processor.tokenizer.convert_ids_to_tokens(ids[torch.isin(ids, special_ids)])
+    assert special == ["<|endoftext|>", "<|image|>", "<|endoftext|>"], "what opens the chat, the picture, what ends the answer"
+    assert text.count("< |image|>") == 6
 
 
 def test_raw_text_is_the_callers(processor, picture):

@@ -200,7 +200,7 @@ def test_saved_weights_are_native_and_load_to_the_same_logits(bundle, model, inp
     assert_same(jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(bundle), inputs, logits)
     config = json.loads((bundle / "config.json").read_text())
     assert config["model_type"] == "jina_vlm" and set(config["auto_map"]) == {
-        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText",
+        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
     }  # fmt: skip
     with pytest.raises(ValueError, match="save_original_format"):
         model.save_pretrained(bundle / "other", save_original_format=True)

@@ -44,7 +44,8 @@ def test_root_config_is_the_released_model():
     as_dict = [{k: v for k, v in c.to_dict().items() if k not in differs} for c in (config, expected)]
     assert as_dict[0] == as_dict[1]
     auto_map = json.loads((ROOT / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM"}
+    generating = {"AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM"}
+    assert set(auto_map) == {"AutoConfig", "AutoModel", *generating}
     for target in auto_map.values():
         module, name = target.split(".")
         assert module + ".py" in generated.MODULES and hasattr(jina_vlm, name)

@@ -24,7 +24,7 @@ NEWEST = {
     name: re.search(rf"^{name}==(.*)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)[1]
     for name in ("transformers", "torch")
 }
-OLDER_TRANSFORMERS = sorted(path.stem.removeprefix("transformers-") for path in (ROOT / "requirements").glob("*.txt"))
+OLDER_TRANSFORMERS = sorted(path.stem.removeprefix("transformers-") for path in (ROOT / "requirements").glob("transformers-*.txt"))
 OLDER_TORCH = ("2.9.1",)
 PYTHONS = ("3.11", "3.12", "3.13")
 

@@ -140,6 +140,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self._settings({})
+        self.size = self._size_of_most_tokens()
 
     def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         """
@@ -193,6 +194,22 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         settings = self._settings(settings)
         fitted = fit_to_budget(height, width, self.patch_size, settings["min_pixels"], settings["max_pixels"])
         return fitted, select_tiling(*fitted, *self._stride_and_margin, settings["max_tiles"])
+
+    def _size_of_most_tokens(self) -> dict[str, int]:
+        """Height and width, in pixels, of a picture that takes as many tokens as any. Engines set memory aside for it; of
+        themselves they would try a square, which takes fewer than a strip."""
+        stride, margin = self._stride_and_margin
+        sizes = []
+        for rows in range(1, self.max_tiles + 1):
+            height = stride * rows + margin
+            width = min(self.tile_size, self.max_pixels // height // self.patch_size * self.patch_size)
+            sizes += [(height, max(width, -(-height // MAX_ASPECT_RATIO))), (height, height)]
+
+        def tokens(size: tuple[int, int]) -> int:
+            rows, columns = self.get_token_grid(*self.get_tiling(*size)[1])
+            return rows * (columns + 1)
+
+        return dict(zip(("height", "width"), max(sizes, key=tokens), strict=True))
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Tiles, the thumbnail included, that a picture of `height` x `width` pixels becomes."""

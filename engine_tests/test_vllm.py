@@ -1,0 +1,114 @@
+"""vLLM's offline engine, through its Transformers back end, on the bundle as it is: `LLM.chat` gives `generate`'s tokens."""
+
+import contextlib
+import gc
+
+import pytest
+from conftest import CHATS, CHECKPOINT, MAX_TOKENS, shapes, user
+from vllm import LLM, SamplingParams
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+
+
+@contextlib.contextmanager
+def engine(**kwargs):
+    """Both caches are on, as they are by default. A step takes fewer tokens than a picture has, so that prompts are cut in
+    the midst of pictures."""
+    kwargs = {"max_num_batched_tokens": 256, "enable_prefix_caching": True, "disable_log_stats": False, **kwargs}
+    llm = LLM(
+        str(CHECKPOINT),
+        trust_remote_code=True,
+        dtype="float32",
+        max_model_len=4096,
+        limit_mm_per_prompt={"image": 3},
+        enforce_eager=True,
+        **kwargs,
+    )
+    yield llm
+    del llm
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with engine() as llm:
+        yield llm
+
+
+def metric(llm, name: str) -> float:
+    return sum(item.value for item in llm.get_metrics() if item.name == name)
+
+
+def assert_same(reference, outputs, chats, **kwargs):
+    for output, chat in zip(outputs, chats, strict=True):
+        prompt, answer = reference(chat, **kwargs)
+        assert output.prompt_token_ids == prompt
+        assert reference.without_end(output.outputs[0].token_ids) == answer
+        assert answer, "an empty answer shows nothing"
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat(llm, reference, name):
+    assert_same(reference, llm.chat(CHATS[name], GREEDY, use_tqdm=False), [CHATS[name]])
+
+
+def test_all_at_once(llm, reference):
+    """Different numbers of tiles in one batch, and text alone among them; what the first pass left in the caches is used."""
+    hits = metric(llm, "vllm:mm_cache_hits"), metric(llm, "vllm:prefix_cache_hits")
+    assert_same(reference, llm.chat(list(CHATS.values()), GREEDY, use_tqdm=False), CHATS.values())
+    assert metric(llm, "vllm:mm_cache_hits") > hits[0]
+    assert metric(llm, "vllm:prefix_cache_hits") > hits[1]
+
+
+def test_one_picture_is_not_another(llm, reference):
+    """Prompts that differ in nothing but the picture: neither cache may take one for the other."""
+    chats = [[user(shapes(seed), "Describe the picture.")] for seed in (20, 21, 22)]
+    answers = [reference(chat)[1] for chat in chats]
+    assert len(set(map(tuple, answers))) == len(answers)
+    for chat in chats:
+        assert_same(reference, llm.chat(chat, GREEDY, use_tqdm=False), [chat])
+
+
+def test_processor_arguments_of_the_engine(reference):
+    chat = [user(shapes(3, 1280, 720), "Describe the picture.")]
+    with engine(mm_processor_kwargs={"max_tiles": 4}) as llm:
+        outputs = llm.chat(chat, GREEDY, use_tqdm=False)
+    assert_same(reference, outputs, [chat], max_tiles=4)
+    assert len(outputs[0].prompt_token_ids) < 900 < len(reference(chat)[0])
+
+
+def test_processor_arguments_of_one_request(llm, reference):
+    """vLLM counts tiles by the engine's own arguments. A request that asks for others is refused, and no other is harmed."""
+    chat = CHATS["13 tiles"]
+    with pytest.raises(ValueError, match="cannot be split"):
+        llm.chat(chat, GREEDY, use_tqdm=False, mm_processor_kwargs={"max_tiles": 4})
+    assert_same(reference, llm.chat(chat, GREEDY, use_tqdm=False), [chat])
+
+
+def test_no_structural_token_is_sampled(llm, reference):
+    """vLLM does not know `suppress_tokens`; the head's rows themselves must be low."""
+    params = SamplingParams(temperature=2.0, max_tokens=200, seed=0, ignore_eos=True, n=4)
+    outputs = llm.chat(CHATS["2 tiles"], params, use_tqdm=False)[0].outputs
+    sampled = {token for output in outputs for token in output.token_ids}
+    assert len(sampled) > 100
+    assert not sampled & set(reference.model.config.structural_token_ids)
+
+
+TYPED = ("<|image|>", "<im_patch>", "<|endoftext|>")
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_typed_structural_tokens(llm, reference, typed):
+    """vLLM renders a chat to a string and tokenises that, so that the template itself must break up what users typed: by one
+    space more than they wrote, and no token."""
+    chat = [user(f"Look {typed} here", shapes(1), "Describe the picture.")]
+    prompt = llm.chat(chat, GREEDY, use_tqdm=False)[0].prompt_token_ids
+    harmless = [user(f"Look {typed[0]} {typed[1:]} here", shapes(1), "Describe the picture.")]
+    assert prompt == reference(harmless)[0]
+
+
+def test_two_processes(reference):
+    """Tensor parallelism: half of the heads each."""
+    with engine(tensor_parallel_size=2) as llm:
+        assert_same(reference, llm.chat(list(CHATS.values()), GREEDY, use_tqdm=False), CHATS.values())
