@@ -107,6 +107,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
             mismatched = {name for name, _, _ in info["mismatched_keys"]}
             problems += [f"{_both_names(name)} is missing." for name in sorted(set(info["missing_keys"]) - mismatched)]
         if problems:
+            if any(kwargs.get(name) is not None for name in ("tp_plan", "tp_size", "distributed_config")):
+                problems.append(
+                    "The released layout, whose tensors hold several of ours, cannot be loaded in parts by several processes. If "
+                    "this is one, load it in one process, `save_pretrained` it, and load what that wrote."
+                )
             raise ValueError(f"Cannot load {cls.__name__} from {pretrained_model_name_or_path}:\n" + "\n".join(problems)) from cause
         return (model, info) if output_loading_info else model
 
@@ -154,6 +159,13 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _can_record_outputs = {"hidden_states": SiglipEncoderLayer, "attentions": SiglipAttention}
+    # The library's SigLIP has no plan.
+    _tp_plan = {
+        **{f"tower.encoder.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
+        "tower.encoder.layers.*.self_attn.out_proj": "rowwise",
+        "tower.encoder.layers.*.mlp.fc1": "colwise",
+        "tower.encoder.layers.*.mlp.fc2": "rowwise",
+    }
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
@@ -253,6 +265,12 @@ class JinaVLMConnector(nn.Module):
 
 class JinaVLMModel(JinaVLMPreTrainedModel):
     """Tower, connector and text model, without a language modelling head."""
+
+    _tp_plan = {
+        **{f"connector.{name}_proj": "colwise" for name in ("q", "k", "v", "gate", "up")},
+        "connector.out_proj": "rowwise",
+        "connector.down_proj": "rowwise",
+    }
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
