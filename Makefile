@@ -14,17 +14,23 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-matrix test-hf test-vllm train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm benchmark-pictures train-tiny eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
 	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
 	@$(RUN) -m serving.transformers_serve $(CHECKPOINT) $(ARGS)
+
+answer-pictures: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
+	@$(RUN) -m serving.answer_pictures $(ARGS)
+
+publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jinaai/jina-vlm --repo-id me/name")
+	@$(RUN) upload_to_hub.py $(ARGS)
 
 test: $(VENV)/ready  ## run the fast tests
 	$(RUN) -m pytest tests -m "not slow" $(PYTEST_ARGS)
@@ -47,6 +53,9 @@ train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
 	$(RUN) -m training.eval_tiny $(ARGS)
+
+benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
+	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
 bundle: $(VENV)/ready  ## write the five modules into checkpoints/tiny
 	$(RUN) -m tools.generated_files bundle

@@ -1,1 +1,1 @@
-"""jina-vlm behind the servers that engines bring: what each needs to find this code, and one client for all."""
+"""The model at work: behind the servers that engines bring, and over many pictures."""
