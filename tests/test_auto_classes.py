@@ -1,18 +1,16 @@
 """The library's Auto classes and pipelines, on a bundle folder with its own code and on the package's."""
 
-import hashlib
-import http.server
 import shutil
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
-from urllib.parse import unquote, urlparse
 
 import jina_vlm
 import pytest
 import torch
 import transformers
-from conftest import python, serve
+from conftest import python
+from hub_server import serve_hub
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -119,45 +117,7 @@ def test_auto_tokenizer(bundle, processor):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """(folder, URL): folder/<owner>/<name>/<revision>/ is served as that revision of the repository owner/name."""
-    folder = tmp_path_factory.mktemp("hub")
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            owner, name, kind, revision, *path = (unquote(urlparse(self.path).path).strip("/").split("/") + [""] * 4)[:8]
-            commits = {self.commit(child.name): child.name for child in (folder / owner / name).glob("*")}
-            revision = commits.get(revision, revision)
-            file = folder.joinpath(owner, name, revision, *path)
-            found = kind == "resolve" and file.is_file()
-            body = file.read_bytes() if found else b"{}"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Repo-Commit", self.commit(revision))
-            self.send_header(*(("ETag", f'"{hashlib.sha1(body).hexdigest()}"') if found else ("X-Error-Code", "EntryNotFound")))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def commit(self, revision):
-            return hashlib.sha1(revision.encode()).hexdigest()
-
-        def log_message(self, *args):
-            pass
-
-    with serve(Handler) as url:
-        yield folder, url
-
-
-def test_two_revisions_of_the_code_in_one_process(hub, bundle, tmp_path):
-    folder, url = hub
-    for revision in ("one", "two"):
-        shutil.copytree(bundle, folder / "owner" / "model" / revision)
-        with open(folder / "owner" / "model" / revision / "modeling_jina_vlm.py", "a") as file:
-            file.write(f"\nJinaVLMForConditionalGeneration.revision = {revision!r}\n")
+def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
     code = """
         from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -172,7 +132,14 @@ def test_two_revisions_of_the_code_in_one_process(hub, bundle, tmp_path):
         answers = [model.generate(**inputs, max_new_tokens=3, do_sample=False).tolist() for model in (one, two, mixed)]
         assert answers[0] == answers[1] == answers[2]
         """
-    python(code, HF_HUB_OFFLINE="0", HF_ENDPOINT=url, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
+    with serve_hub({}) as hub:
+        for revision in ("one", "two"):
+            folder = shutil.copytree(bundle, tmp_path / revision)
+            with open(folder / "modeling_jina_vlm.py", "a") as file:
+                file.write(f"\nJinaVLMForConditionalGeneration.revision = {revision!r}\n")
+            hub.put("owner/model", folder, revision)
+        environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "*"}
+        python(code, HF_ENDPOINT=hub.url, **environment)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
