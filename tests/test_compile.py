@@ -1,5 +1,7 @@
 """torch.compile: whole graphs, few of them, equal results."""
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -81,3 +83,34 @@ def test_generate_compiles_decoding_once(model, chat, batch):
         assert torch.equal(ids, expected)
         frames.append(len(graphs))
     assert 0 < frames[0] == frames[-1] <= 2, frames
+
+
+@pytest.mark.slow
+def test_inductor(model, chat):
+    """The backend that `torch.compile` takes by itself, on a tower of two blocks, as each block is compiled anew: minutes for
+    a whole one. Other numbers of tiles, and each further token, compile nothing more, and the results are those of eager."""
+    config = copy.deepcopy(model.config)
+    config.vision_config.num_hidden_layers, config.vision_feature_layers = 2, [1, 0]
+    torch.manual_seed(0)
+    small = type(model)(config).eval()
+    compiled_tower = torch.compile(encode, fullgraph=True, dynamic=True)
+    compiled_step = torch.compile(small.forward, fullgraph=True)
+    graphs = []
+    for sizes in ([(20, 20)], [(113, 500)], [(500, 600)]):
+        pixels, is_last = tiles(chat, *sizes)
+        inputs = chat([("user", *sizes, "which?")], add_generation_prompt=True)
+        length = inputs["input_ids"].shape[1]
+        cache = StaticCache(config.get_text_config(), max_cache_len=2400)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled_tower(small.model, pixels, is_last), encode(small.model, pixels, is_last))
+            whole = small(**inputs).logits
+            small(**{**inputs, "input_ids": inputs["input_ids"][:, :-2]}, past_key_values=cache)
+            for position in (length - 2, length - 1):
+                logits = compiled_step(
+                    input_ids=inputs["input_ids"][:, position : position + 1],
+                    position_ids=torch.tensor([[position]]),
+                    past_key_values=cache,
+                ).logits
+                torch.testing.assert_close(logits[:, 0], whole[:, position], rtol=0, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and graphs[1] == graphs[2] <= 4, graphs
