@@ -18,6 +18,7 @@ from jina_vlm import (
     JinaVLMVisionModel,
 )
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 
 SIZES = [(20, 20), (113, 500), (500, 600), (30, 90), (720, 1280), (1200, 260)]
@@ -138,6 +139,25 @@ def test_template_needs_no_variables(chat_template, processor, conversation, cha
     pictures = [part["image"] for turn in conversation(turns) for part in turn["content"] if isinstance(part, dict) and "image" in part]
     ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
     assert torch.equal(ids, chat(turns, add_generation_prompt=True)["input_ids"])
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_a_releases_template_is_saved_with_its_variables(new_processor, conversation, tmp_path, space):
+    """A release's template expects two variables, of which engines know nothing. They are written into it."""
+    loaded = JinaVLMProcessor(
+        new_processor.image_processor,
+        new_processor.tokenizer,
+        chat_template="{% if always_start_with_space %} {% endif %}{% for message in messages %}{% for part in message['content'] %}"
+        "{{ image_prompt_token if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}",
+        always_start_with_space=space,
+    )
+    loaded.save_pretrained(tmp_path)
+    messages = conversation([("user", (20, 20), "hi")])
+    expected = " " * space + "<|image|>hi"
+    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
+    again = JinaVLMProcessor.from_pretrained(tmp_path)
+    assert again.apply_chat_template(messages) == expected and again.chat_template == loaded.chat_template
+    assert again.apply_chat_template(messages, image_prompt_token="<picture>") == " " * space + "<picture>hi"
 
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 7, 12])

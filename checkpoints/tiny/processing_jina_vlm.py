@@ -79,7 +79,12 @@ class JinaVLMProcessor(ProcessorMixin):
         # What an expansion is made of; `mm_token_type_ids` marks these.
         self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
         self.patch_token_id = vocabulary["<im_patch>"]
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(image_processor, tokenizer)
+        templates = chat_template or tokenizer.chat_template
+        if isinstance(templates, dict):
+            self.chat_template = {name: self._self_contained(template) for name, template in templates.items()}
+        else:
+            self.chat_template = templates and self._self_contained(templates)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Text and pictures to model inputs
@@ -320,14 +325,10 @@ class JinaVLMProcessor(ProcessorMixin):
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
-        # A release's template is given its two variables, ours its one; the library takes what a template does not use for ours.
         template = self._template(chat_template)
-        variables = {
-            "always_start_with_space": self.always_start_with_space,
-            "image_prompt_token": self.image_token,
-            "control_tokens_in_text": tokenize or not sanitize_control_tokens,  # else it breaks them up by a space
-        }
-        variables = {name: value for name, value in variables.items() if name in template and name not in kwargs}
+        variables = {}
+        if "control_tokens_in_text" in template:  # the library takes what a template does not use for ours
+            variables["control_tokens_in_text"] = tokenize or not sanitize_control_tokens  # else it breaks them up by a space
         if tokenize and sanitize_control_tokens:
             escapes = _escapes(self._special_tokens)
             conversation = _escape_messages(conversation, *escapes)
@@ -340,10 +341,10 @@ class JinaVLMProcessor(ProcessorMixin):
         if tokenize and kwargs.get("return_assistant_tokens_mask"):
             processor_kwargs["_masked"] = True
             # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
-            chat_template = f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}" if template else chat_template
+            template = template and f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}"
         return super().apply_chat_template(
             conversation,
-            chat_template=chat_template,
+            chat_template=template or None,
             tokenize=tokenize,
             processor_kwargs=processor_kwargs,
             **variables,
@@ -352,7 +353,17 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _template(self, name_or_text: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        return templates.get(name_or_text or "default") or name_or_text or ""
+        return self._self_contained(templates.get(name_or_text or "default") or name_or_text or "")
+
+    def _self_contained(self, template: str) -> str:
+        """A release's template with the two variables that it expects: engines that render it themselves give it none."""
+        variables = {"image_prompt_token": f"'{self.image_token}'", "always_start_with_space": str(self.always_start_with_space).lower()}
+        defaults = [
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+            for name, value in variables.items()
+            if name in template and f"{name} is not defined" not in template
+        ]
+        return "".join([*defaults, template])
 
     @property
     def _own_kwargs(self) -> set[str]:
