@@ -47,7 +47,8 @@ from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from demo import CHECKPOINT, load_processor_and_class
+from demo import CHECKPOINT
+from jina_vlm_cli.loading import load_processor_and_class
 
 
 SCHEMA = pa.schema(

@@ -10,9 +10,9 @@ from conftest import ROOT
 from huggingface_hub import EvalResult, ModelCard
 
 from benchmarks.parameters import count
-from publishing import PublishingError, card
-from publishing.assemble import assemble
-from publishing.origin import Origin, find_origin
+from jina_vlm_cli.publishing import PublishingError, card
+from jina_vlm_cli.publishing.assemble import assemble
+from jina_vlm_cli.publishing.origin import Origin, find_origin
 
 
 README = ROOT / "README.md"

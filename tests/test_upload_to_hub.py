@@ -23,12 +23,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import upload_to_hub
-from publishing import PublishingError
-from publishing.assemble import assemble, cover_structural_rows, new_folder
-from publishing.card import write_card
-from publishing.check import ask, list_bundle
-from publishing.origin import Origin, find_origin
-from publishing.push import Target, compare, find_target, push
+from jina_vlm_cli.main import parse_args
+from jina_vlm_cli.publishing import PublishingError
+from jina_vlm_cli.publishing.assemble import assemble, cover_structural_rows, new_folder
+from jina_vlm_cli.publishing.card import write_card
+from jina_vlm_cli.publishing.check import ask, list_bundle
+from jina_vlm_cli.publishing.origin import Origin, find_origin
+from jina_vlm_cli.publishing.push import Target, compare, find_target, push
 
 
 TINY = ROOT / "checkpoints" / "tiny"
@@ -562,7 +563,7 @@ def test_invalid_names(hub, monkeypatch, name):
 )
 def test_options_that_do_not_go_together(args, capsys):
     with pytest.raises(SystemExit) as ended:
-        upload_to_hub.parse_args(["--weights", "x", *args])
+        parse_args(["upload", "--weights", "x", *args])
     assert ended.value.code == 2 and "error: " in capsys.readouterr().err
 
 

@@ -9,12 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from jina_vlm_cli.publishing.check import MODULES, bundle_files  # noqa: F401  the names for the tests
+
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "tiny"
-MODULES = tuple(
-    f"{name}_jina_vlm.py" for name in ("configuration", "conversion", "image_processing", "modeling", "processing")
-)
 ARCHITECTURE = "JinaVLMForConditionalGeneration"
 
 
@@ -44,11 +43,6 @@ def root_files() -> dict[str, str]:
             part.save_pretrained(folder)
         # The library leaves out the newline at the end of some of them.
         return {name: Path(folder, name).read_text(encoding="utf-8").rstrip() + "\n" for name in names}
-
-
-def bundle_files() -> dict[str, bytes]:
-    """The modules that a folder loaded with `trust_remote_code=True` needs, by file name."""
-    return {name: (ROOT / name).read_bytes() for name in MODULES}
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from . import ROOT, PublishingError
+from .. import ROOT
+from . import PublishingError
 from .check import weight_files
 from .origin import Origin
 

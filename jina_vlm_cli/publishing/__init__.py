@@ -1,4 +1,4 @@
-"""From a checkpoint to a model page on the Hub; `upload_to_hub.py` is the command.
+"""From a checkpoint to a model page on the Hub; `jina-vlm upload` is the command.
 
     origin    where the weights come from, and under what licence
     assemble  a checkpoint and this repository's code become a folder
@@ -6,12 +6,6 @@
     check     the folder holds what it should, and answers in a fresh process
     push      the folder becomes one commit, compared with the local files afterwards
 """
-
-from pathlib import Path
-
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 class PublishingError(Exception):
     """What was given, what was expected and what to do, for people to read."""

@@ -1,6 +1,5 @@
 """A checkpoint and this repository's code become a folder that `from_pretrained(..., trust_remote_code=True)` can load."""
 
-import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from jina_vlm.conversion_jina_vlm import is_released_config
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from . import ROOT, PublishingError
+from .. import ROOT
+from . import PublishingError
 
 
 # Tokenizer, settings and modules take about 15 MB with the released vocabulary.
@@ -58,11 +58,10 @@ def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: st
         dtype: Of the weights; `"auto"` is the checkpoint's own.
 
     Raises:
-        PublishingError: a shard is missing, or the disk is too small or full.
+        PublishingError: the disk is too small or full.
         OSError, ValueError: the checkpoint cannot be read; the message names what is wrong with it.
         HfHubHTTPError: the Hub refuses, or knows no such checkpoint.
     """
-    _check_shards(weights)
     commit = None if Path(weights).is_dir() else HfApi().repo_info(weights).sha
     revision = commit or "main"
     config, _ = PreTrainedConfig.get_config_dict(weights, revision=revision)
@@ -122,20 +121,8 @@ def cover_structural_rows(model: JinaVLMForConditionalGeneration) -> bool:
     return True
 
 
-def _check_shards(weights: str) -> None:
-    index = Path(weights, "model.safetensors.index.json")
-    if not index.is_file():
-        return
-    named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    if missing := [name for name in named if not index.with_name(name).is_file()]:
-        raise PublishingError(
-            f"{weights} lacks {', '.join(missing)}: its {index.name} names {len(named)} files of weights. Fetch the missing "
-            "ones again, or point --weights to the whole checkpoint."
-        )
-
-
 def _no_room(folder: Path, what: str) -> str:
     return (
-        f"The bundle could not be written to {folder.parent}: {what}. Make room there, or choose another place with --output "
-        "(without it: TMPDIR). Nothing was left behind."
+        f"The bundle could not be written to {folder.parent}: {what}. Make room there, or choose another folder "
+        "(where you name none: by TMPDIR). Nothing was left behind."
     )

@@ -7,9 +7,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from tools.generated_files import TINY
+from .. import ROOT
+from . import PublishingError
 
-from . import ROOT, PublishingError
+
+TINY = ROOT / "checkpoints" / "tiny"  # in a checkout
 
 
 @dataclass(frozen=True)

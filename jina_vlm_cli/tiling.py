@@ -1,0 +1,132 @@
+"""What becomes of a picture. Pixels come from the image processor, and which tokens are kept from the model: nothing here
+repeats their arithmetic."""
+
+from dataclasses import dataclass
+
+import torch
+from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMModel
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`corner`: (x, y) on the canvas, in pixels; none for the thumbnail. `kept` [side, side]: which of its tokens are used."""
+
+    image: Image.Image
+    kept: torch.Tensor
+    corner: tuple[int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return int(self.kept.sum())
+
+    @property
+    def kept_box(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the tokens that are used, in tokens; right and bottom are the first that are not."""
+        columns, rows = (self.kept.any(dim=side).nonzero().flatten().tolist() for side in (0, 1))
+        return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes are (width, height) in pixels. A tile begins every `stride` pixels of the canvas, and a token stands for
+    `token_side` x `token_side` of them. Rows and columns of `token_grid` are those of all tiles together."""
+
+    picture: Image.Image
+    fitted: tuple[int, int]
+    canvas: tuple[int, int]
+    rows: int
+    columns: int
+    tile_side: int
+    stride: int
+    token_side: int
+    token_grid: tuple[int, int]
+    thumbnail: Tile
+    tiles: list[Tile]
+
+    @property
+    def tile_tokens(self) -> int:
+        return sum(tile.tokens for tile in self.tiles)
+
+    @property
+    def structural_tokens(self) -> int:
+        """Those that begin, end and break rows."""
+        return 2 + len(self.thumbnail.kept) + 2 + self.token_grid[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.thumbnail.tokens + self.tile_tokens + self.structural_tokens
+
+    def to_dict(self) -> dict:
+        """For JSON. Boxes are [left, top, right, bottom]: of tiles in pixels of the canvas, kept ones in tokens of the tile."""
+
+        def size(pixels: tuple[int, int]) -> dict[str, int]:
+            return dict(zip(("width", "height"), pixels, strict=True))
+
+        return {
+            "picture": size(self.picture.size),
+            "fitted": size(self.fitted),
+            "canvas": size(self.canvas),
+            "grid": {"rows": self.rows, "columns": self.columns},
+            "tile": {"side": self.tile_side, "stride": self.stride, "overlap": self.tile_side - self.stride, "token_side": self.token_side},
+            "thumbnail": {"tokens": self.thumbnail.tokens, "kept": list(self.thumbnail.kept_box)},
+            "tiles": [
+                {
+                    "row": index // self.columns,
+                    "column": index % self.columns,
+                    "box": [*tile.corner, *(start + self.tile_side for start in tile.corner)],
+                    "tokens": tile.tokens,
+                    "kept": list(tile.kept_box),
+                }
+                for index, tile in enumerate(self.tiles)
+            ],
+            "tokens": {
+                "thumbnail": self.thumbnail.tokens,
+                "tiles": self.tile_tokens,
+                "structural": self.structural_tokens,
+                "total": self.tokens,
+            },
+        }
+
+
+def compute_tiling(
+    picture: Image.Image, image_processor: JinaVLMImageProcessor, config: JinaVLMConfig, max_tiles: int | None = None
+) -> Tiling:
+    """
+    Raises:
+        ValueError: the picture is too elongated.
+    """
+    settings = {} if max_tiles is None else {"max_tiles": max_tiles}
+    features = image_processor(picture, return_tensors="pt", **settings)
+    positions = features["tile_positions"]
+    rows, columns = positions[0, 2:].tolist()
+    with torch.device("meta"):
+        model = JinaVLMModel(config)
+    order, _ = model.get_token_order(positions)
+    per_side = image_processor.tokens_per_side
+    kept = torch.zeros(len(positions), per_side, per_side, dtype=torch.bool)
+    kept.view(-1)[order] = True
+
+    side, (stride, margin) = image_processor.tile_size, image_processor._stride_and_margin
+    thumbnail, *tiles = (
+        Tile(to_image(pixels), mask, None if row < 0 else (stride * column, stride * row))
+        for pixels, mask, (row, column, _, _) in zip(features["pixel_values"], kept, positions.tolist(), strict=True)
+    )
+    return Tiling(
+        picture=picture,
+        fitted=image_processor.get_tiling(picture.height, picture.width, **settings)[0][::-1],
+        canvas=(stride * columns + margin, stride * rows + margin),
+        rows=rows,
+        columns=columns,
+        tile_side=side,
+        stride=stride,
+        token_side=image_processor.patch_size * image_processor.pooling_size,
+        token_grid=image_processor.get_token_grid(rows, columns),
+        thumbnail=thumbnail,
+        tiles=tiles,
+    )
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> a picture."""
+    return Image.fromarray(((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
