@@ -4,10 +4,10 @@ README, so that neither repeats the other."""
 import json
 import math
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
-import tomllib
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
