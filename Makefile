@@ -6,6 +6,7 @@ RUN := $(VENV)/bin/python
 CHECKPOINT := checkpoints/tiny
 RUFF := 0.17.6
 PARAMETERIZED := 0.9.0
+ATHERIS := 3.0.0
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -14,7 +15,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm benchmark-pictures train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train-tiny eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -47,6 +48,10 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest engine_tests $(PYTEST_ARGS)
+
+fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
+	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
+	$(RUN) -m benchmarks.fuzz $(ARGS)
 
 train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)

@@ -39,6 +39,23 @@ _TEXT_DEFAULTS = {
     "pad_token_id": 151643,
 }
 
+# The largest sizes that are taken for meant, at least sixteen times the released model's: a config is read before the weights,
+# and memory is taken by what it says.
+_LARGEST = {
+    None: {
+        "connector_num_attention_heads": 1024, "connector_head_dim": 4096, "connector_intermediate_size": 2**18, "pooling_size": 64,
+    },
+    "vision_config": {
+        "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1024, "num_attention_heads": 1024, "num_channels": 64,
+        "image_size": 2**13, "patch_size": 2**10,
+    },
+    "text_config": {
+        "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1024, "num_attention_heads": 1024,
+        "num_key_value_heads": 1024, "head_dim": 4096, "max_position_embeddings": 2**30,
+    },
+}  # fmt: skip
+_MOST_PARAMETERS = 2**38  # of the text model and its head: a hundred times the released model's
+
 AUTO_MAP = {
     "AutoConfig": "configuration_jina_vlm.JinaVLMConfig",
     "AutoModel": "modeling_jina_vlm.JinaVLMModel",
@@ -119,6 +136,20 @@ class JinaVLMConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Refuse numbers that do not fit together, before any memory is taken."""
         super().validate_architecture()
+        for part, sizes in _LARGEST.items():
+            for name, largest in sizes.items():
+                size = getattr(getattr(self, part) if part else self, name)
+                if not isinstance(size, int) or not 1 <= size <= largest:
+                    raise ValueError(f"`{f'{part}.' if part else ''}{name}` is {size}; expected 1 to {largest}.")
+        text = self.text_config
+        in_block = 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim + 3 * text.intermediate_size
+        if (count := text.hidden_size * (2 * text.vocab_size + text.num_hidden_layers * in_block)) > _MOST_PARAMETERS:
+            raise ValueError(f"`text_config` describes {count:.2g} parameters; expected at most {_MOST_PARAMETERS:.2g}.")
+        if text.num_attention_heads % text.num_key_value_heads:
+            raise ValueError(
+                f"`text_config.num_attention_heads` ({text.num_attention_heads}) must be a multiple of "
+                f"`text_config.num_key_value_heads` ({text.num_key_value_heads})."
+            )
         layers, num_layers = self.vision_feature_layers, self.vision_config.num_hidden_layers
         if not layers or min(layers) < 0 or max(layers) != num_layers - 1:
             raise ValueError(
@@ -130,6 +161,9 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"`vision_config.image_size` ({self.vision_config.image_size}) must be a multiple of "
                 f"`vision_config.patch_size` ({self.vision_config.patch_size})."
             )
+        side = self.vision_config.image_size // self.vision_config.patch_size
+        if not 0 <= 2 * self.overlap_margin < side:
+            raise ValueError(f"`overlap_margin` is {self.overlap_margin}; expected 0 or more, and less than half of a tile's {side} patches.")
         if self.overlap_margin % self.pooling_size:
             raise ValueError(
                 f"`overlap_margin` ({self.overlap_margin} patches) must be a multiple of `pooling_size` ({self.pooling_size})."

@@ -10,14 +10,18 @@ import base64
 import binascii
 import math
 import os
-import urllib.error
+import re
+import threading
+import time
 import urllib.request
+from concurrent import futures
+from http.client import HTTPException
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -26,8 +30,16 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 
 MAX_ASPECT_RATIO = 200
-URL_TIMEOUT_SECONDS = 20
+URL_TIMEOUT_SECONDS = 20  # without a byte
+DOWNLOAD_SECONDS = 60  # in all
 MAX_DOWNLOAD_BYTES = 256 * 2**20
+# What is decoded, of all that Pillow can: an EPS file is a program, which Ghostscript would run, and rare formats have rarely
+# been attacked. HEIF and JXL are read where a plugin for Pillow is registered.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Of a JPEG file, as in libtiff. A scan can take 250 bytes, and the time of going over the whole picture.
+MAX_JPEG_SCANS = 100
+# Neither stuffed bytes of a scan's data, nor markers without a length.
+_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
 
 class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
@@ -104,8 +116,12 @@ def select_tiling(height: int, width: int, stride: int, margin: int, max_tiles: 
 
 def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """[3, H, W] -> [3, height, width], float32: bilinear, half-pixel centres, no antialiasing."""
-    # The channels stand as the batch: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits.
-    return F.interpolate(image.float()[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+    # Channel by channel: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits; and a large
+    # picture would be there as floats as a whole.
+    channels = [
+        F.interpolate(channel.float()[None, None], size=(height, width), mode="bilinear", align_corners=False) for channel in image
+    ]
+    return torch.cat(channels)[:, 0]
 
 
 class JinaVLMImageProcessor(BaseImageProcessor):
@@ -305,19 +321,44 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         data = BytesIO(_decode_base64(source, shown))
     else:
         raise FileNotFoundError(f"No such picture: {shown!r}. Expected a file, an http(s) URL, a data URI or base64.")
-    return _guarded(lambda: Image.open(data), shown)
+    Image.init()  # registers all formats
+    return _guarded(lambda: Image.open(data, formats=[name for name in FORMATS if name in Image.OPEN]), shown)
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "jina-vlm-transformers"})
+    # In a thread: the time-out of a connection begins anew with each byte, and looking a name up has none.
+    outcome = futures.Future()
+
+    def run():
+        try:
+            outcome.set_result(_read_url(url))
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-            data = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ValueError(f"Could not download the picture at {url!r}: {error}.") from error
-    if len(data) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"The picture at {url!r} is larger than {MAX_DOWNLOAD_BYTES} bytes.")
-    return data
+        return outcome.result(timeout=DOWNLOAD_SECONDS)
+    except futures.TimeoutError as error:
+        reason = str(error) or f"it took more than {DOWNLOAD_SECONDS} seconds"
+        raise ValueError(f"Could not download the picture at {url!r}: {reason}.") from error
+    except (HTTPException, OSError, ValueError) as error:
+        raise ValueError(f"Could not download the picture at {url!r}: {error or type(error).__name__}.") from error
+
+
+def _read_url(url: str) -> bytes:
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    request = urllib.request.Request(url, headers={"User-Agent": "jina-vlm-transformers"})
+    with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+        announced, data = response.length or 0, bytearray()
+        if announced > MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"it is larger than {MAX_DOWNLOAD_BYTES} bytes")
+        while (part := response.read1()) and time.monotonic() < deadline:
+            data += part
+            if len(data) > MAX_DOWNLOAD_BYTES:
+                raise ValueError(f"it is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    if len(data) < announced:
+        raise ValueError(f"the connection ended after {len(data)} of {announced} bytes")
+    return bytes(data)
 
 
 def _decode_base64(payload: str, shown: str) -> bytes:
@@ -334,13 +375,35 @@ def _guarded(step, shown: str):
     try:
         return step()
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{shown}: not a picture in a format that Pillow can read.") from error
+        raise ValueError(
+            f"{shown}: not a picture in a format that Pillow can read and that is read here ({', '.join(FORMATS)})."
+        ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{shown}: more pixels than Pillow's limit against decompression bombs ({error}) Shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
         ) from error
-    except (OSError, SyntaxError, EOFError, IndexError) as error:
-        raise ValueError(f"{shown}: the picture is damaged or incomplete ({error}).") from error
+    except Exception as error:  # of any type: what a decoder meets in a damaged file, each says in its own way
+        raise ValueError(f"{shown}: the picture is damaged or incomplete ({error or type(error).__name__}).") from error
+
+
+def _check_file(image: Image.Image, shown: str) -> None:
+    """Refuses what should not be decoded at all, of a picture that Pillow has opened and not decoded yet."""
+    if not getattr(image, "tile", None):
+        return
+    if image.format not in FORMATS:
+        raise ValueError(f"{shown}: pictures in the format {image.format} are not read. Convert it to one of {', '.join(FORMATS)}.")
+    if image.format in ("JPEG", "MPO"):
+        image.fp.seek(0)
+        if (scans := _count_scans(image.fp.read())) > MAX_JPEG_SCANS:
+            raise ValueError(f"{shown}: a JPEG file of {scans} scans; there may be at most {MAX_JPEG_SCANS}. Save it anew.")
+
+
+def _count_scans(jpeg: bytes) -> int:
+    scans = position = 0
+    while (marker := _JPEG_MARKER.search(jpeg, position)) and marker[1] != b"\xd9":  # the picture's end; more may follow
+        scans += marker[1] == b"\xda"
+        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def from_pil(image: Image.Image) -> torch.Tensor:
@@ -349,18 +412,24 @@ def from_pil(image: Image.Image) -> torch.Tensor:
 
     def decode() -> Image.Image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image if is_upright else ImageOps.exif_transpose(image)  # which makes a copy in any case
 
+    def to_rgb() -> Image.Image:
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            coloured = image if image.mode == "RGBA" else image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+    _check_file(image, shown)
     image = _guarded(decode, shown)
     if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float greyscale
         values = np.asarray(image)
+        if (transparent := image.info.get("transparency")) is not None:
+            values = np.where(values == transparent, 65535, values)
         return from_array(values if image.mode == "F" else _checked_uint16(values))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
     # a copy: the picture's memory is read-only
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(_guarded(to_rgb, shown))).permute(2, 0, 1)
 
 
 def _checked_uint16(values: np.ndarray) -> np.ndarray:

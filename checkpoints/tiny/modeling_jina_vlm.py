@@ -3,7 +3,11 @@
 
 from .configuration_jina_vlm import JinaVLMConfig  # first: it checks the library's version  # isort: skip
 import copy
+import json
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +22,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
+
+
+CONFIG_NAME = "config.json"
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 
 @dataclass
@@ -79,6 +87,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
             ValueError: names each tensor that is missing, has another shape, or holds what this model cannot honour.
         """
         register_released_layout()  # again: another copy of this code may have put its own there
+        kwargs.setdefault("use_safetensors", True)  # the library would open pickles where there are none
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _keep_whole(kwargs["quantization_config"])
         with collect_conversion_problems() as problems:
@@ -91,8 +100,10 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
                     output_loading_info=True,
                     **kwargs,
                 )
-            except RuntimeError as error:
-                if not problems:
+            except Exception as error:
+                if type(error).__name__ == "SafetensorError":  # of a package that this code does not import
+                    raise OSError(_name_damaged(pretrained_model_name_or_path, error)) from error
+                if not isinstance(error, RuntimeError) or not problems:
                     raise
                 info = {"missing_keys": [], "mismatched_keys": []}
                 cause = error
@@ -116,10 +127,54 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As [`PreTrainedModel.save_pretrained`], in this layout: the released one is read, not written."""
+        """As [`PreTrainedModel.save_pretrained`], in this layout: the released one is read, not written.
+
+        Everything is written beside what is there, and put in its place when it is complete. What is interrupted before leaves
+        the older checkpoint as it was; what is interrupted while files change places, one that does not load. What was
+        interrupted leaves a folder `.saving-...`, which may be removed.
+        """
         if save_original_format:
             raise ValueError("jina-vlm saves its own layout only, got `save_original_format=True`. Leave it out.")
-        super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+        save = super().save_pretrained
+        if kwargs.get("push_to_hub") or not kwargs.get("is_main_process", True) or os.path.isfile(save_directory):
+            return save(save_directory, *args, save_original_format=False, **kwargs)
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as folder:
+            save(folder, *args, save_original_format=False, **kwargs)
+            _move_into_place(Path(folder), target)
+
+
+def _move_into_place(made: Path, target: Path) -> None:
+    """The files of a new checkpoint take the places of an older one's. Its config goes first and the new one comes last:
+    without a config nothing loads, so that old and new weights are never taken together."""
+    names = sorted((path.name for path in made.iterdir()), key=lambda name: name == CONFIG_NAME)
+    if CONFIG_NAME in names:
+        (target / CONFIG_NAME).unlink(missing_ok=True)
+    if any(name.endswith(WEIGHT_FILES) for name in names):
+        for path in target.iterdir():
+            if path.name.startswith("model") and path.name.endswith(WEIGHT_FILES) and path.name not in names:
+                path.unlink()  # another number of shards
+    for name in names:
+        os.replace(made / name, target / name)
+
+
+def _name_damaged(checkpoint, error: Exception) -> str:
+    damaged = [path.name for path in sorted(Path(checkpoint).glob("*.safetensors")) if not _is_whole(path)] if checkpoint else []
+    what = ", ".join(damaged) or "a file of its weights"
+    return f"Cannot load {checkpoint}: {what}: damaged or incomplete ({error}). Copy or download it again."
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file has the length that its header says."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def _both_names(name: str) -> str:
@@ -247,7 +302,13 @@ class JinaVLMConnector(nn.Module):
         pooled = F.scaled_dot_product_attention(queries, keys, values)
         pooled = pooled.unflatten(1, (windows.shape[1], -1)).flatten(2)
         hidden_states = self.out_proj(pooled)
-        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, values = F.silu(self.gate_proj(hidden_states)), self.up_proj(hidden_states)
+        if hidden_states.dtype != torch.float16:
+            return self.down_proj(gate * values)
+        # A model trained in bfloat16 may make features past float16's end, 65,504. The text model reads them through norms,
+        # which their length does not pass: what is too long is shortened. By a constant first, the same for every rank.
+        features = self.down_proj((gate.float() * values.float() / 1024).half()).float() * 1024
+        return (features / (features.abs().amax(dim=-1, keepdim=True) / 2**15).clamp(min=1)).half()
 
     def _windows(self, features: torch.Tensor) -> torch.Tensor:
         """[tiles, side * side, features] -> [tiles, windows, patches of a window, features], zeros where the last row
@@ -284,6 +345,18 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
+
+    def _apply(self, fn, recurse=True):
+        """What `.to()`, `.half()` and their like go through. They would round the frequencies of the rotary embedding too,
+        which loading leaves in float32: at position 4,000 an angle would be off by several turns."""
+        rotary = self.language_model.rotary_emb
+        frequencies = dict(rotary.named_buffers())
+        super()._apply(fn, recurse)
+        for name, before in frequencies.items():
+            after = getattr(rotary, name)
+            if after.dtype.itemsize < before.dtype.itemsize:
+                setattr(rotary, name, before.to(after.device))
+        return self
 
     def _adjust_missing_and_unexpected_keys(self, loading_info):
         super()._adjust_missing_and_unexpected_keys(loading_info)
