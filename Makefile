@@ -15,7 +15,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train train-tiny eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -34,7 +34,7 @@ publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jina
 	@$(RUN) upload_to_hub.py $(ARGS)
 
 test: $(VENV)/ready  ## run the fast tests
-	$(RUN) -m pytest tests -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/ready  ## run the tests that take longer
 	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
@@ -52,6 +52,9 @@ test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
 	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
 	$(RUN) -m benchmarks.fuzz $(ARGS)
+
+train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="training/recipes/finetune_lora.yaml --output mine")
+	$(RUN) -m training.train $(ARGS)
 
 train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour on two cores)
 	$(RUN) -m training.train_tiny $(ARGS)

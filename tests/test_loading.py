@@ -98,7 +98,7 @@ def test_released_layout_loads_without_a_word(released_folder, caplog):
 def test_unexpected_tensors_are_named_in_a_warning(released_copy, caplog):
     edit_tensors(released_copy, lambda tensors: tensors.update({"model.vision_model.layers.3.extra": torch.zeros(2)}))
     logging.getLogger("transformers").propagate = True
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="transformers"):
         _, info = AutoModelForImageTextToText.from_pretrained(released_copy, output_loading_info=True)
     assert [name for name in info["unexpected_keys"] if name.endswith("layers.3.extra")]
     assert "layers.3.extra" in caplog.text

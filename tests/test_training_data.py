@@ -5,16 +5,23 @@ import random
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from huggingface_hub import EvalResult
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training import questions, shapes  # noqa: E402
-from training.eval_tiny import accuracy, chance, table  # noqa: E402
+from training import (  # noqa: E402
+    questions,
+    shapes,
+    shapes_data,  # noqa: E402
+)
+from training.eval_tiny import accuracy, card_results, chance, table  # noqa: E402
+from training.layouts import to_conversation  # noqa: E402
 from training.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise, training_sample  # noqa: E402
 from training.seeing import ScenesDataset, token_labels  # noqa: E402
 from training.shapes import (  # noqa: E402
@@ -359,3 +366,53 @@ def test_table_of_results():
     assert accuracy(results) == (0.25, 64) and accuracy(results, task="kind", language="de") == (0.25, 4)
     assert chance(results, "count") == 0.25
     assert table(results).splitlines()[-1] == "| all | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (64) | 25.0 |"
+
+
+def test_results_for_the_model_card():
+    """Each is the arguments of an `EvalResult`, as the library takes them."""
+    results = [{"task": task, "language": "en", "expected": "x", "right": task == "kind"} for task in TASKS]
+    found = card_results(results)
+    assert found["command"] == "make eval-tiny"
+    evaluations = [EvalResult(**one) for one in found["results"]]
+    assert [one.metric_value for one in evaluations] == [25.0, *(100.0 if task == "kind" else 0.0 for task in TASKS)]
+    assert {one.metric_type for one in evaluations} == {"accuracy"} and len({one.dataset_name for one in evaluations}) == 5
+
+
+def test_italian_is_true_and_held_out_pairs_are_held_out():
+    scene = scene_of(("red", "star", "top left"), ("blue", "ring", "bottom"))
+    found = {shapes_data.ask_in_italian(scene, task, random.Random(seed)) for task in TASKS for seed in range(20)}
+    assert {(turn.question, turn.answer) for turn in found} == {
+        ("Che forma c'è in alto a sinistra?", "stella"),
+        ("Che forma c'è in basso?", "anello"),
+        ("Di che colore è la forma in alto a sinistra?", "rosso"),
+        ("Di che colore è la forma in basso?", "blu"),
+        ("Dove vedi una stella rossa?", "in alto a sinistra"),
+        ("Dove vedi un anello blu?", "in basso"),
+        ("Quante forme ci sono?", "2"),
+    }
+    twins = scene_of(("red", "star", "left"), ("red", "star", "right"))
+    assert shapes_data.ask_in_italian(twins, "position", random.Random(0)) is None
+    for seed in range(200):
+        scene, turns = shapes_data.training_turns(seed)
+        assert {(shape.colour, shape.kind) for shape in scene.shapes} <= set(TRAINING_PAIRS) and turns
+        scene, turn = shapes_data.held_out_turn(seed)
+        assert {(shape.colour, shape.kind) for shape in scene.shapes} <= set(HELD_OUT_PAIRS)
+        assert (turn.task, turn.language) == (TASKS[seed % 4], "it")
+
+
+def test_drawn_data_are_in_the_sources_layouts(tmp_path):
+    """Each of the three files in another one, and the same again."""
+    for folder in ("a", "b"):
+        shapes_data.write(tmp_path / folder, pictures=3, texts=2, held_out=4)
+    names = ["held_out.parquet", "text.jsonl", "train.parquet"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    rows = {}
+    for name in names:
+        kind = "json" if name.endswith("jsonl") else "parquet"
+        loaded = datasets.load_dataset(kind, data_files=str(tmp_path / "a" / name), split="train", cache_dir=str(tmp_path / "cache"))
+        rows[name] = [to_conversation(row) for row in loaded]
+    assert [len(rows[name]) for name in names] == [4, 2, 3]
+    (question, answer) = rows["held_out.parquet"][0]
+    assert [part["type"] for part in question["content"]] == ["image", "text"] and answer["role"] == "assistant"
+    assert len(rows["train.parquet"][0]) >= 2 and rows["text.jsonl"][0][0]["content"][0]["type"] == "text"

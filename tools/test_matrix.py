@@ -8,6 +8,7 @@ build for it, is told as such and is no failure.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -89,8 +90,8 @@ def run_tests(cell: Cell, python: str, arguments: list[str]) -> dict:
     report = ENVIRONMENTS / str(cell) / "report.xml"
     report.unlink(missing_ok=True)
     started = time.perf_counter()
-    command = [python, "-m", "pytest", "tests", "-m", "not slow", "-q", f"--junitxml={report}", *arguments]
-    returncode = subprocess.run(command, cwd=ROOT).returncode
+    command = [python, "-m", "pytest", "tests", "-m", "not slow", "-n", "2", "--dist", "loadfile", "-q", f"--junitxml={report}", *arguments]
+    returncode = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
     minutes = (time.perf_counter() - started) / 60
     if not report.is_file():
         return {"note": f"pytest ended with {returncode}", "failed": 1}

@@ -1,1 +1,6 @@
-"""Training and evaluation of the small checkpoint in `checkpoints/tiny`. Nothing in the bundle imports this."""
+"""Training jina-vlm: `python -m training.train`, and the collator for trainers of one's own."""
+
+from .collator import JinaVLMCollator
+
+
+__all__ = ["JinaVLMCollator"]

@@ -94,12 +94,34 @@ def table(results: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def card_results(results: list[dict]) -> dict:
+    """What a model card says of these: the command that prints them, and arguments of an `EvalResult` of `huggingface_hub`."""
+    kinds = [("All tasks and languages", {})] + [(f"Task: {task}", {"task": task}) for task in TASKS]
+    return {
+        "command": "make eval-tiny",
+        "results": [
+            {
+                "task_type": "image-text-to-text",
+                "dataset_type": "coloured-shapes",
+                "dataset_name": f"Coloured shapes, pairs never trained on. {name}",
+                "dataset_split": "held out",
+                "metric_type": "accuracy",
+                "metric_name": "Accuracy, per cent",
+                "metric_value": round(100 * accuracy(results, **where)[0], 1),
+            }
+            for name, where in kinds
+            if accuracy(results, **where)[1]
+        ],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints" / "tiny"))
     parser.add_argument("--samples", type=int, default=960, help="questions, of all tasks and languages in turn (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write all answers here")
+    parser.add_argument("--results", type=Path, help="write the accuracy here, as the model card takes it")
     args = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(args.checkpoint, trust_remote_code=True)
@@ -110,6 +132,8 @@ def main() -> None:
     print(f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words.")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.results:
+        args.results.write_text(json.dumps(card_results(results), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

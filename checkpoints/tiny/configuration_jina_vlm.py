@@ -100,7 +100,8 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # The Trainer gathers what else an evaluation gives by sample; the embeddings of pictures come by token.
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
     _auto_class = "AutoConfig"
 
     vision_config: dict | PreTrainedConfig | None = None

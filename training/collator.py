@@ -1,0 +1,98 @@
+"""Samples to batches: what the library's Trainer and TRL's trainers are given as `data_collator`."""
+
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from .layouts import BadSample, to_conversation
+
+
+class JinaVLMCollator:
+    """
+    Makes a batch of rows of a data set, in any of the layouts of [`layouts`].
+
+    What is to be predicted are the assistants' turns and the `<|endoftext|>` that ends them, as the chat template marks them by
+    `{% generation %}`; never what looks like such a turn in somebody's text.
+
+    The pictures' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up along it.
+    The Trainer's does not where the data set has a length; where it has none, pass
+    `TrainingArguments(accelerator_config={"dispatch_batches": False})`. TRL needs `remove_unused_columns=False`, and
+    `dataset_kwargs={"skip_prepare_dataset": True}` where the data set has no column of pictures.
+
+    Args:
+        processor ([`JinaVLMProcessor`]): Its chat template must have generation marks.
+        max_length (`int`, *optional*): The longest sample, in tokens. Longer ones are an error: none is ever cut.
+
+    Raises:
+        ValueError: the chat template has no generation marks.
+    """
+
+    def __init__(self, processor, max_length: int | None = None):
+        template = processor.chat_template
+        if "{% generation" not in str(template).replace("{%-", "{%"):
+            raise ValueError(
+                "The processor's chat template does not mark what assistants say ({% generation %}), so that labels cannot be told. "
+                "Set `processor.chat_template` to this repository's chat_template.jinja, which writes the same turns."
+            )
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `input_ids`, `attention_mask` and `labels` [rows, length], padded on the right; `pixel_values`
+            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] where there are pictures. `labels` are -100 where nothing is to
+            be predicted. `input_ids` come first: the Trainer counts the samples of the first tensor.
+
+        Raises:
+            BadSample: a row cannot be used.
+        """
+        batch = self.processor.apply_chat_template(
+            [to_conversation(row) for row in rows],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+            padding=True,
+            padding_side="right",
+        )
+        answered = batch.pop("assistant_masks").bool() & batch["attention_mask"].bool()
+        lengths = batch["attention_mask"].sum(dim=1)
+        if self.max_length is not None and lengths.max() > self.max_length:
+            raise BadSample(f"A sample has {lengths.max()} tokens, more than `max_length`, {self.max_length}.")
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs["labels"] = inputs["input_ids"].masked_fill(~answered, -100)
+        return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
+
+    def measure(self, row: dict[str, Any]) -> tuple[int, int]:
+        """(tokens, tiles) that a row becomes, without making its tiles; its pictures are decoded to see that they can be. Where
+        special tokens are typed in its texts the number of tokens may be a few off.
+
+        Raises:
+            BadSample: the row cannot be used.
+        """
+        conversation = to_conversation(row)
+        pictures = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+        sizes = [_size(picture) for picture in pictures]
+        ids = self.processor.tokenizer.apply_chat_template(
+            conversation, chat_template=self.processor.chat_template, tokenize=True, return_dict=True
+        )["input_ids"]
+        try:
+            numbers = self.processor._get_num_multimodal_tokens(sizes)
+        except ValueError as error:  # too long for its width
+            raise BadSample(str(error)) from error
+        tokens = len(ids) + sum(numbers.num_image_tokens or []) - len(sizes)
+        limit = self.max_length or self.processor.tokenizer.model_max_length
+        if tokens > limit:
+            raise BadSample(f"{tokens} tokens, more than {limit}.")
+        return tokens, sum(numbers.num_image_patches or [])
+
+
+def _size(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) once it is turned as its EXIF says."""
+    try:
+        picture.load()
+        width, height = ImageOps.exif_transpose(picture).size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PNG's reader raises SyntaxError
+        raise BadSample(f"A picture cannot be decoded: {error}") from error
+    return height, width

@@ -1,0 +1,166 @@
+"""Rows of data sets to conversations. A row is in one of the layouts that the paper's sources use:
+
+    images, texts           FineVision and the Cauldron: pictures, and pairs {"user": ..., "assistant": ...}
+    image, conversations    LLaVA-OneVision: one picture or several, and turns {"from": "human", "value": ...}
+    messages                chats: {"role": ..., "content": ...}, their pictures inside, or beside them in `images`
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+LAYOUTS = ("texts", "conversations", "messages")  # the column that tells them apart
+LLAVA_PLACE = "<image>"  # in LLaVA's texts
+_LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+class BadSample(ValueError):
+    """A row that nothing can be learned from, with the reason."""
+
+
+def layout_of(columns) -> str | None:
+    """The column that the layout goes by; None where there is none."""
+    return next((layout for layout in LAYOUTS if layout in columns), None)
+
+
+def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
+    """
+    Args:
+        row (`dict`): In one of the layouts. Pictures are PIL images, paths, or {"bytes": ..., "path": ...} as `datasets`
+            holds them undecoded.
+        folder (`str` or `Path`, *optional*): What the paths of pictures are relative to.
+
+    Returns:
+        `list[dict]`: Messages for the chat template, whose pictures are PIL images that are not decoded yet. Pictures without
+        a place of their own come first.
+
+    Raises:
+        BadSample: the row has none of the layouts, its pictures and their places do not agree, a picture cannot be opened, or
+            no assistant says anything.
+    """
+    layout = layout_of(row)
+    if layout is None:
+        raise BadSample(f"Expected a column {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {', '.join(map(str, row)) or 'none'}.")
+    turns = row[layout]
+    if not isinstance(turns, (list, tuple)) or not turns:
+        raise BadSample(f"`{layout}` is {_short(turns)}, expected a list of turns.")
+    messages = [message for turn in turns for message in _READERS[layout](turn)]
+    if not any(message["role"] == "assistant" and _says_something(message) for message in messages):
+        raise BadSample("No assistant says anything: there is nothing to learn.")
+    _fill_places(messages, _pictures(row), folder)
+    return messages
+
+
+def _from_texts(turn: Any) -> list[dict]:
+    user, assistant = (_text(turn, name, "texts") for name in ("user", "assistant"))
+    return [_message("user", [_text_part(user)]), _message("assistant", [_text_part(assistant)])]
+
+
+def _from_llava(turn: Any) -> list[dict]:
+    role, value = (_text(turn, name, "conversations") for name in ("from", "value"))
+    if role not in _LLAVA_ROLES:
+        raise BadSample(f"`conversations` has a turn from {role!r}, expected one of {', '.join(_LLAVA_ROLES)}.")
+    content = []
+    # Only people show pictures: an answer that happens to write the mark means its letters.
+    for index, text in enumerate(value.split(LLAVA_PLACE) if _LLAVA_ROLES[role] == "user" else [value]):
+        if index:
+            content.append({"type": "image"})
+            text = text.removeprefix("\n")
+        if text:
+            content.append(_text_part(text.removesuffix("\n") if _LLAVA_ROLES[role] == "user" else text))
+    return [_message(_LLAVA_ROLES[role], content)]
+
+
+def _from_messages(turn: Any) -> list[dict]:
+    role = _text(turn, "role", "messages")
+    if role not in ("system", "user", "assistant"):
+        raise BadSample(f"`messages` has a turn of {role!r}, expected system, user or assistant.")
+    content = turn.get("content")
+    if isinstance(content, str):
+        return [_message(role, [_text_part(content)])]
+    if not isinstance(content, (list, tuple)):
+        raise BadSample(f"`messages` has the content {_short(content)}, expected a text or a list of parts.")
+    parts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in ("text", "image"):
+            raise BadSample(f"`messages` has the part {_short(part)}, expected one of type text or image.")
+        # `datasets` gives all parts all keys
+        part = {name: value for name, value in part.items() if value is not None}
+        parts.append(part if part["type"] == "image" else _text_part(_text(part, "text", "messages")))
+    return [_message(role, parts)]
+
+
+_READERS = {"texts": _from_texts, "conversations": _from_llava, "messages": _from_messages}
+
+
+def _message(role: str, content: list[dict]) -> dict:
+    return {"role": role, "content": content}
+
+
+def _text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def _text(turn: Any, name: str, column: str) -> str:
+    value = turn.get(name) if isinstance(turn, dict) else None
+    if not isinstance(value, str):
+        raise BadSample(f"`{column}` has the turn {_short(turn)}, expected a text under {name!r}.")
+    return value
+
+
+def _says_something(message: dict) -> bool:
+    return any(part.get("text", "").strip() for part in message["content"])
+
+
+def _pictures(row: dict) -> list:
+    given = [row[name] for name in ("images", "image") if row.get(name) is not None]
+    if len(given) > 1:
+        raise BadSample("Got pictures both in `images` and in `image`.")
+    pictures = given[0] if given else []
+    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+
+
+def _fill_places(messages: list[dict], pictures: list, folder: str | Path) -> None:
+    """Put the pictures, opened, where they belong."""
+    parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    places = [part for part in parts if not {"image", "path", "url", "base64"} & part.keys()]
+    if not places and pictures:
+        first = next((message for message in messages if message["role"] == "user"), messages[0])
+        places = [{"type": "image"} for _ in pictures]
+        first["content"][:0] = places
+        parts += places
+    if len(places) != len(pictures):
+        raise BadSample(f"{len(places)} places for pictures, but {len(pictures)} pictures.")
+    for place, picture in zip(places, pictures, strict=True):
+        place["image"] = picture
+    for part in parts:
+        picture = part.pop("image", None)
+        part["image"] = open_picture(picture if picture is not None else part.pop("path", None), folder)
+
+
+def open_picture(picture: Any, folder: str | Path = ".") -> Image.Image:
+    """A PIL image of a PIL image, a path, or {"bytes": ..., "path": ...}; its pixels are not decoded yet.
+
+    Raises:
+        BadSample: it cannot be opened.
+    """
+    if isinstance(picture, dict):
+        picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture.get("path")
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, str):
+        picture = Path(folder) / picture
+    if not isinstance(picture, (Path, io.BytesIO)):
+        raise BadSample(f"A picture is {_short(picture)}, expected an image, its bytes or a path.")
+    try:
+        return Image.open(picture)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSample(f"A picture cannot be opened: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

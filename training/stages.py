@@ -1,0 +1,130 @@
+"""A stage of training, as a YAML file: `recipes/*.yaml`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from . import settings
+from .mixture import MixtureSettings, read_mixture
+from .settings import SettingsError
+
+
+PARTS = ("encoder", "connector", "decoder")
+
+
+@dataclasses.dataclass
+class PartSettings:
+    """How one part of the model is trained: the peak of its learning rate, 0 for a part that stays as it is, and the steps
+    that lead up to it. From there it falls as a cosine to `final_share` of the peak."""
+
+    learning_rate: float
+    warmup_steps: int = 0
+    final_share: float = 0.0
+
+
+@dataclasses.dataclass
+class LoraSettings:
+    """Adapters of PEFT, beside the linear layers of these parts, are trained in place of the parts themselves."""
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    parts: list[Literal["encoder", "connector", "decoder"]] = dataclasses.field(default_factory=lambda: list(PARTS))
+
+
+@dataclasses.dataclass
+class EvaluationSettings:
+    """Questions asked every so many steps, before the first and after the last. `path` is a file as a mixture's. An answer is
+    right if its words are the expected ones."""
+
+    path: str
+    every: int
+    samples: int
+    max_new_tokens: int
+    batch_size: int = 8
+
+
+@dataclasses.dataclass
+class Stage:
+    """
+    Args:
+        model (`str`): A folder, relative to the YAML file's, or a repository of the Hub.
+        mixture (`str`): A YAML file, relative to this one.
+        steps (`int`): Optimiser steps.
+        global_batch_size (`int`): Samples of one step, over all processes.
+        batch_size (`int`): Samples of one process at a time.
+        encoder, connector, decoder (`PartSettings`): How each part is trained.
+        lora (`LoraSettings`, *optional*): Train adapters instead.
+        evaluation (`EvaluationSettings`, *optional*): Questions asked during training.
+        max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad.
+        max_tiles (`int`, *optional*): Of a picture, in the place of the checkpoint's own setting.
+        precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in bfloat16.
+        workers (`int`): Processes beside each that load samples, and that measure them before.
+        save_every (`int`): Steps between checkpoints that a run can go on from; as many as steps: at the end only.
+        fsdp (`bool`): Shard weights, gradients and optimiser over the processes (FSDP2), rather than copy them to each.
+    """
+
+    model: str
+    mixture: str
+    steps: int
+    global_batch_size: int
+    batch_size: int
+    encoder: PartSettings
+    connector: PartSettings
+    decoder: PartSettings
+    lora: LoraSettings | None = None
+    evaluation: EvaluationSettings | None = None
+    max_length: int | None = None
+    max_tiles: int | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = True
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    workers: int = 0
+    log_every: int = 10
+    save_every: int = 1000
+    fsdp: bool = False
+    seed: int = 0
+
+    @property
+    def parts(self) -> dict[str, PartSettings]:
+        return {name: getattr(self, name) for name in PARTS}
+
+
+def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSettings]:
+    """A stage and its mixture, checked.
+
+    Raises:
+        SettingsError: names the file, the key and the value that cannot be.
+    """
+    stage = settings.read(file, Stage)
+    for name in ("steps", "global_batch_size", "batch_size", "log_every", "save_every"):
+        if getattr(stage, name) < 1:
+            raise SettingsError(file, name, getattr(stage, name), "expected at least 1.")
+    if stage.global_batch_size % (stage.batch_size * processes):
+        raise SettingsError(
+            file,
+            "global_batch_size",
+            stage.global_batch_size,
+            f"expected a multiple of `batch_size` ({stage.batch_size}) times the number of processes ({processes}).",
+        )
+    for name, part in stage.parts.items():
+        if part.learning_rate < 0 or not 0 <= part.final_share <= 1:
+            raise SettingsError(file, name, dataclasses.asdict(part), "expected a learning rate from 0, and a share from 0 to 1.")
+        if not 0 <= part.warmup_steps <= stage.steps:
+            raise SettingsError(file, f"{name}.warmup_steps", part.warmup_steps, f"expected 0 to `steps` ({stage.steps}).")
+    trained = stage.lora.parts if stage.lora else PARTS
+    if not any(stage.parts[name].learning_rate for name in trained):
+        raise SettingsError(file, "encoder, connector, decoder", 0.0, "no part that is trained has a learning rate above 0.")
+    if stage.evaluation and not beside(file, stage.evaluation.path).is_file():
+        raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
+    mixture_file = beside(file, stage.mixture)
+    if not mixture_file.is_file():
+        raise SettingsError(file, "mixture", stage.mixture, "no file has this name.")
+    return stage, read_mixture(mixture_file)
+
+
+def beside(file: str | Path, name: str) -> Path:
+    """A file named in another."""
+    return Path(file).parent / name
