@@ -44,7 +44,8 @@ def installed(tmp_path_factory) -> Path:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "chat_template.jinja"))):
         shutil.copy(path, source)
-    shutil.copytree(ROOT / "jina_vlm_cli", source / "jina_vlm_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("jina_vlm_cli", "training"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
     return target
