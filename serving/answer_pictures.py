@@ -49,6 +49,7 @@ from tqdm import tqdm
 
 from demo import CHECKPOINT
 from jina_vlm_cli.loading import load_processor_and_class
+from jina_vlm_cli.options import add_max_tiles, positive
 
 
 SCHEMA = pa.schema(
@@ -97,7 +98,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         choices=("float32", "bfloat16", "float16", "auto"),
         help="default: float32 on a CPU, the checkpoint's own (auto) on a GPU",
     )
-    parser.add_argument("--max-tiles", type=int, metavar="1..12", choices=range(1, 13), help="at most so many tiles beside the thumbnail")
+    add_max_tiles(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer (default: %(default)s)")
     parser.add_argument(
         "--batch-size", type=positive, default=8, help="pictures at a time; halved where memory runs out (default: %(default)s)"
@@ -106,13 +107,6 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "--rows-per-part", type=positive, default=64, help="of the output; what a kill can cost each process (default: %(default)s)"
     )
     return parser.parse_args(arguments)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
 
 
 # ----------------------------------------------------------------------------------------------------------------------

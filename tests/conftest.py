@@ -4,6 +4,7 @@ import http.server
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,19 @@ if importlib.util.find_spec("jina_vlm") is None:  # not installed: the checkout 
     spec.loader.exec_module(sys.modules["jina_vlm"])
 
 import jina_vlm  # noqa: E402
+
+
+# By EXIF orientation: what shows a stored picture, an array, upright.
+TURNS = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: np.rot90(image),
+}
 
 
 def make_picture(height: int, width: int, kind: str = "texture", seed: int = 0) -> np.ndarray:
@@ -71,6 +85,17 @@ def python(code: str, *args, expect: int = 0, **environment) -> subprocess.Compl
     )  # fmt: skip
     assert result.returncode == expect, result.stderr
     return result
+
+
+@contextmanager
+def largest_file(size: int):
+    """No file of this process may grow beyond this size: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

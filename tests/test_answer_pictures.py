@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import largest_file
 from PIL import Image
 
 from demo import CHECKPOINT, load_processor_and_class
@@ -309,14 +309,9 @@ def test_kill_and_resume(photos, tmp_path):
 
 def test_part_that_cannot_be_written_whole(photos, tmp_path):
     """Of a disk that is full in the middle of a part, nothing stays that looks like one."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     options = ("--question", "why? " * 1600, "--format", "jsonl")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            answer(photos, tmp_path / "answers", *options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(2**14), pytest.raises(OSError, match="too large"):
+        answer(photos, tmp_path / "answers", *options)
     assert not list((tmp_path / "answers").glob("part-*.jsonl"))
     assert len(answer(photos, tmp_path / "answers", *options)) == 7
 

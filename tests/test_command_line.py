@@ -4,20 +4,18 @@ import base64
 import json
 import os
 import pty
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, make_picture
+from conftest import ROOT, largest_file, make_picture
 from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -330,17 +328,6 @@ def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
         main(["tiles", "picture.png", "--save", target])
     assert stopped.value.code.startswith("error: ") and message in stopped.value.code
     assert os.listdir() == ["picture.png"] and Path("picture.png").read_bytes() == before
-
-
-@contextmanager
-def largest_file(size: int):
-    """No file of this process may grow beyond this size: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from conftest import TURNS
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, features
 from transformers import pipeline
@@ -139,16 +140,6 @@ class Case:
     in_pipeline: np.ndarray | str | None = None
 
 
-TURNS = {
-    1: lambda image: image,
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.transpose(1, 0, 2),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda image: np.rot90(image),
-}
 has_avif = features.check("avif")
 has_jpeg2000 = features.check("jpg_2000")
 CMYK = np.dstack([RGB, GREY // 2])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TURNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jina_vlm import JinaVLMImageProcessor
@@ -283,18 +284,6 @@ def test_ambiguous_array(tiler, picture):
     last = pixels(tiler, array, input_data_format="channels_last")
     assert torch.equal(last, pixels(tiler, array.transpose(2, 0, 1), input_data_format="channels_first"))
     assert not torch.equal(last, pixels(tiler, array, input_data_format="channels_first"))
-
-
-TURNS = {
-    1: lambda image: image,
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.transpose(1, 0, 2),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda image: np.rot90(image),
-}
 
 
 def png(rgb: np.ndarray, **kwargs) -> bytes:

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +13,7 @@ import huggingface_hub
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, make_picture, python
+from conftest import ROOT, largest_file, make_picture, python
 from hub_server import GITATTRIBUTES, Fault, serve_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -248,17 +246,6 @@ def test_a_disk_that_is_too_small_is_told_before_writing(tmp_path, monkeypatch):
     said = run(monkeypatch, "--weights", TINY, "--output", tmp_path / "out")
     assert "0.00 GB are free, 0.04 GB are needed" in said and "Make room" in said
     assert not list(tmp_path.iterdir())
-
-
-@contextmanager
-def largest_file(size: int):
-    """No file of this process may grow beyond this size: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch):

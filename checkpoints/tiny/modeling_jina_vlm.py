@@ -18,13 +18,12 @@ from transformers.generation import utils as generation_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import CONFIG_NAME, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
 
 
-CONFIG_NAME = "config.json"
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 
