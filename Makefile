@@ -15,7 +15,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train train-tiny eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -56,8 +56,19 @@ fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS=
 train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="training/recipes/finetune_lora.yaml --output mine")
 	$(RUN) -m training.train $(ARGS)
 
-train-tiny: $(VENV)/ready  ## train checkpoints/tiny from nothing (about an hour on two cores)
-	$(RUN) -m training.train_tiny $(ARGS)
+train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some minutes on a CPU)
+	$(RUN) -m training.shapes_data --output training/runs/shapes
+	$(RUN) -m training.train training/recipes/tiny.yaml --output training/runs/tiny $(ARGS)
+
+train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
+	$(RUN) -m training.pages_data --output training/runs/pages
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.seeing --model $(CHECKPOINT) --output training/runs/seeing
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage1.yaml --output training/runs/small_stage1
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage2.yaml --output training/runs/small_stage2
+	$(RUN) -m training.eval_pages --checkpoint training/runs/small_stage2
+
+leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
+	$(RUN) -m training.leave_one_out training/recipes/small_leave_one_out.yaml --output training/runs/leave_one_out $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
 	$(RUN) -m training.eval_tiny $(ARGS)

@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     if args.image:
         check_picture(args.image)
     if Path(args.checkpoint).resolve() == CHECKPOINT and not CHECKPOINT.is_dir():
-        sys.exit("checkpoints/tiny is not there. Train it with `make train-tiny`, or pass another with --checkpoint.")
+        sys.exit("checkpoints/tiny is not there. Fetch it with the repository, or pass another with --checkpoint.")
     check_model(args.checkpoint)
     return args
 
@@ -53,7 +53,7 @@ def draw(seed: int, language: str) -> tuple:
     sample = evaluation_sample(seed, TASKS[seed % len(TASKS)], language)
     picture = draw_scene(sample.scene)
     picture.save(DRAWN)
-    return picture, sample.turns[-1].question, sample.turns[-1].answer
+    return picture, sample.turn.question, sample.turn.answer
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The generator of pictures, questions and answers that the small checkpoint is trained on, and its tokenizer."""
 
+import dataclasses
 import math
 import random
 import sys
@@ -7,9 +8,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
 from huggingface_hub import EvalResult
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import ImageChops
 
 
 ROOT = Path(__file__).parent.parent
@@ -20,10 +20,26 @@ from training import (  # noqa: E402
     shapes,
     shapes_data,  # noqa: E402
 )
+from training.eval_pages import wilson  # noqa: E402
 from training.eval_tiny import accuracy, card_results, chance, table  # noqa: E402
 from training.layouts import to_conversation  # noqa: E402
-from training.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise, training_sample  # noqa: E402
-from training.seeing import ScenesDataset, token_labels  # noqa: E402
+from training.page_questions import LANGUAGES as PAGE_LANGUAGES  # noqa: E402
+from training.page_questions import TASKS as PAGE_TASKS  # noqa: E402
+from training.page_questions import ask_shapes, describe  # noqa: E402
+from training.pages import (  # noqa: E402
+    HELD_OUT_WORDS,
+    TRAINING_WORDS,
+    Page,
+    Text,
+    draw_page,
+    make_board,
+    make_chart,
+    make_small_print,
+    make_table,
+)
+from training.pages_data import held_out_sample, held_out_samples, stage1_turns, stage2_turns, task_page  # noqa: E402
+from training.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise  # noqa: E402
+from training.seeing import TOKEN_CLASSES, PagesDataset, patch_labels, token_labels  # noqa: E402
 from training.shapes import (  # noqa: E402
     COLOURS,
     HELD_OUT_PAIRS,
@@ -58,10 +74,10 @@ def tokenizer():
 
 def test_same_seed_same_sample():
     for seed in range(20):
-        first, second = training_sample(seed), training_sample(seed)
-        assert first == second
-        assert draw_scene(first.scene).tobytes() == draw_scene(second.scene).tobytes()
-    assert training_sample(0) != training_sample(1)
+        for task in PAGE_TASKS:
+            (page, turns), again = stage2_turns(task, seed), stage2_turns(task, seed)
+            assert (page, turns) == again and draw_page(page).tobytes() == draw_page(again[0]).tobytes()
+    assert stage2_turns("numbers", 0) != stage2_turns("numbers", 1)
     assert evaluation_sample(0, "kind", "en") == evaluation_sample(0, "kind", "en")
 
 
@@ -74,34 +90,33 @@ def test_pairs_are_split():
             assert sum(value in pair for pair in TRAINING_PAIRS) >= 5
 
 
-def test_held_out_pairs_are_drawn_in_evaluation_only():
-    for seed in range(1000):
-        for sample in (training_sample(seed), training_sample(seed, board=True)):
-            assert pairs_of(sample) <= set(TRAINING_PAIRS)
-    scenes = ScenesDataset(1000, first_seed=0)
-    named = {(shape.colour, shape.kind) for i in range(400) for shape in scenes[i].shapes if shape.colour}
+def test_held_out_pairs_and_words_are_drawn_in_evaluation_only():
+    pages = [stage2_turns(task, seed)[0] for task in PAGE_TASKS for seed in range(150)] + [stage1_turns(seed)[0] for seed in range(300)]
+    scenes = PagesDataset(1000, first_seed=0)
+    pages += [scenes[index] for index in range(400)]
+    named = {(shape.colour, shape.kind) for page in pages for shape in page.scene.shapes if shape.colour}
     assert named == set(TRAINING_PAIRS)
-    seen = set()
-    for seed in range(500):
-        seen |= pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))
-    assert seen == set(HELD_OUT_PAIRS)
+    held_out = {word for words in HELD_OUT_WORDS.values() for word in words}
+    assert not held_out & {text.text for page in pages for text in page.texts}
+    assert not held_out & {word for words in TRAINING_WORDS.values() for word in words}
+    seen, words = set(), set()
+    for page, _ in held_out_samples(720):
+        seen |= {(shape.colour, shape.kind) for shape in page.scene.shapes}
+        words |= {text.text for text in page.texts if not text.text.isdecimal()}
+    assert seen == set(HELD_OUT_PAIRS) and words == held_out
+    assert {pair for seed in range(500) for pair in pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))} == set(HELD_OUT_PAIRS)
 
 
-@pytest.mark.parametrize("seed", [-1, questions.EVALUATION_SEEDS])
-def test_training_takes_no_seed_of_evaluation(seed):
-    with pytest.raises(ValueError, match="Training seeds"):
-        training_sample(seed)
-
-
-def test_pictures_become_one_tile():
+def test_shapes_become_one_tile_and_small_print_several():
     def tiles(side):  # released-checkpoint.md, section 1, steps 2 and 3, for pictures within the budget
         return 1 if round(side / 14) * 14 - 112 <= 266 else 2
 
     sizes = set()
     for seed in range(300):
-        scene = training_sample(seed).scene
+        scene = evaluation_sample(seed, "count", "en").scene
         assert [tiles(side) for side in scene.size] == [1, 1]
         sizes.add(scene.size)
+        assert max(map(tiles, held_out_sample(seed, "small print", "en")[0].scene.size)) == 2
     assert draw_scene(scene).size == scene.size and draw_scene(scene).mode == "RGB"
     assert len(sizes) > 250
 
@@ -162,27 +177,116 @@ def test_answers_are_true():
     assert min(checked.values()) > 250
 
 
-@pytest.mark.parametrize(
-    ("language", "expected"),
-    [
-        ("en", "2 shapes: at the top left a red star, at the bottom an orange cross."),
-        ("de", "2 Formen: oben links ein roter Stern, unten ein orange Kreuz."),
-        ("es", "2 figuras: arriba a la izquierda una estrella roja, abajo una cruz naranja."),
-        ("fr", "2 formes : en haut à gauche une étoile rouge, en bas une croix orange."),
-    ],
-)
-def test_captions(language, expected):
-    assert questions.caption(scene_of(("red", "star", "top left"), ("orange", "cross", "bottom")), language) == expected
+def labels_of(page):
+    """Token labels by name, each [14, 14]."""
+    return dict(zip(TOKEN_CLASSES, token_labels(page).unflatten(0, (14, 14)).unbind(dim=-1), strict=True))
 
 
-def test_token_labels():
+def test_token_labels_of_shapes():
     scene = scene_of(("yellow", "ring", "top left"), ("black", "star", "bottom right"))
-    colours, kinds, places = token_labels(scene).unflatten(0, (14, 14)).unbind(dim=-1)
+    labels = labels_of(Page("shapes", scene))
+    colours, kinds, places = (labels[name] for name in ("colour", "kind", "place"))
     assert places[0, 0] == 0 and places[0, -1] == 2 and places[7, 7] == 4 and places[-1, -1] == 8
     assert set(colours[places == 0].tolist()) == {0, 1 + list(COLOURS).index("yellow")}
     assert set(kinds[places == 8].tolist()) == {0, 1 + KINDS.index("star")}
     assert not colours[(places != 0) & (places != 8)].any()
     assert 5 <= (colours[places == 0] > 0).sum() <= 16  # a circle of radius 0.4 covers half of its cell of about 22 tokens
+    assert not labels["character 0"].any() and (labels["character 1"] == -100).all()
+
+
+def test_labels_of_texts():
+    """The patches under a character's middle have its number; the tokens about a word all of its characters."""
+    page = Page("board", Scene((378, 378), (255, 255, 255), ()), (Text("A7", (189.0, 63.0), 28, place="top"),))
+    patches = patch_labels(page).unflatten(0, (27, 27))
+    assert patches[4, 12] == 11 and patches[4, 14] == 8 and set(patches[:3].flatten().tolist()) == {0}
+    labels = labels_of(page)
+    there = labels["character 0"] > 0
+    assert 4 <= there.sum() <= 12 and there[2, 6]
+    for index, number in enumerate((11, 8, 37, 37, 37, 37)):
+        assert set(labels[f"character {index}"][there].tolist()) == {number}
+
+
+def test_labels_of_tables_and_charts():
+    table = make_table(random.Random(0))
+    labels = labels_of(table)
+    assert set(labels["column"].flatten().tolist()) == {0, *(1 + text.cell[0] for text in table.texts)}
+    assert set(labels["row"].flatten().tolist()) == {0, *(1 + text.cell[1] for text in table.texts)}
+    chart = make_chart(random.Random(0))
+    labels = labels_of(chart)
+    for bar in chart.bars:
+        inside = labels["colour"] == 1 + list(COLOURS).index(bar.colour)
+        assert inside.any() and set(labels["height"][inside].tolist()) == {bar.height}
+
+
+def test_pages_show_what_they_say():
+    """Each text's and bar's ink lies within its box, and nothing is printed twice in a place."""
+    for seed in range(60):
+        rng = random.Random(seed)
+        for page in (make_board(rng, TRAINING_PAIRS), make_table(rng), make_chart(rng), make_small_print(rng, TRAINING_PAIRS)):
+            width, height = page.scene.size
+            empty = dataclasses.replace(page, texts=(), labels=(), bars=())
+            ink = ImageChops.difference(draw_page(page), draw_page(empty))
+            for box in [thing.box for thing in (*page.texts, *page.labels, *page.bars)]:
+                assert 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height + 1, (page.kind, seed)
+                outer = tuple(round(side) + (-2, -2, 3, 7)[i] for i, side in enumerate(box))
+                assert ink.crop(outer).getbbox(), "nothing is drawn there"
+                ink.paste((0, 0, 0), outer)
+            assert ink.getbbox() is None, (page.kind, seed)
+
+
+def test_answers_about_pages_are_true():
+    """English questions, answered again from their words."""
+    checked = dict.fromkeys(PAGE_TASKS, 0)
+    for seed in range(300):
+        for task in ("numbers", "words", "tables", "charts", "small print"):
+            page, turn = held_out_sample(seed, task, "en")
+            asked = turn.question.removesuffix("?")
+            if task == "tables":
+                (answer,) = [text.text for text in page.texts if asked.endswith(f"{'ABCD'[text.cell[0]]}{text.cell[1] + 1}")]
+            elif task == "charts":
+                what = asked.split()[-1]
+                answer = {bar.colour: str(bar.height) for bar in page.bars}.get(what)
+                if answer is None:
+                    (answer,) = [bar.colour for bar in page.bars if str(bar.height) == what]
+            elif task == "small print":
+                (answer,) = [text.text for text in page.texts]
+            else:
+                place = max((place for place in PLACES if asked.endswith(f" {place}")), key=len)
+                (answer,) = [text.text for text in page.texts if text.place == place]
+                assert answer.isdecimal() == (task == "numbers")
+            assert turn.answer == answer
+            checked[task] += 1
+    with pytest.raises(ValueError, match="Expected one of shapes, numbers"):
+        task_page("maps", random.Random(0), TRAINING_PAIRS)
+
+
+@pytest.mark.parametrize("language", PAGE_LANGUAGES)
+def test_every_task_is_asked_in_every_language(language):
+    """With no part of a question left open, and each in words of its own."""
+    asked = {task: held_out_sample(3, task, language)[1].question for task in PAGE_TASKS}
+    assert len(set(asked.values())) == len(PAGE_TASKS) and not any("{" in question for question in asked.values())
+    english = {held_out_sample(3, task, "en")[1].question for task in PAGE_TASKS}
+    assert language == "en" or not english & set(asked.values())
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("en", "top left: a red star; bottom: an orange cross; bottom right: HOUSE."),
+        ("de", "oben links: ein roter Stern; unten: ein orange Kreuz; unten rechts: HOUSE."),
+        ("it", "in alto a sinistra: una stella rossa; in basso: una croce arancione; in basso a destra: HOUSE."),
+        ("pt", "em cima à esquerda: uma estrela vermelha; em baixo: uma cruz laranja; em baixo à direita: HOUSE."),
+    ],
+)
+def test_descriptions(language, expected):
+    scene = scene_of(("red", "star", "top left"), ("orange", "cross", "bottom"))
+    page = Page("board", scene, (Text("HOUSE", (250.0, 250.0), 24, place="bottom right"),))
+    assert describe(page, language).answer == expected
+
+
+def test_wilson():
+    low, high = wilson(9, 10)
+    assert round(low, 3) == 0.596 and round(high, 3) == 0.982  # of published tables
 
 
 def test_answers_in_other_languages():
@@ -242,33 +346,12 @@ def test_elision_and_contraction():
     assert questions.at("es", "centre") == "del centro" and questions.at("es", "left") == "de la izquierda"
 
 
-def test_any_question_may_come_first():
-    first = {(s.turns[0].task, s.turns[0].language) for s in map(training_sample, range(1000))}
-    assert {(task, language) for task in TASKS for language in LANGUAGES} <= first
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_conversations(apart):
-    sample = next(s for s in map(training_sample, range(100)) if s.apart == apart and len(s.turns) > 2)
-    conversations = sample.conversations()
-    assert [message["role"] for messages in conversations for message in messages] == ["user", "assistant"] * len(sample.turns)
-    assert len(conversations) == (len(sample.turns) if apart else 1)
-    for messages in conversations:
-        assert [part["type"] for part in messages[0]["content"]] == ["image", "text"]
-        assert all(part["type"] == "text" for message in messages[1:] for part in message["content"])
-    assert sample.conversations(answered=False) == [messages[:-1] for messages in conversations]
-
-
-def test_lists_say_what_there_is_of_everything():
-    scene = scene_of(("red", "star", "left"), ("red", "ring", "top right"))
-    places, colours, kinds = (questions.listed(scene, task, "en", random.Random(0)) for task in questions.LISTS)
-    assert places.startswith("top left: nothing; top: nothing; top right: a red ring; left: a red star; ")
-    assert "red: 2, star left, ring top right" in colours and colours.count(": 0") == len(COLOURS) - 1
-    assert "star: 1, red left" in kinds and "ring: 1, red top right" in kinds and kinds.count(": 0") == len(KINDS) - 2
-    assert colours != questions.listed(scene, "colours", "en", random.Random(1)), "in any order"
-    for language in LANGUAGES:
-        for task in questions.LISTS:
-            assert ask(scene, task, language, random.Random(0)).answer.count(";") == {"places": 8, "colours": 7, "kinds": 5}[task]
+def test_questions_show_the_picture():
+    sample = evaluation_sample(0, "kind", "en")
+    ((message),) = sample.question()
+    assert [part["type"] for part in message["content"]] == ["image", "text"] and message["role"] == "user"
+    assert message["content"][1]["text"] == sample.turn.question
+    assert message["content"][0]["image"].tobytes() == draw_scene(sample.scene).tobytes()
 
 
 def test_nameless_shades_are_like_no_held_out_pair():
@@ -281,7 +364,7 @@ def test_nameless_shades_are_like_no_held_out_pair():
         nearest = min(distances, key=distances.get)
         assert distances[nearest] >= 60
         assert (nearest, shape.kind) not in HELD_OUT_PAIRS or max(shape.shade) - min(shape.shade) < 60
-    labels = token_labels(Scene((300, 300), (255, 255, 255), (nameless[0],)))
+    labels = token_labels(Page("shapes", Scene((300, 300), (255, 255, 255), (nameless[0],))))
     assert set(labels[:, 0].tolist()) == {0, -100} and set(labels[:, 1].tolist()) == {0, 1 + KINDS.index(nameless[0].kind)}
 
 
@@ -326,36 +409,6 @@ def test_tokenizer_saves_and_loads(tokenizer, tmp_path):
     assert (loaded.bos_token, loaded.padding_side) == (END_OF_TEXT, "left")
 
 
-def test_packed_conversations_are_what_they_are_alone():
-    """Every answer's logits and labels in the collator's rows, which hold many conversations about a picture, are those of the
-    conversation processed by itself; so nothing of one conversation reaches another."""
-    from training.train_tiny import ConversationCollator
-
-    checkpoint = str(ROOT / "checkpoints" / "tiny")
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
-    samples = [next(s for s in map(training_sample, range(seed, 100)) if s.apart == apart) for seed, apart in ((0, True), (9, False))]
-    batch = ConversationCollator(processor)(samples)
-    labels = batch.pop("labels")
-    assert torch.equal(batch["pixel_values"][::2], batch["pixel_values"][1::2]), "a picture is its own thumbnail"
-    with torch.inference_mode():
-        logits = model(**batch).logits
-    assert logits.shape[:2] == labels.shape
-    for sample, row_logits, row_labels in zip(samples, logits, labels, strict=True):
-        is_answer = row_labels != -100
-        predictions, answers = [], []
-        for messages in sample.conversations():
-            alone = processor.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
-            )
-            marked = alone.pop("assistant_masks")[0].bool()
-            with torch.inference_mode():
-                predictions.append(model(**alone).logits[0, :-1][marked[1:]])
-            answers.append(alone["input_ids"][0, marked])
-        assert torch.equal(row_labels[is_answer], torch.cat(answers))
-        torch.testing.assert_close(row_logits[:-1][is_answer[1:]], torch.cat(predictions), atol=1e-4, rtol=1e-4)
-
-
 def test_table_of_results():
     results = [
         {"task": task, "language": language, "expected": str(i), "right": i == 0}
@@ -380,7 +433,7 @@ def test_results_for_the_model_card():
 
 def test_italian_is_true_and_held_out_pairs_are_held_out():
     scene = scene_of(("red", "star", "top left"), ("blue", "ring", "bottom"))
-    found = {shapes_data.ask_in_italian(scene, task, random.Random(seed)) for task in TASKS for seed in range(20)}
+    found = {ask_shapes(scene, task, "it", random.Random(seed)) for task in TASKS for seed in range(20)}
     assert {(turn.question, turn.answer) for turn in found} == {
         ("Che forma c'è in alto a sinistra?", "stella"),
         ("Che forma c'è in basso?", "anello"),
@@ -391,7 +444,7 @@ def test_italian_is_true_and_held_out_pairs_are_held_out():
         ("Quante forme ci sono?", "2"),
     }
     twins = scene_of(("red", "star", "left"), ("red", "star", "right"))
-    assert shapes_data.ask_in_italian(twins, "position", random.Random(0)) is None
+    assert ask_shapes(twins, "position", "it", random.Random(0)) is None
     for seed in range(200):
         scene, turns = shapes_data.training_turns(seed)
         assert {(shape.colour, shape.kind) for shape in scene.shapes} <= set(TRAINING_PAIRS) and turns

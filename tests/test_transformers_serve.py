@@ -199,7 +199,7 @@ def test_answers_are_those_of_generate(ask, generated, messages):
 
 @pytest.mark.parametrize("sample", [SHAPES, OTHER_SHAPES], ids=["shapes", "other shapes"])
 def test_answers_are_right(ask, sample):
-    turn = sample.turns[-1]
+    turn = sample.turn
     assert normalise(text_of(ask([user(image(draw_scene(sample.scene)), turn.question)]))) == normalise(turn.answer)
 
 

@@ -53,7 +53,7 @@ def main() -> None:
                 print(f"Wrote {name} ({len(json.loads(text))} entries).")
         case ["bundle"]:
             if not TINY.is_dir():
-                sys.exit(f"{TINY} is not there. Train it with `make train-tiny`, or fetch it with the repository.")
+                sys.exit(f"{TINY} is not there. Fetch it with the repository.")
             for name, content in bundle_files().items():
                 (TINY / name).write_bytes(content)
                 print(f"Wrote checkpoints/tiny/{name}.")

@@ -45,9 +45,9 @@ def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
     results = []
     for start in tqdm(range(0, samples, batch_size), unit="batch"):
         batch = chosen[start : start + batch_size]
-        given = answer(model, processor, [sample.conversations(answered=False)[0] for sample in batch])
+        given = answer(model, processor, [sample.question() for sample in batch])
         for sample, text in zip(batch, given, strict=True):
-            turn = sample.turns[-1]
+            turn = sample.turn
             results.append(
                 {
                     "task": turn.task,

@@ -1,4 +1,4 @@
-"""The optimiser of `train_tiny`: Muon for matrices, AdamW for the rest.
+"""An optimiser for small models from nothing: Muon for matrices, AdamW for the rest.
 
 Muon (Keller Jordan, 2024) makes the momentum of a matrix nearly orthogonal before it takes a step, so that all directions
 are learned at the same speed. In one short trial on this model it was ahead of AdamW alone. torch has a `Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 
+OTHERS = 0.5  # of a matrix's learning rate: what AdamW's parameters have
+
+
 class Muon(torch.optim.Optimizer):
     """
     Args:
-        groups (`list[dict]`): As from [`parameter_groups`]. Those with `matrices=True` are trained by Muon.
+        groups (`list[dict]`): As from [`muon_groups`]. Those with `matrices=True` are trained by Muon.
         momentum (`float`): Of Muon.
         betas (`tuple[float, float]`), eps (`float`): Of AdamW.
     """
@@ -59,17 +62,20 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
-def parameter_groups(model: nn.Module, matrix_lr: float, other_lr: float, weight_decay: float) -> list[dict]:
-    """The weights of all hidden linear layers, decayed; and all else: embeddings, head, convolution, norms and biases."""
-    hidden = {
+def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """The trained weights of all hidden linear layers; not embeddings, heads, convolutions, norms and biases."""
+    return {
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[-1] not in ("lm_head", "head")
+        if isinstance(module, nn.Linear) and module.weight.requires_grad and not name.endswith("head")
     }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter in hidden]
-    others = [parameter for parameter in trained if parameter not in hidden]
+
+
+def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
+    """Hidden matrices, decayed; and all else, at `OTHERS` of their learning rate."""
+    hidden = hidden_matrices(model)
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in hidden]
     return [
-        {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay, "matrices": True},
-        {"params": others, "lr": other_lr, "weight_decay": 0.0, "matrices": False},
+        {"params": [parameter for parameter in model.parameters() if parameter in hidden], "lr": learning_rate, "weight_decay": weight_decay, "matrices": True},
+        {"params": others, "lr": OTHERS * learning_rate, "weight_decay": 0.0, "matrices": False},
     ]

@@ -1,20 +1,17 @@
 """Questions about a scene and their answers, in English, German, Spanish and French.
 
 There are four tasks: the `kind` of a shape, its `colour`, its `position`, and a `count` from 1 to 5. A question always has
-one right answer, short enough to be compared as a string. For training there are also captions, which name the colour, kind
-and place of everything, and three lists: of the nine places and what is at each, nothing included; of the colours and of the
-kinds, how many shapes there are of each, and what else there is to say of them.
+one right answer, short enough to be compared as a string.
 """
 
 import random
 import re
 from dataclasses import dataclass
 
-from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, TRAINING_PAIRS, Scene, Shape, draw_scene, make_scene
+from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape, draw_scene, make_scene
 
 
 TASKS = ("kind", "colour", "count", "position")
-LISTS = ("places", "colours", "kinds")
 LANGUAGES = ("en", "de", "es", "fr")
 EVALUATION_SEEDS = 1_000_000_000  # training takes seeds from 0, evaluation from here on
 
@@ -89,7 +86,6 @@ PLACE_NAMES = {
         )
     ),
 }
-NOTHING = {"en": "nothing", "de": "nichts", "es": "nada", "fr": "rien"}
 _ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"}
 
 
@@ -194,10 +190,6 @@ TEMPLATES = {
         ("colour", "kind"): ["What colour is {the}?", "Which colour does {the} have?"],
         "position": ["Where is {the}?", "In which part of the picture is {the}?"],
         "count": ["How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."],
-        "caption": ["Describe the picture.", "What do you see?"],
-        "places": ["List all places.", "What is at each place?"],
-        "colours": ["List all colours.", "What is there of each colour?"],
-        "kinds": ["List all shapes.", "What is there of each shape?"],
     },
     "de": {
         ("kind", "only"): ["Welche Form ist das?", "Welche Form ist im Bild?"],
@@ -208,10 +200,6 @@ TEMPLATES = {
         ("colour", "kind"): ["Welche Farbe hat {the}?", "Was für eine Farbe hat {the}?"],
         "position": ["Wo ist {the}?", "Wo befindet sich {the}?"],
         "count": ["Wie viele {plural} gibt es?", "Wie viele {plural} sind da?", "Wie viele {plural} siehst du?"],
-        "caption": ["Beschreibe das Bild.", "Was siehst du?"],
-        "places": ["Nenne alle Plätze.", "Was ist an jedem Platz?"],
-        "colours": ["Nenne alle Farben.", "Was gibt es von jeder Farbe?"],
-        "kinds": ["Nenne alle Formen.", "Was gibt es von jeder Form?"],
     },
     "es": {
         ("kind", "only"): ["¿Qué figura es?", "¿Qué figura hay en la imagen?"],
@@ -222,10 +210,6 @@ TEMPLATES = {
         ("colour", "kind"): ["¿Qué color tiene {the}?", "¿Cuál es el color de {the}?"],
         "position": ["¿Dónde está {the}?", "¿En qué parte de la imagen está {the}?"],
         "count": ["¿{how_many} {plural} hay?", "¿{how_many} {plural} ves?"],
-        "caption": ["Describe la imagen.", "¿Qué ves?"],
-        "places": ["Enumera todos los lugares.", "¿Qué hay en cada lugar?"],
-        "colours": ["Enumera todos los colores.", "¿Qué hay de cada color?"],
-        "kinds": ["Enumera todas las figuras.", "¿Qué hay de cada figura?"],
     },
     "fr": {
         ("kind", "only"): ["Quelle forme est-ce ?", "Quelle forme y a-t-il dans l'image ?"],
@@ -236,10 +220,6 @@ TEMPLATES = {
         ("colour", "kind"): ["Quelle est la couleur {of} ?"],
         "position": ["Où est {the} ?", "Où se trouve {the} ?"],
         "count": ["Combien {of} y a-t-il ?", "Combien {of} vois-tu ?"],
-        "caption": ["Décris l'image.", "Que vois-tu ?"],
-        "places": ["Énumère toutes les places.", "Qu'y a-t-il à chaque place ?"],
-        "colours": ["Énumère toutes les couleurs.", "Qu'y a-t-il de chaque couleur ?"],
-        "kinds": ["Énumère toutes les formes.", "Qu'y a-t-il de chaque forme ?"],
     },
 }
 
@@ -247,9 +227,6 @@ TEMPLATES = {
 def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | None:
     """A random question of a task about a scene, with its only right answer. None where the scene allows none: twins
     cannot be told apart by how they look."""
-    if task in ("caption", *LISTS):
-        answer = caption(scene, language) if task == "caption" else listed(scene, task, language, rng)
-        return Turn(task, language, rng.choice(TEMPLATES[language][task]), answer)
     if task == "count":
         return _ask_count(scene, language, rng)
     pointers = [(pointer, shape) for pointer in POINTERS[task] for shape in scene.shapes if _is_clear(scene, pointer, shape)]
@@ -311,31 +288,6 @@ def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
     return Turn("count", language, question, str(number))
 
 
-def caption(scene: Scene, language: str) -> str:
-    """ "2 shapes: on the left a red star, at the bottom a blue ring." In reading order."""
-    number = len(scene.shapes)
-    noun = SHAPE[language][1 if number == 1 else 2]
-    parts = [f"{where(language, shape.place)} {a(language, shape.colour, shape.kind)}" for shape in scene.shapes]
-    return f"{number} {noun}{' ' if language == 'fr' else ''}: {', '.join(parts)}."
-
-
-def listed(scene: Scene, task: str, language: str, rng: random.Random) -> str:
-    """ "top left: nothing; top: a red star; ..." in reading order; "red: 2, star top left, ring right; blue: 0; ..." or
-    "star: 1, red top left; ..." in any order, so that the colour or kind has to be looked for."""
-    if task == "places":
-        there = {shape.place: a(language, shape.colour, shape.kind) for shape in scene.shapes}
-        return "; ".join(f"{PLACE_NAMES[language][place]}: {there.get(place, NOTHING[language])}" for place in PLACES) + "."
-    colours, places = COLOUR_NAMES[language], PLACE_NAMES[language]
-    kinds = {kind: singular for kind, (_, singular, _) in NOUNS[language].items()}
-    names, others = (colours, kinds) if task == "colours" else (kinds, colours)
-    items = []
-    for key in rng.sample(list(names), k=len(names)):
-        looks = [(shape.colour, shape.kind, shape.place) for shape in scene.shapes]
-        found = [(kind if task == "colours" else colour, place) for colour, kind, place in looks if key in (colour, kind)]
-        items.append(", ".join([f"{names[key]}: {len(found)}", *(f"{others[other]} {places[place]}" for other, place in found)]))
-    return "; ".join(items) + "."
-
-
 def normalise(answer: str) -> str:
     """What is compared of an answer: its words in lower case, without punctuation."""
     return " ".join(re.findall(r"\w+", answer.lower()))
@@ -348,51 +300,15 @@ def normalise(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A scene and questions about it: one conversation, or (`apart`) as many conversations as questions."""
+    """A scene and a question about it."""
 
     scene: Scene
-    turns: tuple[Turn, ...]
-    apart: bool = False
+    turn: Turn
 
-    def conversations(self, answered: bool = True) -> list[list[dict]]:
-        """The conversations for a chat template, each with the picture before its first question. With `answered=False`
-        the last answers are left out."""
-        image = draw_scene(self.scene)
-        conversations = []
-        for turns in [(turn,) for turn in self.turns] if self.apart else [self.turns]:
-            messages = []
-            for turn in turns:
-                messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-            messages[0]["content"].insert(0, {"type": "image", "image": image})
-            conversations.append(messages if answered else messages[:-1])
-        return conversations
-
-
-def training_sample(seed: int, board: bool = False) -> Sample:
-    """A picture of training pairs and questions about it, in mixed languages.
-
-    As a `board` the picture holds 3 to 9 shapes, and mostly lists are asked for too: the quickest way to learn where to look,
-    since each place, colour and kind is asked for in turn. Else it holds up to 5. Now and then a caption comes last. Most
-    samples keep their questions apart, so that nothing can be answered from what was said before.
-    """
-    if not 0 <= seed < EVALUATION_SEEDS:
-        raise ValueError(f"Training seeds lie between 0 and {EVALUATION_SEEDS}; got {seed}.")
-    rng = random.Random(seed)
-    if board:
-        scene = make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)))
-        tasks = [task for task in LISTS if rng.random() < 0.75]
-        tasks += rng.choices([task for task in TASKS if task != "count"], k=6)
-    else:
-        scene = make_scene(rng, TRAINING_PAIRS)
-        tasks = rng.choices((*TASKS, "position"), k=16)  # where something is is learned last
-        tasks += [task for task in LISTS if rng.random() < 0.15]
-    if rng.random() < 0.3:
-        tasks.append("caption")
-    turns = [ask(scene, task, rng.choice(LANGUAGES), rng) for task in tasks]
-    turns = [turn for turn in dict.fromkeys(turns) if turn]
-    turns = tuple(turns or [ask(scene, "caption", rng.choice(LANGUAGES), rng)])
-    return Sample(scene, turns, apart=rng.random() < 0.85)
+    def question(self) -> list[dict]:
+        """The conversation for a chat template, up to the question."""
+        picture = {"type": "image", "image": draw_scene(self.scene)}
+        return [{"role": "user", "content": [picture, {"type": "text", "text": self.turn.question}]}]
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:
@@ -403,4 +319,4 @@ def evaluation_sample(seed: int, task: str, language: str) -> Sample:
     while turn is None:
         scene = make_scene(rng, HELD_OUT_PAIRS)
         turn = ask(scene, task, language, rng)
-    return Sample(scene, (turn,))
+    return Sample(scene, turn)

@@ -16,50 +16,19 @@ from pathlib import Path
 
 import datasets
 
+from .page_questions import ask_shapes, describe
+from .pages import Page
 from .questions import EVALUATION_SEEDS, LANGUAGES, TASKS, Turn, ask
-from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, TRAINING_PAIRS, Scene, Shape, draw_scene, make_scene
-
-
-ITALIAN_NOUNS = dict(zip(KINDS, "cerchio quadrato triangolo stella croce anello".split(), strict=True))
-ITALIAN_COLOURS = dict(zip(COLOURS, "rosso arancione giallo verde blu viola rosa nero".split(), strict=True))
-ITALIAN_PLACES = dict(
-    zip(
-        PLACES,
-        "in alto a sinistra,in alto,in alto a destra,a sinistra,al centro,a destra,in basso a sinistra,in basso,in basso a destra".split(","),
-        strict=True,
-    )
-)
-
-
-def looks(shape: Shape) -> str:
-    """ "stella rossa" """
-    noun, colour = ITALIAN_NOUNS[shape.kind], ITALIAN_COLOURS[shape.colour]
-    feminine = shape.kind in ("star", "cross") and shape.colour in ("red", "yellow", "black")
-    return f"{noun} {colour[:-1] + 'a' if feminine else colour}"
-
-
-def ask_in_italian(scene: Scene, task: str, rng: random.Random) -> Turn | None:
-    """A question of one of `TASKS`; None where twins leave it without an answer."""
-    shape = rng.choice(scene.shapes)
-    place = ITALIAN_PLACES[shape.place]
-    if task == "position" and sum((other.colour, other.kind) == (shape.colour, shape.kind) for other in scene.shapes) > 1:
-        return None
-    question, answer = {
-        "kind": (f"Che forma c'è {place}?", ITALIAN_NOUNS[shape.kind]),
-        "colour": (f"Di che colore è la forma {place}?", ITALIAN_COLOURS[shape.colour]),
-        "position": (f"Dove vedi {'una' if shape.kind in ('star', 'cross') else 'un'} {looks(shape)}?", place),
-        "count": ("Quante forme ci sono?", str(len(scene.shapes))),
-    }[task]
-    return Turn(task, "it", question, answer)
+from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, Scene, draw_scene, make_scene
 
 
 def training_turns(seed: int) -> tuple[Scene, list[Turn]]:
     """A picture, up to six questions in Italian and two in other languages, in any order."""
     rng = random.Random(f"italian {seed}")
     scene = make_scene(rng, TRAINING_PAIRS)
-    turns = [ask_in_italian(scene, rng.choice(TASKS), rng) for _ in range(6)]
+    turns = [ask_shapes(scene, rng.choice(TASKS), "it", rng) for _ in range(6)]
     turns += [ask(scene, rng.choice(TASKS), rng.choice(LANGUAGES), rng) for _ in range(2)]
-    turns = [turn for turn in dict.fromkeys(turns) if turn] or [ask_in_italian(scene, "count", rng)]
+    turns = [turn for turn in dict.fromkeys(turns) if turn] or [ask_shapes(scene, "count", "it", rng)]
     rng.shuffle(turns)
     return scene, turns
 
@@ -70,7 +39,7 @@ def held_out_turn(seed: int) -> tuple[Scene, Turn]:
     turn = None
     while turn is None:
         scene = make_scene(rng, HELD_OUT_PAIRS)
-        turn = ask_in_italian(scene, TASKS[seed % len(TASKS)], rng)
+        turn = ask_shapes(scene, TASKS[seed % len(TASKS)], "it", rng)
     return scene, turn
 
 
@@ -89,8 +58,7 @@ def picture_rows(seeds: range):
 def text_rows(seeds: range):
     for seed in seeds:
         scene, (turn, *_) = training_turns(seed)
-        caption = ", ".join(f"{ITALIAN_PLACES[shape.place]} {looks(shape)}" for shape in scene.shapes)
-        question = f"{caption}. {turn.question}"
+        question = f"{describe(Page('shapes', scene), 'it').answer} {turn.question}"
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]}
 
 

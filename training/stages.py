@@ -58,6 +58,7 @@ class Stage:
         evaluation (`EvaluationSettings`, *optional*): Questions asked during training.
         max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad.
         max_tiles (`int`, *optional*): Of a picture, in the place of the checkpoint's own setting.
+        optimizer (`str`): "muon" for small models from nothing: learning rates are those of matrices, see `muon`.
         precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in bfloat16.
         workers (`int`): Processes beside each that load samples, and that measure them before.
         save_every (`int`): Steps between checkpoints that a run can go on from; as many as steps: at the end only.
@@ -76,6 +77,7 @@ class Stage:
     evaluation: EvaluationSettings | None = None
     max_length: int | None = None
     max_tiles: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     max_grad_norm: float = 1.0

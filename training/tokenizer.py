@@ -1,4 +1,4 @@
-"""The small checkpoint's tokenizer: a byte-level BPE, trained on the texts that `questions` writes.
+"""The small checkpoint's tokenizer: a byte-level BPE, trained on the texts that `page_questions` writes.
 
 Its vocabulary is laid out like the released one, only shorter:
 
@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .questions import LANGUAGES, LISTS, TASKS, ask
-from .shapes import ALL_PAIRS, make_scene
+from .page_questions import LANGUAGES, TASKS, ask_page
+from .pages_data import task_page
+from .shapes import ALL_PAIRS
 
 
 BASE_SIZE = 2048
@@ -28,12 +29,14 @@ MODEL_MAX_LENGTH = 4096
 
 def texts(number: int, seed: int = 0) -> Iterator[str]:
     """So many turns as the chat template writes them, after a picture and after other turns, of all tasks and languages, over
-    all pairs."""
+    all pairs of colour and shape. Numbers and words that are read from pages stay out: they are spelled."""
     rng = random.Random(seed)
     for _ in range(number):
-        turn = ask(make_scene(rng, ALL_PAIRS), rng.choice((*TASKS, *LISTS, "caption")), rng.choice(LANGUAGES), rng)
+        task, language = rng.choice(("shapes", *TASKS)), rng.choice(list(LANGUAGES))
+        page = task_page(task, rng, ALL_PAIRS)
+        turn = ask_page(page, task, language, rng)
         if turn:
-            yield f"{turn.question} Assistant: {turn.answer}"
+            yield f"{turn.question} Assistant:" + (f" {turn.answer}" if task in ("shapes", "charts") else "")
             yield f" System: User: {turn.question}"
 
 

@@ -204,6 +204,7 @@ def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, 
         plan=plan,
         parts=stage.parts,
         evaluation=stage.evaluation,
+        muon=stage.optimizer == "muon",
     )
 
 

@@ -11,6 +11,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .answers import ask_all
 from .mixture import MixtureDataset, Plan
+from .muon import OTHERS, Muon, hidden_matrices
 from .stages import PARTS, EvaluationSettings, PartSettings
 
 
@@ -65,11 +66,20 @@ class JinaVLMTrainer(Trainer):
         plan (`Plan`): The batches. All processes have the same, and each takes its own of it.
         parts (`dict[str, PartSettings]`): How each part is trained.
         evaluation (`EvaluationSettings`, *optional*): How `eval_dataset`, samples as chats, is asked.
+        muon (`bool`): Train by [`Muon`] rather than as `TrainingArguments.optim` says.
         kwargs: Of `Trainer`.
     """
 
-    def __init__(self, *args, plan: Plan, parts: dict[str, PartSettings], evaluation: EvaluationSettings | None = None, **kwargs):
-        self.plan, self.parts, self.evaluation = plan, parts, evaluation
+    def __init__(
+        self,
+        *args,
+        plan: Plan,
+        parts: dict[str, PartSettings],
+        evaluation: EvaluationSettings | None = None,
+        muon: bool = False,
+        **kwargs,
+    ):
+        self.plan, self.parts, self.evaluation, self.muon = plan, parts, evaluation, muon
         super().__init__(*args, train_dataset=MixtureDataset(plan.sources, plan.steps * plan.global_batch_size), **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -85,21 +95,26 @@ class JinaVLMTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         model = self.model if model is None else model
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(model))
+            if self.muon:
+                kind, kwargs, decayed = Muon, {}, hidden_matrices(model)
+            else:
+                kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+                kwargs.pop("lr")
+                names = set(self.get_decay_parameter_names(model))
+                decayed = {parameter for name, parameter in model.named_parameters() if name in names}
             groups = {(part, decays): [] for part in PARTS for decays in (True, False)}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    groups[part_of(name), name in decayed].append(parameter)
-            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            kwargs.pop("lr")
+                    groups[part_of(name), parameter in decayed].append(parameter)
             self.optimizer = kind(
                 [
                     {
                         "params": parameters,
-                        "lr": self.parts[part].learning_rate,
+                        "lr": self.parts[part].learning_rate * (OTHERS if self.muon and not decays else 1),
                         "weight_decay": self.args.weight_decay if decays else 0.0,
                         "part": part,
                     }
+                    | ({"matrices": decays} if self.muon else {})
                     for (part, decays), parameters in groups.items()
                     if parameters
                 ],
