@@ -15,7 +15,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm fuzz benchmark-pictures train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -48,6 +48,18 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest engine_tests $(PYTEST_ARGS)
+
+test-evaluation: $(VENV)/evaluation/ready  ## run lm-eval and lmms-eval on checkpoints/tiny (its own environment, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest evaluation_tests $(PYTEST_ARGS)
+
+app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
+	$(VENV)/page/bin/python app.py $(ARGS)
+
+test-page: $(VENV)/page/ready page_tests/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
+	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest page_tests $(PYTEST_ARGS)
+
+page-picture: $(VENV)/page/ready page_tests/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
+	$(VENV)/page/bin/python -m page_tests.screenshot $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
 	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
@@ -93,7 +105,7 @@ lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	$(RUN) -m ruff check .
 
 clean:  ## remove environments, caches and what the demo drew
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png page_tests/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
@@ -106,6 +118,18 @@ define environment
 	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 endef
+
+$(VENV)/page/ready: requirements/page.txt pyproject.toml
+	$(environment)
+
+$(VENV)/evaluation/ready: requirements/evaluation.txt pyproject.toml
+	$(environment)
+	$(@D)/bin/python -m pip uninstall --yes torchvision
+	@touch $@
+
+page_tests/node_modules/ready: page_tests/package-lock.json
+	npm ci --prefix page_tests
+	@touch $@
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(environment)

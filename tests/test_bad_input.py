@@ -286,6 +286,9 @@ def test_video_and_audio(processor, chat, picture):
     for kwargs in ({"videos": [video]}, {"audio": [np.zeros(100)]}):
         with refused("takes text and images; got a video or audio"):
             processor(text="hi", **kwargs)
+    # No video at all is none, as callers of many models' processors say it.
+    empty = processor(text="hi", videos=[], audio=[], audios=None)
+    assert empty["input_ids"] == processor(text="hi")["input_ids"]
     for part in ({"type": "video", "video": video}, {"type": "video", "url": "http://127.0.0.1:9/x.mp4"}):
         with refused("(?i)video", Exception):
             chat([("user", part, "what?")])

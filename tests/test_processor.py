@@ -13,7 +13,7 @@ import pytest
 import torch
 from jina_vlm import JinaVLMProcessor
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 
 START, END, PATCH, COLUMN, IMAGE = range(512, 517)  # of the golden tokenizer
@@ -279,6 +279,14 @@ def test_begins_once(processor, text):
 
 
 # Settings, templates
+
+
+def test_the_tokenizer_declares_what_opens_texts(tmp_path, new_processor):
+    """A release's does not: what tokenises by itself, such as lm-eval with `add_bos_token=True`, finds it in what we save."""
+    new_processor.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, add_bos_token=True)
+    assert tokenizer.bos_token == BOS
+    assert tokenizer("the fox")["input_ids"] == new_processor(text="the fox")["input_ids"][0]
 
 
 def test_save_and_load(tmp_path, new_processor, chat, conversation):

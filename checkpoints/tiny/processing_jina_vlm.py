@@ -79,6 +79,8 @@ class JinaVLMProcessor(ProcessorMixin):
         # What an expansion is made of; `mm_token_type_ids` marks these.
         self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
         self.patch_token_id = vocabulary["<im_patch>"]
+        if tokenizer.bos_token is None:  # a release's: what tokenises by itself, such as lm-eval, looks here for what opens a text
+            tokenizer.bos_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer)
         templates = chat_template or tokenizer.chat_template
         if isinstance(templates, dict):
@@ -118,7 +120,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 can take, truncation would cut a picture, a video or an unknown argument was given, or a picture cannot be
                 used.
         """
-        if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
+        media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
+        if any(item is not None and not (isinstance(item, list) and not item) for item in media):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
         escaped = kwargs.pop("_escaped", False)
         if kwargs.pop("_masked", False):

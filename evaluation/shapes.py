@@ -1,0 +1,60 @@
+"""The small checkpoint's questions as a file that the harnesses read: `python -m evaluation.shapes`.
+
+They are those of `python -m training.eval_tiny`, in its order: pictures of seeds and colour-shape pairs that training never
+draws, and one question about each.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, Value
+
+from training.questions import LANGUAGES, TASKS, evaluation_sample
+
+
+FEATURES = Features(
+    {"image": Image(), **{name: Value("string") for name in ("question", "answer", "task", "language")}}
+)
+
+
+def rows(samples: int) -> list[dict]:
+    """`samples` rows of `FEATURES`, tasks and languages in turn."""
+    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
+    result = []
+    for seed in range(samples):
+        sample = evaluation_sample(seed, *kinds[seed % len(kinds)])
+        [message] = sample.question()
+        turn = sample.turn
+        result.append(
+            {
+                "image": message["content"][0]["image"],
+                "question": turn.question,
+                "answer": turn.answer,
+                "task": turn.task,
+                "language": turn.language,
+            }
+        )
+    return result
+
+
+def write(path: Path, samples: int) -> None:
+    """Writes the questions to a parquet file; its folders are made where they are missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows(samples), features=FEATURES).to_parquet(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/evaluation/shapes.parquet"), help="(default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=240, help="(default: %(default)s)")
+    args = parser.parse_args()
+    if args.samples < 1:
+        parser.error(f"--samples must be at least 1, got {args.samples}")
+    write(args.output, args.samples)
+    print(f"{args.samples} questions: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

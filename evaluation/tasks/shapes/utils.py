@@ -1,0 +1,13 @@
+"""Scoring of the questions about drawn shapes."""
+
+import re
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1 where the answer's words are exactly the expected ones."""
+    return {"exact_words": float(words(results[0]) == words(doc["answer"]))}

@@ -1,0 +1,1 @@
+"""What makes a Space of the Hub of `app.py`."""
