@@ -14,11 +14,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .eval_tiny import answer
+from .eval_tiny import answer, judge
 from .page_questions import LANGUAGES, TASKS
 from .pages import draw_page
 from .pages_data import held_out_samples
-from .questions import normalise
 
 
 ROOT = Path(__file__).parent.parent
@@ -37,16 +36,7 @@ def evaluate(model, processor, samples: int, batch_size: int, tasks: tuple[str, 
             for page, turn in batch
         ]
         for (_, turn), text in zip(batch, answer(model, processor, conversations), strict=True):
-            results.append(
-                {
-                    "task": turn.task,
-                    "language": turn.language,
-                    "question": turn.question,
-                    "expected": turn.answer,
-                    "given": text.strip(),
-                    "right": normalise(text) == normalise(turn.answer),
-                }
-            )
+            results.append(judge(turn, text))
     return results
 
 

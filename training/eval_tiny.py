@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .questions import LANGUAGES, TASKS, evaluation_sample, normalise
+from .questions import LANGUAGES, TASKS, Turn, evaluation_sample, normalise
 
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,18 @@ def answer(model, processor, conversations: list[list[dict]]) -> list[str]:
     return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+def judge(turn: Turn, given: str) -> dict:
+    """What a question's result is: its task, language, question, expected and given answer, and whether they agree."""
+    return {
+        "task": turn.task,
+        "language": turn.language,
+        "question": turn.question,
+        "expected": turn.answer,
+        "given": given.strip(),
+        "right": normalise(given) == normalise(turn.answer),
+    }
+
+
 def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
     """`samples` questions, the same number for each task and language: their task, language, question, expected and given
     answer, and whether they agree."""
@@ -47,17 +59,7 @@ def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
         batch = chosen[start : start + batch_size]
         given = answer(model, processor, [sample.question() for sample in batch])
         for sample, text in zip(batch, given, strict=True):
-            turn = sample.turn
-            results.append(
-                {
-                    "task": turn.task,
-                    "language": turn.language,
-                    "question": turn.question,
-                    "expected": turn.answer,
-                    "given": text.strip(),
-                    "right": normalise(text) == normalise(turn.answer),
-                }
-            )
+            results.append(judge(sample.turn, text))
     return results
 
 
