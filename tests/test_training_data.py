@@ -287,6 +287,7 @@ def test_descriptions(language, expected):
 def test_wilson():
     low, high = wilson(9, 10)
     assert round(low, 3) == 0.596 and round(high, 3) == 0.982  # of published tables
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
 
 
 def test_answers_in_other_languages():
