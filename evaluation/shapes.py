@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 
 from training.questions import LANGUAGES, TASKS, evaluation_sample
+from training.shapes import draw_scene
 
 
 FEATURES = Features(
@@ -23,11 +24,10 @@ def rows(samples: int) -> list[dict]:
     result = []
     for seed in range(samples):
         sample = evaluation_sample(seed, *kinds[seed % len(kinds)])
-        [message] = sample.question()
         turn = sample.turn
         result.append(
             {
-                "image": message["content"][0]["image"],
+                "image": draw_scene(sample.scene),
                 "question": turn.question,
                 "answer": turn.answer,
                 "task": turn.task,

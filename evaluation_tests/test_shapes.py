@@ -1,16 +1,14 @@
 """Both harnesses on the small checkpoint's own questions: their scores are our own count's, answer by answer."""
 
 import json
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
 from conftest import CHECKPOINT, ROOT
 
 from evaluation import shapes, table
+from tools import servers
 from training.eval_tiny import evaluate
 
 
@@ -46,33 +44,14 @@ def test_lm_eval(harness, task, own, batch_size):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of the bundle, served as the guide says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    port = servers.free_port()
     command = [
         sys.executable, "-m", "serving.transformers_serve", str(CHECKPOINT),
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
     ]  # fmt: skip
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT) as process,
-    ):
-        url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(120):
-                assert process.poll() is None, log.read_text()[-4000:]
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5)
-                    break
-                except OSError:
-                    time.sleep(1)
-            else:
-                raise TimeoutError(log.read_text()[-4000:])
-            yield url
-        finally:
-            process.terminate()
-            process.wait(60)
+    url = f"http://127.0.0.1:{port}"
+    with servers.running(command, f"{url}/health", tmp_path_factory.mktemp("server") / "log.txt", seconds=120, cwd=ROOT):
+        yield url
 
 
 def test_lmms_eval_on_a_server(server, own, tmp_path):

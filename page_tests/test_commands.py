@@ -3,11 +3,9 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
+from contextlib import contextmanager
 
 import pytest
 from huggingface_hub import SpaceCardData
@@ -16,46 +14,24 @@ from huggingface_hub.repocard import metadata_load
 from page_tests.browsing import User
 from page_tests.conftest import ROOT, TINY
 from space.assemble import assemble
+from tools import servers
 
 
 START_SECONDS = 120
 
 
-class App:
-    """`python app.py` in a folder, in a process of its own, until the page is there."""
-
-    def __init__(self, folder, *arguments, **environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/"
-        self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), *arguments], cwd=folder, env={**os.environ, **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        end = time.monotonic() + START_SECONDS
-        while not self.is_there():
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.process.kill()
-                pytest.fail(f"The page did not start: {self.process.communicate()[0]}")
-            time.sleep(0.3)
-
-    def is_there(self) -> bool:
-        try:
-            return urllib.request.urlopen(self.url, timeout=5).status == 200
-        except OSError:
-            return False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.communicate(timeout=30)
+@contextmanager
+def page_of(folder, log, *arguments, **environment):
+    """The URL of `python app.py` in a folder, in a process of its own, once the page is there."""
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "app.py", "--port", str(port), *arguments]
+    with servers.running(command, url, log, seconds=START_SECONDS, cwd=folder, env={**os.environ, **environment}):
+        yield url
 
 
-def answer_of_an_example(browser, app) -> tuple[str, str]:
-    user = User(browser, app.url)
+def answer_of_an_example(browser, url) -> tuple[str, str]:
+    user = User(browser, url)
     user.page.locator("#examples tbody tr").nth(1).click()
     answer, head = user.wait(), user.page.locator("#head").inner_text()
     assert user.problems == []
@@ -63,9 +39,9 @@ def answer_of_an_example(browser, app) -> tuple[str, str]:
     return answer, head
 
 
-def test_from_a_clone(browser):
-    with App(ROOT) as app:
-        answer, head = answer_of_an_example(browser, app)
+def test_from_a_clone(browser, tmp_path):
+    with page_of(ROOT, tmp_path / "log.txt") as url:
+        answer, head = answer_of_an_example(browser, url)
     assert answer == "morado"
     assert "checkpoints/tiny · 2,471,424 parameters · cpu · float32" in head and "knows drawn, coloured shapes" in head
 
@@ -77,8 +53,8 @@ def test_as_a_space(browser, tmp_path):
     module = "import jina_vlm, page, training, jina_vlm_cli as c; print(*(m.__path__[0] for m in (jina_vlm, page, training, c)))"
     found = subprocess.run([sys.executable, "-c", module], cwd=tmp_path / "space", env=without_path(), capture_output=True, text=True, check=True)
     assert all(path.startswith(str(tmp_path)) for path in found.stdout.split())
-    with App(tmp_path / "space", JINA_VLM_MODEL=str(tmp_path / "weights"), PYTHONPATH="") as app:
-        answer, head = answer_of_an_example(browser, app)
+    with page_of(tmp_path / "space", tmp_path / "log.txt", JINA_VLM_MODEL=str(tmp_path / "weights"), PYTHONPATH="") as url:
+        answer, head = answer_of_an_example(browser, url)
     assert answer == "morado" and "weights" in head
 
 

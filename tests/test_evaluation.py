@@ -156,7 +156,7 @@ def test_shapes_are_those_of_our_own_count(tmp_path, monkeypatch):
     from datasets import load_dataset
 
     asked = []
-    monkeypatch.setattr("training.eval_tiny.answer", lambda model, processor, chats: asked.extend(chats) or [""] * len(chats))
+    monkeypatch.setattr("training.eval_tiny.answer", lambda model, processor, chats, limit: asked.extend(chats) or [""] * len(chats))
     own = evaluate(None, None, samples=18, batch_size=4)
     path = tmp_path / "build" / "shapes.parquet"
     shapes.write(path, 18)

@@ -129,13 +129,13 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
 def test_pages_are_asked(tmp_path, monkeypatch, capsys):
     """Tasks, languages and intervals; and fewer tiles where that is asked for."""
     seen = []
-    answer = eval_pages.answer
+    ask = eval_pages.ask
 
-    def watched(model, processor, conversations):
+    def watched(model, processor, *arguments):
         seen.append(processor.image_processor.max_tiles)
-        return answer(model, processor, conversations)
+        return ask(model, processor, *arguments)
 
-    monkeypatch.setattr(eval_pages, "answer", watched)
+    monkeypatch.setattr(eval_pages, "ask", watched)
     file = tmp_path / "answers.json"
     arguments = ["--checkpoint", str(ROOT / "checkpoints" / "tiny"), "--samples", "36", "--json", str(file), "--max-tiles", "1"]
     monkeypatch.setattr(sys, "argv", ["eval_pages", *arguments, "--tasks", "shapes", "small print"])

@@ -7,10 +7,8 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tools import servers
 from training.questions import evaluation_sample, normalise
 from training.shapes import draw_scene
 
@@ -65,9 +64,7 @@ def shapes(width: int = 360, height: int = 360) -> dict:
 @contextmanager
 def running(folder: Path, *options):
     """A server as its users start it: its URL, and the file that it writes its log to."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = servers.free_port()
     (folder / "jina_vlm").symlink_to(ROOT)  # the checkout is the package
     environment = {
         "PATH": os.environ["PATH"],
@@ -79,24 +76,9 @@ def running(folder: Path, *options):
     }
     command = [sys.executable, "-m", "serving.transformers_serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--device", "cpu", "--dtype", "float32", *options]
-    log = folder / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert process.poll() is None, f"the server ended:\n{log.read_text()}"
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        else:
-            pytest.fail(f"the server did not start:\n{log.read_text()}")
+    url, log = f"http://127.0.0.1:{port}", folder / "log"
+    with servers.running(command, f"{url}/health", log, seconds=60, cwd=ROOT, env=environment):
         yield url, log
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def new_client(url: str) -> openai.OpenAI:

@@ -9,6 +9,15 @@ from .stages import EvaluationSettings
 
 
 @torch.inference_mode()
+def answer(model, processor, conversations: list[list[dict]], max_new_tokens: int) -> list[str]:
+    """Greedy answers to a batch of conversations that end in a question."""
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    ).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 def ask_all(model, processor, samples: list[dict], evaluation: EvaluationSettings, accelerator: Accelerator) -> float:
     """The share of chats whose last answer has the expected words.
 
@@ -25,15 +34,11 @@ def ask_all(model, processor, samples: list[dict], evaluation: EvaluationSetting
     verdicts = []
     for indices in mine:
         chats = [samples[index]["messages"] for index in indices]
-        answers = [next(part["text"] for part in chat[-1]["content"] if part["type"] == "text") for chat in chats]
-        inputs = processor.apply_chat_template(
-            [chat[:-1] for chat in chats], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-        ).to(accelerator.device)
+        expected = [next(part["text"] for part in chat[-1]["content"] if part["type"] == "text") for chat in chats]
         with accelerator.autocast():
-            ids = model.generate(**inputs, max_new_tokens=evaluation.max_new_tokens, do_sample=False)
-        given = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            given = answer(model, processor, [chat[:-1] for chat in chats], evaluation.max_new_tokens)
         verdicts += [
-            (index, normalise(text) == normalise(answer)) for index, text, answer in zip(indices, given, answers, strict=True)
+            (index, normalise(text) == normalise(right)) for index, text, right in zip(indices, given, expected, strict=True)
         ]
     right = dict(gather_object(verdicts))
     return sum(right.values()) / len(right)

@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .eval_tiny import answer, judge
+from .eval_tiny import ask
 from .page_questions import LANGUAGES, TASKS
-from .pages import draw_page
 from .pages_data import held_out_samples
 
 
@@ -24,20 +22,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def evaluate(model, processor, samples: int, batch_size: int, tasks: tuple[str, ...] = TASKS) -> list[dict]:
-    """`samples` questions, the same number for each task and language: of each its task, language, question, expected and given answer,
-    and whether they agree."""
-    chosen = [(page, turn) for page, turn in held_out_samples(samples) if turn.task in tasks]
-    chosen.sort(key=lambda sample: (TASKS.index(sample[1].task), math.prod(sample[0].scene.size)))  # batches of pages alike
-    results = []
-    for start in tqdm(range(0, len(chosen), batch_size), unit="batch"):
-        batch = chosen[start : start + batch_size]
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": draw_page(page)}, {"type": "text", "text": turn.question}]}]
-            for page, turn in batch
-        ]
-        for (_, turn), text in zip(batch, answer(model, processor, conversations), strict=True):
-            results.append(judge(turn, text))
-    return results
+    """What [`ask`] gives for `samples` questions, the same number for each task and language, of these tasks alone."""
+    chosen = [sample for sample in held_out_samples(samples) if sample.turn.task in tasks]
+    chosen.sort(key=lambda sample: (TASKS.index(sample.turn.task), math.prod(sample.page.scene.size)))  # batches of pages alike
+    return ask(model, processor, chosen, batch_size)
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .questions import LANGUAGES, TASKS, Turn, evaluation_sample, normalise
+from .answers import answer
+from .questions import LANGUAGES, TASKS, evaluation_sample, normalise
 
 
 ROOT = Path(__file__).parent.parent
@@ -22,45 +23,33 @@ LANGUAGE_NAMES = {"en": "English", "de": "German", "es": "Spanish", "fr": "Frenc
 MAX_NEW_TOKENS = 12
 
 
-@torch.inference_mode()
-def answer(model, processor, conversations: list[list[dict]]) -> list[str]:
-    """Greedy answers to a batch of conversations that end in a question."""
-    inputs = processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    ).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def judge(turn: Turn, given: str) -> dict:
-    """What a question's result is: its task, language, question, expected and given answer, and whether they agree."""
-    return {
-        "task": turn.task,
-        "language": turn.language,
-        "question": turn.question,
-        "expected": turn.answer,
-        "given": given.strip(),
-        "right": normalise(given) == normalise(turn.answer),
-    }
+def ask(model, processor, samples: list, batch_size: int) -> list[dict]:
+    """Of each sample, which has a `turn` and a `question()`: its task, language, question, expected and given answer, and whether they
+    agree."""
+    results = []
+    for start in tqdm(range(0, len(samples), batch_size), unit="batch"):
+        batch = samples[start : start + batch_size]
+        given = answer(model, processor, [sample.question() for sample in batch], MAX_NEW_TOKENS)
+        for sample, text in zip(batch, given, strict=True):
+            turn = sample.turn
+            results.append(
+                {
+                    "task": turn.task,
+                    "language": turn.language,
+                    "question": turn.question,
+                    "expected": turn.answer,
+                    "given": text.strip(),
+                    "right": normalise(text) == normalise(turn.answer),
+                }
+            )
+    return results
 
 
 def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
-    """`samples` questions, the same number for each task and language: their task, language, question, expected and given
-    answer, and whether they agree."""
+    """What [`ask`] gives for `samples` questions, the same number for each task and language."""
     kinds = [(task, language) for task in TASKS for language in LANGUAGES]
     chosen = [evaluation_sample(seed, *kinds[seed % len(kinds)]) for seed in range(samples)]
-    results = []
-    for start in tqdm(range(0, samples, batch_size), unit="batch"):
-        batch = chosen[start : start + batch_size]
-        given = answer(model, processor, [sample.question() for sample in batch])
-        for sample, text in zip(batch, given, strict=True):
-            results.append(judge(sample.turn, text))
-    return results
+    return ask(model, processor, chosen, batch_size)
 
 
 def accuracy(results: list[dict], **where: str) -> tuple[float, int]:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import yaml
+from matplotlib.figure import Figure
 
 from .page_questions import TASKS
 from .settings import SettingsError
@@ -113,15 +114,11 @@ def changes(scores: dict[str, list[dict[str, float]]]) -> list[dict]:
 
 def draw(rows: list[dict], file: Path) -> None:
     """The changes as a heat map."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     left_out = list(dict.fromkeys(row["left_out"] for row in rows))
     values = [[next(row["change"] for row in rows if (row["left_out"], row["task"]) == (out, task)) for task in TASKS] for out in left_out]
     largest = max(1.0, max(abs(value) for line in values for value in line))
-    figure, axes = pyplot.subplots(figsize=(1.7 + 1.35 * len(TASKS), 1.4 + 0.62 * len(left_out)), layout="constrained")
+    figure = Figure(figsize=(1.7 + 1.35 * len(TASKS), 1.4 + 0.62 * len(left_out)), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for row in rows:
         x, y = TASKS.index(row["task"]), left_out.index(row["left_out"])
@@ -133,7 +130,6 @@ def draw(rows: list[dict], file: Path) -> None:
     axes.set_xlabel("task asked, and its accuracy with all data")
     figure.colorbar(image, label="change, points")
     figure.savefig(file, dpi=130)
-    pyplot.close(figure)
 
 
 def main() -> None:

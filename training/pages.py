@@ -4,6 +4,7 @@ Everything is drawn from a seed. Texts are upper case letters and digits in Deja
 knows what it shows: each task's question is asked about it, and each character's place is known to `seeing`.
 """
 
+import dataclasses
 import functools
 import random
 from collections.abc import Iterator
@@ -160,9 +161,8 @@ def make_board(
     places = rng.sample(PLACES, filled)
     number_of_shapes = min(filled - 1, rng.choice((0, 1, 1, 2)))
     scene = make_scene(rng, pairs, number=max(1, number_of_shapes))
-    shapes = [] if not number_of_shapes else [
-        type(shape)(shape.kind, shape.colour, place, shape.centre, shape.radius, shape.angle, shape.shade)
-        for shape, place in zip(scene.shapes, places, strict=False)
+    shapes = [
+        dataclasses.replace(shape, place=place) for shape, place in zip(scene.shapes, places[:number_of_shapes], strict=False)
     ]
     texts = [
         _place_text(rng, random_number(rng) if rng.random() < numbers else random_word(rng, words), place, size)

@@ -8,18 +8,17 @@
 """
 
 import argparse
-import json
+import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import datasets
-
-from .page_questions import LANGUAGES, TASKS, Page, ask_page, describe
-from .pages import HELD_OUT_WORDS, draw_page, make_board, make_chart, make_small_print, make_table
-from .questions import EVALUATION_SEEDS, Turn
+from .files import write_pictures, write_questions, write_texts
+from .page_questions import LANGUAGES, TASKS, ask_page, describe
+from .pages import HELD_OUT_WORDS, Page, draw_page, make_board, make_chart, make_small_print, make_table
+from .questions import EVALUATION_SEEDS, Turn, show
 from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, make_scene
-from .shapes_data import png
 
 
 # Questions about one page
@@ -64,18 +63,29 @@ def stage2_turns(task: str, seed: int) -> tuple[Page, list[Turn]]:
     return page, turns
 
 
-def text_turns(seed: int) -> list[Turn]:
-    """A page described in words, and a question about it."""
+def text_turn(seed: int) -> Turn:
+    """A question about a page that is described in words."""
     rng = random.Random(f"text, {seed}")
     language, turn = rng.choice(list(LANGUAGES)), None
     while turn is None:
         task = rng.choice([task for task in TASKS if task != "small print"])
         page = task_page(task, rng, TRAINING_PAIRS)
         turn = ask_page(page, task, language, rng)
-    return [Turn(task, language, f"{describe(page, language).answer} {turn.question}", turn.answer)]
+    return dataclasses.replace(turn, question=f"{describe(page, language).answer} {turn.question}")
 
 
-def held_out_sample(seed: int, task: str, language: str) -> tuple[Page, Turn]:
+class PageSample(NamedTuple):
+    """A page and a question about it."""
+
+    page: Page
+    turn: Turn
+
+    def question(self) -> list[dict]:
+        """The conversation for a chat template, up to the question."""
+        return show(draw_page(self.page), self.turn)
+
+
+def held_out_sample(seed: int, task: str, language: str) -> PageSample:
     """A page of shapes, or with words, that training never draws, and one question. Seeds count from 0 here too, and are moved out of
     training's reach."""
     rng = random.Random(f"held out, {EVALUATION_SEEDS + seed}")
@@ -83,58 +93,28 @@ def held_out_sample(seed: int, task: str, language: str) -> tuple[Page, Turn]:
     while turn is None:
         page = task_page(task, rng, HELD_OUT_PAIRS, HELD_OUT_WORDS[language])
         turn = ask_page(page, task, language, rng)
-    return page, turn
+    return PageSample(page, turn)
 
 
-def held_out_samples(number: int) -> Iterator[tuple[Page, Turn]]:
+def held_out_samples(number: int) -> Iterator[PageSample]:
     """So many, of all tasks and languages in turn."""
     kinds = [(task, language) for language in LANGUAGES for task in TASKS]
     for seed in range(number):
         yield held_out_sample(seed, *kinds[seed % len(kinds)])
 
 
-def write_pictures(path: Path, turns_of: Callable[[int], tuple[Page, list[Turn]]], number: int) -> None:
-    def rows() -> Iterator[dict]:
-        for seed in range(number):
-            page, turns = turns_of(seed)
-            yield {
-                "images": [png(draw_page(page))],
-                "texts": [{"user": turn.question, "assistant": turn.answer} for turn in turns],
-            }
-
-    turn = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
-    features = datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
-    datasets.Dataset.from_list(list(rows()), features=features).to_parquet(path)
-
-
-def write_texts(path: Path, seeds: range) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for seed in seeds:
-            (turn,) = text_turns(seed)
-            messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
-            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-
-
 def write(output: Path, stage1: int, stage2: int, texts: int, held_out: int) -> None:
     """All files: so many pages for stage one and for each task of stage two, texts for each stage, and questions held out."""
     for stage in ("stage1", "stage2"):
         (output / stage).mkdir(parents=True, exist_ok=True)
-    write_pictures(output / "stage1" / "pages.parquet", stage1_turns, stage1)
-    write_texts(output / "stage1" / "text.jsonl", range(texts))
+    described = map(stage1_turns, range(stage1))
+    write_pictures(output / "stage1" / "pages.parquet", ((draw_page(page), turns) for page, turns in described))
+    write_texts(output / "stage1" / "text.jsonl", map(text_turn, range(texts)))
     for task in TASKS:
-        write_pictures(output / "stage2" / f"{task.replace(' ', '_')}.parquet", lambda seed, task=task: stage2_turns(task, seed), stage2)
-    write_texts(output / "stage2" / "text.jsonl", range(texts, 2 * texts))
-    turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
-    rows = [
-        {
-            "image": png(draw_page(page)),
-            "conversations": [{"from": "human", "value": f"<image>\n{asked.question}"}, {"from": "gpt", "value": asked.answer}],
-        }
-        for page, asked in held_out_samples(held_out)
-    ]
-    datasets.Dataset.from_list(
-        rows, features=datasets.Features(image=datasets.Image(), conversations=datasets.List(turn))
-    ).to_parquet(output / "held_out.parquet")
+        asked = (stage2_turns(task, seed) for seed in range(stage2))
+        write_pictures(output / "stage2" / f"{task.replace(' ', '_')}.parquet", ((draw_page(page), turns) for page, turns in asked))
+    write_texts(output / "stage2" / "text.jsonl", map(text_turn, range(texts, 2 * texts)))
+    write_questions(output / "held_out.parquet", ((draw_page(sample.page), sample.turn) for sample in held_out_samples(held_out)))
 
 
 def main() -> None:

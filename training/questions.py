@@ -8,6 +8,8 @@ import random
 import re
 from dataclasses import dataclass
 
+from PIL import Image
+
 from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape, draw_scene, make_scene
 
 
@@ -298,6 +300,11 @@ def normalise(answer: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def show(picture: Image.Image, turn: Turn) -> list[dict]:
+    """The conversation for a chat template that shows a picture and asks a question."""
+    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": turn.question}]}]
+
+
 @dataclass(frozen=True)
 class Sample:
     """A scene and a question about it."""
@@ -307,8 +314,7 @@ class Sample:
 
     def question(self) -> list[dict]:
         """The conversation for a chat template, up to the question."""
-        picture = {"type": "image", "image": draw_scene(self.scene)}
-        return [{"role": "user", "content": [picture, {"type": "text", "text": self.turn.question}]}]
+        return show(draw_scene(self.scene), self.turn)
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:

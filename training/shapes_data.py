@@ -9,13 +9,11 @@ these are not forgotten.
 """
 
 import argparse
-import io
-import json
+import dataclasses
 import random
 from pathlib import Path
 
-import datasets
-
+from .files import write_pictures, write_questions, write_texts
 from .page_questions import ask_shapes, describe
 from .pages import Page
 from .questions import EVALUATION_SEEDS, LANGUAGES, TASKS, Turn, ask
@@ -43,46 +41,20 @@ def held_out_turn(seed: int) -> tuple[Scene, Turn]:
     return scene, turn
 
 
-def png(picture) -> dict:
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def picture_rows(seeds: range):
-    for seed in seeds:
-        scene, turns = training_turns(seed)
-        yield {"images": [png(draw_scene(scene))], "texts": [{"user": turn.question, "assistant": turn.answer} for turn in turns]}
-
-
-def text_rows(seeds: range):
-    for seed in seeds:
-        scene, (turn, *_) = training_turns(seed)
-        question = f"{describe(Page('shapes', scene), 'it').answer} {turn.question}"
-        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]}
-
-
-def held_out_rows(seeds: range):
-    for seed in seeds:
-        scene, turn = held_out_turn(seed)
-        conversation = [{"from": "human", "value": f"<image>\n{turn.question}"}, {"from": "gpt", "value": turn.answer}]
-        yield {"image": png(draw_scene(scene)), "conversations": conversation}
+def text_turn(seed: int) -> Turn:
+    """A question about a description in the place of a picture."""
+    scene, (turn, *_) = training_turns(seed)
+    return dataclasses.replace(turn, question=f"{describe(Page('shapes', scene), 'it').answer} {turn.question}")
 
 
 def write(output: Path, pictures: int, texts: int, held_out: int) -> None:
     """Three files in a folder."""
     output.mkdir(parents=True, exist_ok=True)
-    turn = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
-    datasets.Dataset.from_list(
-        list(picture_rows(range(pictures))), features=datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
-    ).to_parquet(output / "train.parquet")
-    turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
-    datasets.Dataset.from_list(
-        list(held_out_rows(range(held_out))), features=datasets.Features(image=datasets.Image(), conversations=datasets.List(turn))
-    ).to_parquet(output / "held_out.parquet")
-    with open(output / "text.jsonl", "w", encoding="utf-8") as file:
-        for row in text_rows(range(pictures, pictures + texts)):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    trained = map(training_turns, range(pictures))
+    write_pictures(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
+    asked = map(held_out_turn, range(held_out))
+    write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
+    write_texts(output / "text.jsonl", map(text_turn, range(pictures, pictures + texts)))
 
 
 def main() -> None:
