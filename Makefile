@@ -80,7 +80,7 @@ train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts,
 	$(RUN) -m training.eval_pages --checkpoint training/runs/small_stage2
 
 leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
-	$(RUN) -m training.leave_one_out training/recipes/small_leave_one_out.yaml --output training/runs/leave_one_out $(ARGS)
+	$(RUN) -m training.leave_one_out training/recipes/small_leave_one_out.yaml --output training/runs/leave_one_out --workers 2 $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
 	$(RUN) -m training.eval_tiny $(ARGS)

@@ -181,31 +181,34 @@ def test_a_mixture_without_a_task(recipe):
     assert smaller.text_share is None and len(mixture.sources) == 4
 
 
-def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch, workers):
     """Trainings stand in for by their stages' files, which are read again; what was done is not done again."""
     ran, fail = [], []
 
-    def run(module, *arguments):
+    def run(threads, module, *arguments):
+        assert threads == max(1, os.cpu_count() // workers)
         if module == "training.train":
             if fail and len(ran) >= fail[0]:
                 raise subprocess.CalledProcessError(1, module)
             stage, mixture = read_stage(arguments[0])
             ran.append((stage.seed, tuple(source.name for source in mixture.sources), stage.steps))
             return
-        seed, names, _ = ran[-1]
-        right = {"numbers": "a" in names, "words": "b" in names and seed > 0}
+        stage, mixture = read_stage(Path(arguments[arguments.index("--checkpoint") + 1]).parent / "stage.yaml")
+        names = [source.name for source in mixture.sources]
+        right = {"numbers": "a" in names, "words": "b" in names and stage.seed > 0}
         results = [{"task": task, "right": right.get(task, True)} for task in TASKS for _ in range(4)]
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(results))
 
     monkeypatch.setattr(leave_one_out, "_run", run)
     command = ["leave_one_out", str(recipe), "--output", str(tmp_path / "out"), "--seeds", "0", "1", "2", "--leave-out", "numbers", "words"]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [*command, "--workers", str(workers)])
     fail.append(4)
     with pytest.raises(subprocess.CalledProcessError):
         leave_one_out.main()
     fail.clear()
     leave_one_out.main()
-    assert ran == [(seed, names, 2) for names in (("a", "b", "c", "d"), ("b", "c", "d"), ("a", "d")) for seed in (0, 1, 2)]
+    assert sorted(ran) == sorted((seed, names, 2) for names in (("a", "b", "c", "d"), ("b", "c", "d"), ("a", "d")) for seed in (0, 1, 2))
     rows = list(csv.DictReader((tmp_path / "out" / "changes.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 2 * len(TASKS)
     (numbers,) = [row for row in rows if row["left_out"] == "numbers" and row["task"] == "numbers"]
@@ -224,6 +227,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
         (["--samples", "5"], "--samples: expected at least 6, one for each task, got 5"),
         (["--seeds", "1"], "--seeds: expected 2 to 10 different numbers"),
         (["--seeds", "1", "1"], "--seeds: expected 2 to 10 different numbers"),
+        (["--workers", "0"], "--workers: expected at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_trained(recipe, tmp_path, monkeypatch, arguments, message):
@@ -237,7 +241,7 @@ def test_one_training_left_out_for_real(recipe, tmp_path):
     """Of the command's own trainings and questions, one."""
     stage, mixture = read_stage(recipe)
     scores = leave_one_out.train_and_ask(
-        dataclasses.replace(stage, seed=1), leave_one_out.without(mixture, "words"), recipe, tmp_path / "words-1", samples=6
+        dataclasses.replace(stage, seed=1), leave_one_out.without(mixture, "words"), recipe, tmp_path / "words-1", samples=6, threads=1
     )
     assert set(scores) == set(TASKS) and all(0 <= score <= 1 for score in scores.values())
     assert (tmp_path / "words-1" / "model" / "model.safetensors").is_file()

@@ -13,10 +13,12 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import yaml
@@ -58,22 +60,23 @@ def write_run(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path) 
     return folder / "stage.yaml"
 
 
-def train_and_ask(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path, samples: int) -> dict[str, float]:
-    """Share of right answers per task after training; from `answers.json` where that is there already."""
+def train_and_ask(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path, samples: int, threads: int) -> dict[str, float]:
+    """Share of right answers per task after training, with so many threads; from `answers.json` where that is there already."""
     answers = folder / "answers.json"
     if not answers.is_file():
         stage_file = write_run(stage, mixture, file, folder)
         resume = ["--resume"] if list((folder / "model" / "run").glob("checkpoint-*/trainer_state.json")) else []
-        _run("training.train", str(stage_file), "--output", str(folder / "model"), *resume)
+        _run(threads, "training.train", str(stage_file), "--output", str(folder / "model"), *resume)
         partial = answers.with_suffix(".partial")
-        _run("training.eval_pages", "--checkpoint", str(folder / "model"), "--samples", str(samples), "--json", str(partial))
+        _run(threads, "training.eval_pages", "--checkpoint", str(folder / "model"), "--samples", str(samples), "--json", str(partial))
         partial.replace(answers)
     results = json.loads(answers.read_text(encoding="utf-8"))
     return {task: statistics.mean(result["right"] for result in results if result["task"] == task) for task in TASKS}
 
 
-def _run(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+def _run(threads: int, module: str, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=True)
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="2 to 10 of them (default: 0 1 2)")
     parser.add_argument("--leave-out", nargs="+", metavar="TASK", help="these tasks of the mixture; otherwise each in turn")
     parser.add_argument("--samples", type=int, default=360, help="questions after each training (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, which share the cores (default: %(default)s)")
     args = parser.parse_args()
     if len(set(args.seeds)) != len(args.seeds) or not 2 <= len(args.seeds) <= 1 + max(STUDENT):
         sys.exit(f"--seeds: expected 2 to {1 + max(STUDENT)} different numbers, got {args.seeds}.")
@@ -153,15 +157,23 @@ def main() -> None:
     if unknown := [task for task in left_out if task not in known]:
         sys.exit(f"--leave-out: {', '.join(map(repr, unknown))}: no source of the mixture has this task. Known are: {', '.join(known)}.")
 
-    started, scores = time.perf_counter(), {}
-    for task in [NONE, *left_out]:
+    if args.workers < 1:
+        sys.exit(f"--workers: expected at least 1, got {args.workers}.")
+
+    started, threads = time.perf_counter(), max(1, os.cpu_count() // args.workers)
+
+    def one(task: str, seed: int) -> dict[str, float]:
         smaller = mixture if task == NONE else without(mixture, task)
-        scores[task] = [
-            train_and_ask(
-                dataclasses.replace(stage, seed=seed), smaller, args.stage, args.output / f"{task.replace(' ', '_')}-{seed}", args.samples
-            )
-            for seed in args.seeds
-        ]
+        folder = args.output / f"{task.replace(' ', '_')}-{seed}"
+        return train_and_ask(dataclasses.replace(stage, seed=seed), smaller, args.stage, folder, args.samples, threads)
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        runs = {task: [pool.submit(one, task, seed) for seed in args.seeds] for task in [NONE, *left_out]}
+        done, _ = wait([run for by_seed in runs.values() for run in by_seed], return_when=FIRST_EXCEPTION)
+        pool.shutdown(cancel_futures=True)  # where one has failed, those that have not begun
+    for run in done:
+        run.result()
+    scores = {task: [run.result() for run in by_seed] for task, by_seed in runs.items()}
     rows = changes(scores)
     with open(args.output / "changes.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
