@@ -14,6 +14,7 @@ import re
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent import futures
 from http.client import HTTPException
 from io import BytesIO
@@ -30,6 +31,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 
 MAX_ASPECT_RATIO = 200
+BAND_ROWS = 64  # that are taken out of a picture at a time
 URL_TIMEOUT_SECONDS = 20  # without a byte
 DOWNLOAD_SECONDS = 60  # in all
 MAX_DOWNLOAD_BYTES = 256 * 2**20
@@ -114,14 +116,50 @@ def select_tiling(height: int, width: int, stride: int, margin: int, max_tiles: 
     return grids[scales.index(min(scales))]
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[3, H, W] -> [3, height, width], float32: bilinear, half-pixel centres, no antialiasing."""
-    # Channel by channel: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits; and a large
-    # picture would be there as floats as a whole.
-    channels = [
-        F.interpolate(channel.float()[None, None], size=(height, width), mode="bilinear", align_corners=False) for channel in image
-    ]
-    return torch.cat(channels)[:, 0]
+def resize(channel: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[H, W] -> [height, width], float32: bilinear, half-pixel centres, no antialiasing."""
+    # One channel: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits.
+    return F.interpolate(channel.float()[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+
+
+def resize_picture(picture: Image.Image | torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """An RGB picture, or its [3, H, W] uint8, to [3, height, width] uint8, each channel as by [`resize`]."""
+    if isinstance(picture, torch.Tensor) and picture.device.type != "cpu":
+        return torch.stack([resize(channel, height, width).round_().to(torch.uint8) for channel in picture])
+    resized = torch.empty(3, height, width, dtype=torch.uint8)
+    full_height, full_width = _size(picture)
+    rows = _rows_in_use(full_height, height)
+    # Of a large picture, most rows are not used: they are never made floats, and their places in this plane never take memory.
+    plane = np.zeros((full_height, full_width), np.float32)
+    for index, channel in enumerate(resized):
+        for top, band in _bands(picture, index):
+            first, last = np.searchsorted(rows, (top, top + len(band)))
+            plane[rows[first:last]] = band[rows[first:last] - top]
+        channel.copy_(resize(torch.from_numpy(plane), height, width).round_())
+    return resized
+
+
+def _rows_in_use(height: int, resized_height: int) -> np.ndarray:
+    """The rows of a picture that its resized rows lie between, and those beside them where float32 may round to either side."""
+    centres = (np.arange(resized_height) + 0.5) * height / resized_height - 0.5
+    above = np.floor(np.concatenate([centres - 1e-6 * height, centres + 1e-6 * height])).astype(np.int64)
+    return np.unique(np.concatenate([above, above + 1]).clip(0, height - 1))
+
+
+def _bands(picture: Image.Image | torch.Tensor, index: int) -> Iterator[tuple[int, np.ndarray]]:
+    """One channel of a picture in bands: the number of the first row, and [rows, W] uint8."""
+    if isinstance(picture, torch.Tensor):
+        yield 0, picture[index].numpy()
+        return
+    # Pillow takes channels apart many times faster than numpy or torch do; as a whole it would copy one twice.
+    channel = picture.getchannel(index)
+    for top in range(0, picture.height, BAND_ROWS):
+        yield top, np.asarray(channel.crop((0, top, picture.width, min(top + BAND_ROWS, picture.height))))
+
+
+def _size(picture: Image.Image | torch.Tensor) -> tuple[int, int]:
+    """(height, width)"""
+    return picture.size[::-1] if isinstance(picture, Image.Image) else tuple(picture.shape[1:])
 
 
 class JinaVLMImageProcessor(BaseImageProcessor):
@@ -181,28 +219,33 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         images = flatten(self.fetch_images(images))
         if not images:
             raise ValueError("Got an empty list of images. Pass at least one, or leave `images` out.")
-        tiles, positions = [], []
+        # Fitted pictures are small: with all of them there, the output is made once, in its full size.
+        fitted, grids = [], []
         for image in images:
-            pixels = self.process_image(image, kwargs.get("input_data_format"), kwargs.get("device"))
-            image_tiles, rows, columns = self.tile(pixels, **settings)
-            tiles.append(image_tiles)
+            picture = self._to_picture(image, kwargs.get("input_data_format"), kwargs.get("device"))
+            size, grid = self.get_tiling(*_size(picture), **settings)
+            fitted.append(resize_picture(picture, *size) if size != _size(picture) else _to_tensor(picture))
+            grids.append(grid)
+        counts = [1 + rows * columns for rows, columns in grids]
+        pixel_values = torch.empty(sum(counts), 3, self.tile_size, self.tile_size, dtype=torch.float32, device=fitted[0].device)
+        positions = []
+        for picture, (rows, columns), tiles in zip(fitted, grids, pixel_values.split(counts), strict=True):
+            self._tile(picture, tiles, rows, columns)
             positions.append((-1, -1, rows, columns))
             positions.extend((row, column, rows, columns) for row in range(rows) for column in range(columns))
-        data = {"pixel_values": torch.cat(tiles), "tile_positions": torch.tensor(positions, dtype=torch.int64)}
+        data = {"pixel_values": pixel_values, "tile_positions": torch.tensor(positions, dtype=torch.int64)}
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
-    def tile(self, image: torch.Tensor, **settings) -> tuple[torch.Tensor, int, int]:
-        """One picture, [3, H, W] uint8, to its [1 + rows * columns, 3, 378, 378] normalised thumbnail and tiles."""
-        (height, width), (rows, columns) = self.get_tiling(*image.shape[1:], **settings)
-        if (height, width) != tuple(image.shape[1:]):
-            image = resize(image, height, width).round().to(torch.uint8)
-        image = image.float() / 255  # not a multiplication by 1 / 255: that gives other bits
-        stride, margin = self._stride_and_margin
-        canvas = resize(image, stride * rows + margin, stride * columns + margin)
-        tiles = canvas.unfold(1, self.tile_size, stride).unfold(2, self.tile_size, stride)  # [3, rows, columns, 378, 378]
-        thumbnail = resize(image, self.tile_size, self.tile_size)
-        pixels = torch.cat([thumbnail[None], tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)])
-        return pixels.clamp_(0, 1).mul_(2).sub_(1), rows, columns
+    def _tile(self, picture: torch.Tensor, tiles: torch.Tensor, rows: int, columns: int) -> None:
+        """Writes a fitted picture's, [3, height, width] uint8, normalised thumbnail and tiles to [1 + rows * columns, 3, 378, 378]."""
+        side, (stride, margin) = self.tile_size, self._stride_and_margin
+        grid = tiles[1:].unflatten(0, (rows, columns))
+        # A channel at a time, which a processor's cache holds, and normalised before tiles repeat a part of it.
+        for index, channel in enumerate(picture):
+            channel = channel.float().div_(255)  # not a multiplication by 1 / 255: that gives other bits
+            canvas = _normalise(resize(channel, stride * rows + margin, stride * columns + margin))
+            grid[:, :, index] = canvas.unfold(0, side, stride).unfold(1, side, stride)
+            tiles[0, index] = _normalise(resize(channel, side, side))
 
     def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
         """((fitted height, fitted width) in pixels, (rows, columns) of tiles) of a picture of `height` x `width` pixels.
@@ -278,8 +321,12 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     def process_image(self, image: Any, input_data_format: str | None = None, device: Any = None) -> torch.Tensor:
         """One PIL image, array or tensor to [3, H, W] uint8 RGB."""
+        return _to_tensor(self._to_picture(image, input_data_format, device))
+
+    def _to_picture(self, image: Any, input_data_format: str | None, device: Any) -> Image.Image | torch.Tensor:
+        """An RGB picture of Pillow's, or [3, H, W] uint8 on a device."""
         image = from_pil(image) if isinstance(image, Image.Image) else from_array(image, input_data_format)
-        return image if device is None else image.to(device)
+        return image if device is None else _to_tensor(image).to(device)
 
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
@@ -406,8 +453,9 @@ def _count_scans(jpeg: bytes) -> int:
     return scans
 
 
-def from_pil(image: Image.Image) -> torch.Tensor:
-    """Any PIL image to [3, H, W] uint8 RGB: turned as its EXIF says, transparency onto white, 16 bits to 8."""
+def from_pil(image: Image.Image) -> Image.Image | torch.Tensor:
+    """Any PIL image to one in RGB, or, where it has more than 8 bits, [3, H, W] uint8: turned as its EXIF says, transparency onto
+    white, 16 bits to 8."""
     shown = f"{type(image).__name__} {getattr(image, 'filename', '')}".strip()
 
     def decode() -> Image.Image:
@@ -428,8 +476,18 @@ def from_pil(image: Image.Image) -> torch.Tensor:
         if (transparent := image.info.get("transparency")) is not None:
             values = np.where(values == transparent, 65535, values)
         return from_array(values if image.mode == "F" else _checked_uint16(values))
-    # a copy: the picture's memory is read-only
-    return torch.from_numpy(np.array(_guarded(to_rgb, shown))).permute(2, 0, 1)
+    return _guarded(to_rgb, shown)
+
+
+def _to_tensor(picture: Image.Image | torch.Tensor) -> torch.Tensor:
+    if isinstance(picture, torch.Tensor):
+        return picture
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # a copy: the picture's memory is read-only
+
+
+def _normalise(channel: torch.Tensor) -> torch.Tensor:
+    """From 0 .. 1 to -1 .. 1, in place."""
+    return channel.clamp_(0, 1).mul_(2).sub_(1)
 
 
 def _checked_uint16(values: np.ndarray) -> np.ndarray:
@@ -464,7 +522,7 @@ def from_array(image: Any, input_data_format: str | None = None) -> torch.Tensor
     image = _to_uint8(image)
     if image.shape[0] == 4:
         channels_last = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)), "RGBA")
-        return from_pil(channels_last)
+        return _to_tensor(from_pil(channels_last))
     # a copy: the array may be read-only, or not contiguous
     return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
 

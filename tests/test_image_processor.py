@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image
+from torch.nn import functional as F
 
 
 SIZES = json.loads((Path(__file__).parent / "golden" / "geometry.json").read_text())
@@ -158,6 +159,29 @@ def test_pixels_do_not_depend_on_threads(tiler, picture, threads):
         threads(count)
         made.append(pixels(tiler, image))
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+def plainly(rgb: np.ndarray, fitted: tuple[int, int], rows: int, columns: int) -> torch.Tensor:
+    """The same tiles by whole pictures in float32."""
+
+    def resize(channels, *size):
+        return torch.cat([F.interpolate(channel[None, None], size=size, mode="bilinear") for channel in channels])[:, 0]
+
+    channels = torch.from_numpy(rgb).permute(2, 0, 1).float()
+    channels = resize(channels, *fitted).round() / 255
+    canvas = resize(channels, 266 * rows + 112, 266 * columns + 112)
+    tiles = canvas.unfold(1, SIDE, 266).unfold(2, SIDE, 266).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    return torch.cat([resize(channels, SIDE, SIDE)[None], tiles]).clamp(0, 1) * 2 - 1
+
+
+@pytest.mark.parametrize("size", [(2160, 3840), (3508, 2480), (7000, 61), (90, 9000), (700, 2000), (31, 47)], ids=str)
+def test_untouched_pixels_are_left_out_and_no_others(tiler, size):
+    # Of noise, where every row that is taken for another shows.
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    fitted, grid = tiler.get_tiling(*size)
+    expected = plainly(rgb, fitted, *grid)
+    for image in (Image.fromarray(rgb), rgb, torch.from_numpy(rgb)):
+        assert torch.equal(pixels(tiler, image), expected)
 
 
 def test_tiles_overlap_and_cover(tiler, picture):
