@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
 
 
+TILES_AT_A_TIME = 4  # in the tower, on a CPU
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 
@@ -249,6 +250,17 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
         Returns:
             `last_hidden_state` [tiles, patches, width * number of feature layers], zero for pure black tiles.
         """
+        features = [self._encode(tiles, **kwargs) for tiles in self._in_parts(pixel_values, kwargs)]
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(features) if len(features) > 1 else features[0])
+
+    def _in_parts(self, pixel_values: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
+        """A CPU is fastest with what its caches hold; elsewhere, for gradients, graphs and captured outputs, all tiles at once."""
+        captures = any(kwargs.get(name, getattr(self.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+        on_cpu = self.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        parts = -(-len(pixel_values) // TILES_AT_A_TIME) if on_cpu and not captures else 1
+        return pixel_values.tensor_split(max(1, parts))
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         hidden_states = self.tower.embeddings(pixel_values)
         kept = {}
         for index, layer in enumerate(self.tower.encoder.layers):
@@ -258,7 +270,7 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
         features = torch.cat([kept[index] for index in self.config.vision_feature_layers], dim=-1)
         # Asked of the pixels as given: a cast to the model's type could make dark ones black.
         black = (pixel_values == -1).flatten(1).all(dim=1).to(features.device)
-        return BaseModelOutputWithPooling(last_hidden_state=features.masked_fill(black[:, None, None], 0))
+        return features.masked_fill(black[:, None, None], 0)
 
 
 class JinaVLMConnector(nn.Module):

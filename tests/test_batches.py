@@ -223,3 +223,22 @@ def test_dark_but_not_black(bundle):
     with torch.no_grad():
         features = [model.model.vision_model(pixels).last_hidden_state for pixels in (black, dark)]
     assert not features[0].any() and features[1].any()
+
+
+def test_the_tower_takes_a_few_tiles_at_a_time(new_model):
+    """On a CPU, whose caches hold few. All of them where gradients or the states between blocks are asked for."""
+    tower = new_model.model.vision_model
+    pixels = torch.rand(6, 3, 378, 378, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels[4] = -1
+    sizes = []
+    handle = tower.tower.encoder.layers[0].register_forward_pre_hook(lambda layer, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        few = tower(pixels).last_hidden_state
+        captured = tower(pixels, output_hidden_states=True)
+    trained = tower(pixels).last_hidden_state
+    handle.remove()
+    assert sizes == [3, 3, 6, 6]
+    assert all(len(states) == 6 for states in captured.hidden_states)
+    assert not few[4].any() and few[5].any() and trained.requires_grad
+    for features in (captured.last_hidden_state, trained):
+        torch.testing.assert_close(few, features, rtol=0, atol=1e-4)
