@@ -7,6 +7,7 @@ CHECKPOINT := checkpoints/tiny
 RUFF := 0.17.6
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
+BENCHMARKS := preprocessing tower decoder batches loading training_step efficiency growth
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -87,6 +88,19 @@ eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print ac
 
 benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
+
+bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write benchmarks/README.md and report.png (half an hour)
+	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
+	$(RUN) -m benchmarks.report
+
+bench-full: $(VENV)/ready  ## the same with more rounds and eight pictures, and the table of 1,000 pictures (hours)
+	for name in preprocessing "tower --rounds 7" "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
+	$(RUN) -m benchmarks.report
+	$(RUN) -m benchmarks.answer_pictures
+
+bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the share of the card's rate
+	for name in preprocessing tower "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
+	$(RUN) -m benchmarks.report --device cuda
 
 bundle: $(VENV)/ready  ## write the five modules into checkpoints/tiny
 	$(RUN) -m tools.generated_files bundle

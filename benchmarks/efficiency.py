@@ -1,0 +1,104 @@
+"""What pooling saves: tokens, floating point operations and cache of a picture, counted: `python -m benchmarks.efficiency`.
+
+Nothing is computed: the 2.4B model stands on the meta device, where torch counts the products of matrices, those of attention included.
+"Unpooled" is the same model with windows of one patch (`pooling_size=1`), so with four times as many tokens from the connector on.
+"""
+
+import argparse
+
+import torch
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .results import ROOT, markdown, save
+
+
+GRIDS = ((1, 1), (2, 2), (2, 3), (3, 3), (3, 4))
+BYTES = 2  # of a number in bfloat16
+# Section 4 of the paper, at twelve tiles: how many times less with pooling.
+PAPER = {"tokens": 4.0, "prefill": 3.9, "cache": 4.0, "all": 2.3}
+
+
+def flops(function) -> int:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        function()
+    return counter.get_total_flops()
+
+
+def meta_model(pooling_size: int) -> JinaVLMForConditionalGeneration:
+    config = JinaVLMConfig.from_pretrained(ROOT, pooling_size=pooling_size)
+    with torch.device("meta"):
+        return JinaVLMForConditionalGeneration(config).bfloat16().eval()
+
+
+def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> dict[str, int]:
+    """Of one picture of so many tiles: `tokens` and, of these, `structural` ones (ends of rows, starts and ends of pictures); operations of
+    `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the picture alone."""
+    config = model.config
+    grid = JinaVLMImageProcessor(pooling_size=config.pooling_size)
+    parts = (grid.get_token_grid(1, 1), grid.get_token_grid(rows, columns))
+    image_tokens = sum(height * width for height, width in parts)
+    structural = sum(height + 2 for height, _ in parts)
+    tokens = image_tokens + structural
+    text, tiles = config.text_config, 1 + rows * columns
+    with torch.device("meta"):
+        pixels = torch.empty(tiles, 3, config.vision_config.image_size, config.vision_config.image_size, dtype=torch.bfloat16)
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        features = torch.empty(tiles, patches, model.model.connector.pad_embed.shape[1], dtype=torch.bfloat16)
+        embeddings = torch.empty(1, tokens, text.hidden_size, dtype=torch.bfloat16)
+        last_tile = torch.zeros(tiles, dtype=torch.bool)
+    return {
+        "tokens": tokens,
+        "image_tokens": image_tokens,
+        "tower": flops(lambda: model.model.vision_model(pixels)),
+        "connector": flops(lambda: model.model.connector(features, last_tile)),
+        "prefill": flops(lambda: model.lm_head(model.model.language_model(inputs_embeds=embeddings, use_cache=True).last_hidden_state[:, -1:])),
+        "cache": tokens * text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim * BYTES,
+    }
+
+
+def rows() -> list[dict]:
+    pooled, unpooled = meta_model(2), meta_model(1)
+    result = []
+    for grid in GRIDS:
+        ours, plain = count(pooled, *grid), count(unpooled, *grid)
+        for counted in (ours, plain):
+            counted["all"] = counted["tower"] + counted["connector"] + counted["prefill"]
+        result.append(
+            {
+                "tiles": grid[0] * grid[1],
+                "pooled": ours,
+                "unpooled": plain,
+                "times": {name: plain[name] / ours[name] for name in ("tokens", "image_tokens", "prefill", "cache", "all")},
+            }
+        )
+    return result
+
+
+def table(counted: list[dict]) -> str:
+    head = ["Tiles", "Tokens", "Prefill, 10^12 operations", "Cache, MB", "With tower and connector, 10^12 operations"]
+    lines = []
+    for row in counted:
+        ours, plain, times = row["pooled"], row["unpooled"], row["times"]
+        lines.append(
+            [
+                f"{row['tiles']} and thumbnail",
+                f"{ours['tokens']:,} / {plain['tokens']:,} = 1 / {times['tokens']:.2f}",
+                f"{ours['prefill'] / 1e12:.2f} / {plain['prefill'] / 1e12:.2f} = 1 / {times['prefill']:.2f}",
+                f"{ours['cache'] / 1e6:.0f} / {plain['cache'] / 1e6:.0f} = 1 / {times['cache']:.2f}",
+                f"{ours['all'] / 1e12:.1f} / {plain['all'] / 1e12:.1f} = 1 / {times['all']:.2f}",
+            ]
+        )
+    lines.append(["the paper, 12 tiles", *(f"1 / {PAPER[name]:.1f}" for name in ("tokens", "prefill", "cache", "all"))])
+    return markdown(head, lines)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    counted = rows()
+    print(table(counted))
+    save("efficiency", counted)
+
+
+if __name__ == "__main__":
+    main()

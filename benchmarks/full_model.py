@@ -1,0 +1,45 @@
+"""The 2.4B model with random weights, for what does not depend on their values."""
+
+import torch
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
+from torch import nn
+from transformers import AutoModelForCausalLM, initialization
+
+from .results import ROOT
+
+
+@torch.no_grad()
+def fill(module: nn.Module, scale: float = 0.02) -> None:
+    """Noise for all parameters, the same again and again: drawing each number would take minutes. (Zeros would not do: pages that are never
+    written are all one page, which is read faster than memory.)"""
+    noise = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(scale)
+    for parameter in module.parameters():
+        flat = parameter.view(-1)
+        for start in range(0, len(flat), len(noise)):
+            part = flat[start : start + len(noise)]
+            part.copy_(noise[: len(part)])
+
+
+def build(make, dtype: torch.dtype, device: str) -> nn.Module:
+    """A module without its own initialisation, filled with noise."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with initialization.no_init_weights():
+            module = make()
+    finally:
+        torch.set_default_dtype(default)
+    fill(module)
+    return module.to(device).eval()
+
+
+def jina_vlm(dtype: torch.dtype = torch.bfloat16, device: str = "cpu", **config) -> JinaVLMForConditionalGeneration:
+    return build(lambda: JinaVLMForConditionalGeneration(JinaVLMConfig.from_pretrained(ROOT, **config)), dtype, device)
+
+
+def text_model(model: JinaVLMForConditionalGeneration) -> nn.Module:
+    """The library's Qwen3, with this model's own weights: not one more byte."""
+    with torch.device("meta"):
+        alone = AutoModelForCausalLM.from_config(model.config.text_config)
+    alone.model, alone.lm_head = model.model.language_model, model.lm_head
+    return alone.eval()

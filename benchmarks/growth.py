@@ -1,0 +1,99 @@
+"""How cost grows with the picture's size, the number of pictures and the length of the answer: `python -m benchmarks.growth`.
+
+The 2.4B model with random weights in bfloat16; seconds of each stage, each measured once after a warm-up: the image processor, tower and
+connector, the decoder's prefill, and the tokens of an answer one by one.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from PIL import Image
+
+from . import full_model
+from .batches import CHECKPOINT
+from .results import markdown, save
+
+
+PICTURES = ((378, 378), (640, 480), (900, 640), (1920, 1080))
+COUNTS = (1, 2, 4)
+ANSWERS = (0, 16, 64)
+STAGES = ("preprocessing", "tower and connector", "prefill", "answer")
+
+
+class Stages:
+    """Runs the stages of an answer one after the other, and keeps each one's seconds."""
+
+    def __init__(self, model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor, device: str):
+        self.model, self.processor, self.device = model, processor, device
+
+    def _timed(self, function):
+        start = time.perf_counter()
+        result = function()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return result, time.perf_counter() - start
+
+    @torch.inference_mode()
+    def run(self, sizes: list[tuple[int, int]], answer_tokens: int) -> dict:
+        noise = np.random.default_rng(0)
+        images = [Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
+        text = self.processor.image_token * len(images) + "What is shown?"
+        inputs, preprocessing = self._timed(lambda: self.processor(text=text, images=images, return_tensors="pt"))
+        inputs = inputs.to(self.device)
+        pixels = inputs["pixel_values"].to(self.model.dtype)
+        features, tower = self._timed(lambda: self.model.get_image_features(pixels, inputs["tile_positions"], return_dict=True))
+        output, prefill = self._timed(
+            lambda: self.model(input_ids=inputs["input_ids"], mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1)
+        )
+
+        def decode() -> None:
+            token = output.logits[:, -1:].argmax(-1)
+            for _ in range(answer_tokens):
+                logits = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True).logits
+                token = logits[:, -1:].argmax(-1)
+
+        _, answer = self._timed(decode)
+        return {
+            "tiles": len(pixels),
+            "tokens": inputs["input_ids"].shape[1],
+            "answer_tokens": answer_tokens,
+            "seconds": dict(zip(STAGES, (preprocessing, tower, prefill, answer), strict=True)),
+        }
+
+
+def measure(stages: Stages) -> list[dict]:
+    stages.run([PICTURES[0]], 1)
+    rows = [{"grows": "picture", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
+    rows += [{"grows": "pictures", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
+    rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([PICTURES[0]], tokens)} for tokens in ANSWERS]
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    head = ["What grows", "", "Tiles", "Tokens", *(f"{stage.capitalize()}, s" for stage in STAGES), "Together, s"]
+    return markdown(
+        head,
+        [
+            [row["grows"], row["at"], str(row["tiles"]), f"{row['tokens']:,}"]
+            + [f"{row['seconds'][stage]:.2f}" for stage in STAGES]
+            + [f"{sum(row['seconds'].values()):.1f}"]
+            for row in rows
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    processor = JinaVLMProcessor.from_pretrained(CHECKPOINT)
+    rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device))
+    print(table(rows))
+    save("growth", rows, args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Everything that was measured, as one page of text and one picture: `python -m benchmarks.report`.
+
+Writes benchmarks/README.md and benchmarks/report.png from benchmarks/results, and measures nothing.
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .growth import STAGES
+from .results import RESULTS, load
+
+
+FOLDER = Path(__file__).parent
+PAGE, PICTURE = FOLDER / "README.md", FOLDER / "report.png"
+# Module, title
+BENCHMARKS = {
+    "preprocessing": "From pictures to tiles",
+    "tower": "Tower and connector",
+    "decoder": "Prefill and decoding",
+    "batches": "Batches",
+    "loading": "Loading",
+    "training_step": "A training step",
+    "efficiency": "What pooling saves",
+    "growth": "How cost grows",
+}
+OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
+
+
+def page(device: str = "cpu") -> str:
+    """The text: of each benchmark its description, its command, the machine and the table."""
+    parts = ["# Benchmarks", "Written by `python -m benchmarks.report`; `make bench` measures anew. Ratios are medians of runs in turns: below 1 is faster.", "![The report](report.png)"]
+    for name, title in BENCHMARKS.items():
+        measured = load(name, device)
+        if measured is None:
+            continue
+        module = importlib.import_module(f"benchmarks.{name}")
+        described = module.__doc__.split("\n\n", 1)[1].strip().replace("\n", " ")
+        machine = ", ".join(f"{key} {value}" for key, value in measured["machine"].items())
+        parts += [f"## {title}", described, module.table(measured["rows"]), f"`{measured['command']}`; {machine}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours: list[str]) -> None:
+    width = 0.8 / len(groups)
+    for index, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
+        places = [place + (index - (len(groups) - 1) / 2) * width for place in range(len(labels))]
+        drawn = axes.bar(places, values, width, label=name, color=colour)
+        axes.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=7)
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _preprocessing(axes: Axes, rows: list[dict]) -> None:
+    if "to_cpu" in rows[0]:
+        _bars(axes, [row["picture"].replace(", ", "\n") for row in rows], {"ours": [row["to_cpu"] for row in rows]}, [OURS])
+        axes.set_ylabel("to one CPU thread and the way there")
+        return
+    labels = list(dict.fromkeys(row["picture"] for row in rows))
+    by_threads = {f"{threads} thread{'s' * (threads > 1)}": [row["to_straight"] for row in rows if row["threads"] == threads] for threads in (1, 2)}
+    _bars(axes, [label.replace(", ", "\n") for label in labels], by_threads, [OURS, "#7fb7c9"])
+    axes.axhline(1, color=LIMIT, linewidth=1)
+    axes.set_ylabel("to straight torch calls (line)")
+
+
+def _tower(axes: Axes, rows: list[dict]) -> None:
+    per_tile = {name: [row["seconds"][key] / row["tiles"] for row in rows] for name, key in (("ours", "ours"), ("the library's", "library"), ("matrix products", "products"))}
+    _bars(axes, [f"{row['tiles']} tile{'s' * (row['tiles'] > 1)}" for row in rows], per_tile, [OURS, OTHER, LIMIT])
+    axes.set_ylabel("seconds a tile")
+
+
+def _decoder(axes: Axes, rows: list[dict]) -> None:
+    _bars(axes, [row["what"].replace(", ", "\n").replace("a token after ", "token\nafter ") for row in rows], {"ours": [row["to_text"] for row in rows]}, [OURS])
+    axes.axhline(1, color=LIMIT, linewidth=1)
+    axes.set_ylabel("to the text model alone (line)")
+
+
+def _batches(axes: Axes, rows: list[dict]) -> None:
+    rows = [row for row in rows if "pictures_per_second" in row]
+    _bars(axes, [f"{row['batch']} at a time" for row in rows], {"ours": [row["pictures_per_second"] for row in rows]}, [OURS])
+    axes.set_ylabel("pictures a second")
+
+
+def _loading(axes: Axes, rows: list[dict]) -> None:
+    rows = [row for row in rows if "weights" in row]
+    groups = {"seconds a GB": [row["seconds"] / row["weights"] * 1e9 for row in rows], "peak memory / weights": [row["peak"] / row["weights"] for row in rows]}
+    _bars(axes, [row["what"].replace(", ", "\n").replace("library's ", "library's\n") for row in rows], groups, [OURS, OTHER])
+
+
+def _efficiency(axes: Axes, rows: list[dict]) -> None:
+    tiles = [row["tiles"] for row in rows]
+    for kind, colour in (("pooled", OURS), ("unpooled", OTHER)):
+        axes.plot(tiles, [row[kind]["prefill"] / 1e12 for row in rows], marker="o", color=colour, label=f"prefill, {kind}")
+        axes.plot(tiles, [row[kind]["all"] / 1e12 for row in rows], marker="o", linestyle="--", color=colour, label=f"with the tower, {kind}")
+    axes.set(xlabel="tiles", ylabel="10^12 operations", xticks=tiles)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _growth(axes: Axes, rows: list[dict], grows: str) -> None:
+    rows = [row for row in rows if row["grows"] == grows]
+    base = [0.0] * len(rows)
+    for stage, colour in zip(STAGES, ("#edae49", OURS, "#7fb7c9", OTHER), strict=True):
+        values = [row["seconds"][stage] for row in rows]
+        axes.bar(range(len(rows)), values, bottom=base, label=stage, color=colour)
+        base = [below + value for below, value in zip(base, values, strict=True)]
+    axes.set_xticks(range(len(rows)), [f"{row['at']}\n{row['tiles']} tiles, {row['tokens']:,} tokens" for row in rows], fontsize=7)
+    axes.set_ylabel("seconds")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def draw(device: str = "cpu") -> Figure:
+    """The picture: a panel for each benchmark that has been run."""
+    drawers = {"preprocessing": _preprocessing, "tower": _tower, "decoder": _decoder, "batches": _batches, "loading": _loading, "efficiency": _efficiency}
+    panels = [(BENCHMARKS[name], drawer, load(name, device)) for name, drawer in drawers.items()]
+    growth = load("growth", device)
+    for grows, title in (("picture", "A larger picture"), ("pictures", "More pictures"), ("answer", "A longer answer")):
+        panels.append((title, lambda axes, rows, grows=grows: _growth(axes, rows, grows), growth))
+    panels = [panel for panel in panels if panel[2] is not None]
+    figure = Figure(figsize=(17, 4.4 * -(-len(panels) // 3)), layout="constrained")
+    for axes, (title, drawer, measured) in zip(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat, panels, strict=False):
+        drawer(axes, measured["rows"])
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    if not any((RESULTS / args.device).glob("*.json")):
+        raise SystemExit(f"Nothing was measured on {args.device} yet: `make bench` measures.")
+    page_file, picture = (PAGE, PICTURE) if args.device == "cpu" else (FOLDER / "README-gpu.md", FOLDER / "report-gpu.png")
+    page_file.write_text(page(args.device).replace("report.png", picture.name), encoding="utf-8")
+    draw(args.device).savefig(picture, dpi=110)
+    print(f"Wrote {page_file.name} and {picture.name}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Times of several ways to do one thing, measured in turns."""
+
+import gc
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def take_turns(cases: dict[str, Callable[[], object]], rounds: int = 5, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each case in each round, after one call of each that does not count. Every round begins with another case, so that
+    neither a slow moment of the machine nor what the one before left in the caches falls on always the same."""
+    names, seconds = list(cases), {name: [] for name in cases}
+    for case in cases.values():
+        case()
+    gc.collect()
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            _wait(device)
+            start = time.perf_counter()
+            cases[name]()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float:
+    """How many times as long as the other this takes: the median over the rounds, each of which the two ran side by side."""
+    return statistics.median(one / two for one, two in zip(seconds[name], seconds[other], strict=True))
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def anonymous_bytes() -> int:
+    """What this process holds in memory that no file backs (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+class Peak:
+    """`with Peak() as peak:` leaves in `peak.bytes` how far anonymous memory rose above what it was before."""
+
+    def __enter__(self) -> "Peak":
+        self.before, self.bytes, self._done = anonymous_bytes(), 0, threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.001):
+            self.bytes = max(self.bytes, anonymous_bytes() - self.before)
+
+    def __exit__(self, *_) -> None:
+        self.bytes = max(self.bytes, anonymous_bytes() - self.before)
+        self._done.set()
+        self._watcher.join()
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """What a module's function returns when it is called in a process that has done nothing yet."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
