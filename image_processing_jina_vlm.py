@@ -129,13 +129,17 @@ def resize_picture(picture: Image.Image | torch.Tensor, height: int, width: int)
     resized = torch.empty(3, height, width, dtype=torch.uint8)
     full_height, full_width = _size(picture)
     rows = _rows_in_use(full_height, height)
-    # Of a large picture, most rows are not used: they are never made floats, and their places in this plane never take memory.
-    plane = np.zeros((full_height, full_width), np.float32)
+    # Of a large picture, many rows are not used: they are never made floats, and their places in this plane never take memory.
+    plane = torch.empty(full_height, full_width)
+    written = plane.numpy()
     for index, channel in enumerate(resized):
         for top, band in _bands(picture, index):
             first, last = np.searchsorted(rows, (top, top + len(band)))
-            plane[rows[first:last]] = band[rows[first:last] - top]
-        channel.copy_(resize(torch.from_numpy(plane), height, width).round_())
+            if last - first == len(band):  # quicker without indices
+                written[top : top + len(band)] = band
+            else:
+                written[rows[first:last]] = band[rows[first:last] - top]
+        channel.copy_(resize(plane, height, width).round_())
     return resized
 
 
@@ -151,10 +155,10 @@ def _bands(picture: Image.Image | torch.Tensor, index: int) -> Iterator[tuple[in
     if isinstance(picture, torch.Tensor):
         yield 0, picture[index].numpy()
         return
-    # Pillow takes channels apart many times faster than numpy or torch do; as a whole it would copy one twice.
-    channel = picture.getchannel(index)
+    # Pillow takes channels apart many times faster than numpy or torch do; a band is copied while caches hold it.
     for top in range(0, picture.height, BAND_ROWS):
-        yield top, np.asarray(channel.crop((0, top, picture.width, min(top + BAND_ROWS, picture.height))))
+        band = picture.crop((0, top, picture.width, min(top + BAND_ROWS, picture.height)))
+        yield top, np.frombuffer(band.tobytes("raw", "RGB"[index]), np.uint8).reshape(band.height, band.width)
 
 
 def _size(picture: Image.Image | torch.Tensor) -> tuple[int, int]:
@@ -227,7 +231,10 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             fitted.append(resize_picture(picture, *size) if size != _size(picture) else _to_tensor(picture))
             grids.append(grid)
         counts = [1 + rows * columns for rows, columns in grids]
-        pixel_values = torch.empty(sum(counts), 3, self.tile_size, self.tile_size, dtype=torch.float32, device=fitted[0].device)
+        shape, device = (sum(counts), 3, self.tile_size, self.tile_size), fitted[0].device
+        # numpy asks for huge pages: fresh memory costs more time than writing to it does.
+        on_cpu = device.type == "cpu"
+        pixel_values = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=device)
         positions = []
         for picture, (rows, columns), tiles in zip(fitted, grids, pixel_values.split(counts), strict=True):
             self._tile(picture, tiles, rows, columns)
