@@ -1,5 +1,6 @@
 """Sixteen pictures of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
 
+Mixed as they come, and with those of like size together: what a batch costs beside its pictures is the padding of its shorter prompts.
 On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as they pass through the tower: none for
 padding, and none twice, with beams and several answers neither.
 """
@@ -14,11 +15,10 @@ from training.questions import evaluation_sample
 from training.shapes import draw_scene
 
 from . import full_model
-from .results import ROOT, markdown, save
+from .results import markdown, save
 from .side_by_side import medians, ratio, take_turns
 
 
-CHECKPOINT = ROOT / "checkpoints" / "tiny"
 SIZES = ((200, 300), (378, 378), (500, 700), (640, 480), (900, 640), (768, 1024), (1500, 500), (1080, 1920))
 BATCHES = (1, 4, 16)
 NEW_TOKENS = 8
@@ -39,7 +39,7 @@ class Answerer:
     """Answers conversations in batches, and counts the tower's tiles."""
 
     def __init__(self, model, processor):
-        self.model, self.processor, self.tiles = model, processor, 0
+        self.model, self.processor, self.tiles, self.tokens, self.padding = model, processor, 0, 0, 0
         model.model.vision_model.tower.encoder.layers[0].register_forward_pre_hook(self._count)
 
     def _count(self, layer, args) -> None:
@@ -51,44 +51,51 @@ class Answerer:
             inputs = self.processor.apply_chat_template(
                 chats[start : start + batch_size], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
             ).to(self.model.device)
+            self.tokens += inputs["attention_mask"].numel()
+            self.padding += int((inputs["attention_mask"] == 0).sum())
             if self.model.dtype != torch.float32:
                 inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
             self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **kwargs)
 
-    def tiles_of(self, chats: list, batch_size: int, **kwargs) -> int:
-        self.tiles = 0
+    def counts(self, chats: list, batch_size: int, **kwargs) -> dict[str, float]:
+        """Tiles that passed through the tower, and the share of the prompts' tokens that is padding."""
+        self.tiles = self.tokens = self.padding = 0
         self.answer(chats, batch_size, **kwargs)
-        return self.tiles
+        return {"tiles": self.tiles, "padding": self.padding / self.tokens}
 
 
 def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
     chats = conversations(max(BATCHES))
-    needed = sum(answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)]) for index in range(len(chats)))
-    seconds = take_turns({str(size): lambda size=size: answerer.answer(chats, size) for size in BATCHES}, rounds, device)
+    tiles = [answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)]) for index in range(len(chats))]
+    sorted_chats = [chats[index] for index in sorted(range(len(chats)), key=tiles.__getitem__)]
+    middle = BATCHES[len(BATCHES) // 2]
+    cases = {str(size): (chats, size) for size in BATCHES} | {f"{middle}, of like size": (sorted_chats, middle)}
+    seconds = take_turns({name: lambda case=case: answerer.answer(*case) for name, case in cases.items()}, rounds, device)
     rows = [
         {
-            "batch": size,
-            "pictures_per_second": len(chats) / medians(seconds)[str(size)],
-            "to_one_by_one": 1 / ratio(seconds, str(size), "1"),
-            "tiles": answerer.tiles_of(chats, size),
-            "needed": needed,
+            "batch": name,
+            "pictures_per_second": len(chats) / medians(seconds)[name],
+            "to_one_by_one": 1 / ratio(seconds, name, "1"),
+            "needed": sum(tiles),
+            **answerer.counts(*case),
         }
-        for size in BATCHES
+        for name, case in cases.items()
     ]
     for what, kwargs in (("4 beams", {"num_beams": 4}), ("4 beams, 4 answers each", {"num_beams": 4, "num_return_sequences": 4})):
-        rows.append({"batch": 4, "what": what, "tiles": answerer.tiles_of(chats, 4, **kwargs), "needed": needed})
+        rows.append({"batch": f"{middle}, {what}", "needed": sum(tiles), **answerer.counts(chats, middle, **kwargs)})
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Pictures at a time", "Pictures a second", "To one by one", "Tiles through the tower / of the pictures"]
+    head = ["Pictures at a time", "Pictures a second", "To one by one", "Padding", "Tiles through the tower / of the pictures"]
     return markdown(
         head,
         [
             [
-                f"{row['batch']}, {row['what']}" if "what" in row else str(row["batch"]),
+                row["batch"],
                 f"{row['pictures_per_second']:.1f}" if "pictures_per_second" in row else "",
                 f"**{row['to_one_by_one']:.2f}**" if "to_one_by_one" in row else "",
+                f"{row['padding']:.0%}",
                 f"{row['tiles']} / {row['needed']}",
             ]
             for row in rows
@@ -101,11 +108,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(CHECKPOINT)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(full_model.SMALL)
     if args.device == "cuda":
         model = full_model.jina_vlm(device="cuda")
     else:
-        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(full_model.SMALL, dtype=torch.float32).eval()
     rows = measure(Answerer(model, processor), args.rounds, args.device)
     print(table(rows))
     save("batches", rows, args.device)

@@ -122,7 +122,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=4, help="decoded in each round (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=2, help="decoded in each round (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full", action="store_true", help="prefill of eight pictures too")
     args = parser.parse_args()

@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM, initialization
 from .results import ROOT
 
 
+SMALL = ROOT / "checkpoints" / "tiny"
+
+
 @torch.no_grad()
 def fill(module: nn.Module, scale: float = 0.02) -> None:
     """Noise for all parameters, the same again and again: drawing each number would take minutes. (Zeros would not do: pages that are never
@@ -33,8 +36,14 @@ def build(make, dtype: torch.dtype, device: str) -> nn.Module:
     return module.to(device).eval()
 
 
-def jina_vlm(dtype: torch.dtype = torch.bfloat16, device: str = "cpu", **config) -> JinaVLMForConditionalGeneration:
-    return build(lambda: JinaVLMForConditionalGeneration(JinaVLMConfig.from_pretrained(ROOT, **config)), dtype, device)
+def small_tokenizers_config() -> JinaVLMConfig:
+    """The 2.4B model's, with pictures' tokens as the processor of [`SMALL`] writes them: there is no released tokenizer here."""
+    small = JinaVLMConfig.from_pretrained(SMALL)
+    return JinaVLMConfig.from_pretrained(ROOT, image_token_id=small.image_token_id, structural_token_ids=small.structural_token_ids)
+
+
+def jina_vlm(dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> JinaVLMForConditionalGeneration:
+    return build(lambda: JinaVLMForConditionalGeneration(small_tokenizers_config()), dtype, device)
 
 
 def text_model(model: JinaVLMForConditionalGeneration) -> nn.Module:

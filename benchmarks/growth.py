@@ -1,7 +1,8 @@
 """How cost grows with the picture's size, the number of pictures and the length of the answer: `python -m benchmarks.growth`.
 
 The 2.4B model with random weights in bfloat16; seconds of each stage, each measured once after a warm-up: the image processor, tower and
-connector, the decoder's prefill, and the tokens of an answer one by one.
+connector, the decoder's prefill, and the tokens of an answer one by one. Beside it, to the first token of its answer for the same pictures, the
+library's Qwen3-VL-2B with random weights, which takes pictures at their own size.
 """
 
 import argparse
@@ -12,15 +13,19 @@ import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from PIL import Image
 
-from . import full_model
-from .batches import CHECKPOINT
+from . import full_model, peer
 from .results import markdown, save
 
 
 PICTURES = ((378, 378), (640, 480), (900, 640), (1920, 1080))
 COUNTS = (1, 2, 4)
 ANSWERS = (0, 16, 64)
+QUESTION = "What is shown?"
 STAGES = ("preprocessing", "tower and connector", "prefill", "answer")
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
 class Stages:
@@ -38,9 +43,8 @@ class Stages:
 
     @torch.inference_mode()
     def run(self, sizes: list[tuple[int, int]], answer_tokens: int) -> dict:
-        noise = np.random.default_rng(0)
-        images = [Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
-        text = self.processor.image_token * len(images) + "What is shown?"
+        images = [noise(*size) for size in sizes]
+        text = self.processor.image_token * len(images) + QUESTION
         inputs, preprocessing = self._timed(lambda: self.processor(text=text, images=images, return_tensors="pt"))
         inputs = inputs.to(self.device)
         pixels = inputs["pixel_values"].to(self.model.dtype)
@@ -64,22 +68,27 @@ class Stages:
         }
 
 
-def measure(stages: Stages) -> list[dict]:
+def measure(stages: Stages, other: peer.Peer) -> list[dict]:
     stages.run([PICTURES[0]], 1)
     rows = [{"grows": "picture", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
+    question = len(stages.processor.tokenizer(QUESTION)["input_ids"])
+    other.first_token(noise(*PICTURES[0]), question)
+    for row, size in zip(rows, PICTURES, strict=True):
+        row["peer"] = other.first_token(noise(*size), question)
     rows += [{"grows": "pictures", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
     rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([PICTURES[0]], tokens)} for tokens in ANSWERS]
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    head = ["What grows", "", "Tiles", "Tokens", *(f"{stage.capitalize()}, s" for stage in STAGES), "Together, s"]
+    head = ["What grows", "", "Tiles", "Tokens", *(f"{stage.capitalize()}, s" for stage in STAGES), "Together, s", f"{peer.NAME}: tokens", "Together, s"]
     return markdown(
         head,
         [
             [row["grows"], row["at"], str(row["tiles"]), f"{row['tokens']:,}"]
             + [f"{row['seconds'][stage]:.2f}" for stage in STAGES]
             + [f"{sum(row['seconds'].values()):.1f}"]
+            + ([f"{row['peer']['tokens']:,}", f"{row['peer']['seconds']:.1f}"] if "peer" in row else ["", ""])
             for row in rows
         ],
     )
@@ -89,8 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    processor = JinaVLMProcessor.from_pretrained(CHECKPOINT)
-    rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device))
+    processor = JinaVLMProcessor.from_pretrained(full_model.SMALL)
+    rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device), peer.Peer(args.device))
     print(table(rows))
     save("growth", rows, args.device)
 

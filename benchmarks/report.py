@@ -5,11 +5,13 @@ Writes benchmarks/README.md and benchmarks/report.png from benchmarks/results, a
 
 import argparse
 import importlib
+import re
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from . import peer
 from .growth import STAGES
 from .results import RESULTS, load
 
@@ -38,7 +40,8 @@ def page(device: str = "cpu") -> str:
         if measured is None:
             continue
         module = importlib.import_module(f"benchmarks.{name}")
-        described = module.__doc__.split("\n\n", 1)[1].strip().replace("\n", " ")
+        described = module.__doc__.split("\n\n", 1)[1].strip()
+        described = re.sub(r"(?<!\n)\n(?!\n)", " ", described)
         machine = ", ".join(f"{key} {value}" for key, value in measured["machine"].items())
         parts += [f"## {title}", described, module.table(measured["rows"]), f"`{measured['command']}`; {machine}."]
     return "\n\n".join(parts) + "\n"
@@ -67,7 +70,7 @@ def _preprocessing(axes: Axes, rows: list[dict]) -> None:
 
 
 def _tower(axes: Axes, rows: list[dict]) -> None:
-    per_tile = {name: [row["seconds"][key] / row["tiles"] for row in rows] for name, key in (("ours", "ours"), ("the library's", "library"), ("matrix products", "products"))}
+    per_tile = {name: [row["seconds"][key] / row["tiles"] for row in rows] for name, key in (("ours", "ours"), ("the library's", "library"), ("products and attention alone", "limit"))}
     _bars(axes, [f"{row['tiles']} tile{'s' * (row['tiles'] > 1)}" for row in rows], per_tile, [OURS, OTHER, LIMIT])
     axes.set_ylabel("seconds a tile")
 
@@ -106,6 +109,8 @@ def _growth(axes: Axes, rows: list[dict], grows: str) -> None:
         values = [row["seconds"][stage] for row in rows]
         axes.bar(range(len(rows)), values, bottom=base, label=stage, color=colour)
         base = [below + value for below, value in zip(base, values, strict=True)]
+    if beside := {place: row["peer"]["seconds"] for place, row in enumerate(rows) if "peer" in row}:
+        axes.scatter(beside.keys(), beside.values(), marker="_", s=400, color=LIMIT, label=peer.NAME)
     axes.set_xticks(range(len(rows)), [f"{row['at']}\n{row['tiles']} tiles, {row['tokens']:,} tokens" for row in rows], fontsize=7)
     axes.set_ylabel("seconds")
     axes.legend(fontsize=7, frameon=False)

@@ -1,7 +1,8 @@
 """Tower and connector beside the library's SigLIP and pooling written plainly: `python -m benchmarks.tower`.
 
 The 2.4B model's sizes, random weights, bfloat16. The library's tower has the same 25 blocks and takes all tiles in one batch. The limit is
-its matrix products alone, at the same sizes, one after the other. Memory is what rises above the inputs and weights.
+the matrix products and the attention of its blocks alone, one after the other, at the same sizes: those of one block, times 25. Memory is
+what rises above inputs and weights, in a process of its own each.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from .full_model import build
 from .results import ROOT, markdown, save
-from .side_by_side import Peak, medians, ratio, take_turns
+from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns
 
 
 TILES = (1, 5, 13)
@@ -59,64 +60,74 @@ class Plain(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-def products(config: PreTrainedConfig, tiles: int, dtype: torch.dtype, device: str):
-    """Calls all matrix products of the tower, at their sizes, with one weight for each shape."""
-    width, inner, tokens = config.hidden_size, config.intermediate_size, tiles * 729
-    shapes = [(3 * 14 * 14, width)] + config.num_hidden_layers * [*(4 * [(width, width)]), (width, inner), (inner, width)]
-    weights = {shape: torch.randn(shape[1], shape[0], dtype=dtype, device=device) for shape in set(shapes)}
-    inputs = {size: torch.randn(tokens, size, dtype=dtype, device=device) for size in {shape[0] for shape in shapes}}
+def make(kind: type[nn.Module], device: str) -> nn.Module:
+    config = JinaVLMConfig.from_pretrained(ROOT)
+    return build(lambda: kind(config), torch.bfloat16, device)
 
-    def call() -> None:
-        for shape in shapes:
-            F.linear(inputs[shape[0]], weights[shape])
 
-    return call
+def pictures(tiles: int, device: str) -> torch.Tensor:
+    return torch.rand(tiles, 3, 378, 378, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16) * 2 - 1
+
+
+def one_block(config: PreTrainedConfig, tiles: int, device: str) -> dict:
+    """Calls of the matrix products of a block of the tower, and of its attention."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    shapes = [*(4 * [(width, width)]), (width, inner), (inner, width)]
+    kind = {"dtype": torch.bfloat16, "device": device}
+    weights = [torch.randn(outputs, inputs, **kind) for inputs, outputs in shapes]
+    inputs = {size: torch.randn(tiles * 729, size, **kind) for size in (width, inner)}
+    states = torch.randn(3, tiles, 729, heads, width // heads, **kind).transpose(2, 3)
+
+    def products() -> None:
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
+
+    return {"products": products, "attention": lambda: F.scaled_dot_product_attention(*states)}
 
 
 @torch.inference_mode()
 def measure(tiles: int, rounds: int, ours: nn.Module, plain: nn.Module, config: JinaVLMConfig, device: str) -> dict:
-    pixels = torch.rand(tiles, 3, 378, 378, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16) * 2 - 1
-    seconds = take_turns(
-        {
-            "ours": lambda: ours(pixels),
-            "library": lambda: plain(pixels),
-            "products": products(config.vision_config, tiles, torch.bfloat16, device),
-        },
-        rounds,
-        device,
-    )
-    row = {
+    pixels = pictures(tiles, device)
+    alone = one_block(config.vision_config, tiles, device)
+    seconds = take_turns({"ours": lambda: ours(pixels), "library": lambda: plain(pixels), **alone}, rounds, device)
+    blocks = config.vision_config.num_hidden_layers
+    for part in alone:
+        seconds[part] = [blocks * value for value in seconds[part]]
+    seconds["limit"] = [sum(parts) for parts in zip(*(seconds[part] for part in alone), strict=True)]
+    return {
         "tiles": tiles,
         "seconds": medians(seconds),
         "to_library": ratio(seconds, "ours", "library"),
-        "to_products": ratio(seconds, "ours", "products"),
+        "limit_to_library": ratio(seconds, "limit", "library"),
     }
-    for name, model in (("ours", ours), ("library", plain)):
-        if device == "cpu":
-            with Peak() as peak:
-                model(pixels)
-            row[f"memory_{name}"] = peak.bytes
-        else:
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
+
+
+@torch.inference_mode()
+def memory(kind: type[nn.Module], tiles: int, device: str) -> int:
+    """Bytes that one call needs at most beside weights and pixels."""
+    model, pixels = make(kind, device), pictures(tiles, device)
+    if device == "cpu":
+        with Peak() as peak:
             model(pixels)
-            row[f"memory_{name}"] = torch.cuda.max_memory_allocated() - before
-    return row
+        return peak.bytes
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model(pixels)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Tiles", "Library's SigLIP and plain pooling, s", "Ours, s", "Ratio", "To the tower's matrix products alone", "Memory, MB", "Library's, MB"]
+    head = ["Tiles", "Library's SigLIP and plain pooling, s", "Ours, s", "Ratio", "Matrix products alone, s", "Attention alone, s", "The limit's ratio", "Memory, MB", "Library's, MB"]
     return markdown(
         head,
         [
             [
                 str(row["tiles"]),
-                f"{row['seconds']['library']:.2f}",
-                f"{row['seconds']['ours']:.2f}",
+                *(f"{row['seconds'][name]:.3g}" for name in ("library", "ours")),
                 f"**{row['to_library']:.2f}**",
-                f"{row['to_products']:.2f}",
-                f"{row['memory_ours'] / 1e6:.0f}",
-                f"{row['memory_library'] / 1e6:.0f}",
+                *(f"{row['seconds'][name]:.3g}" for name in ("products", "attention")),
+                f"{row['limit_to_library']:.2f}",
+                *(f"{row['memory'][kind] / 1e6:.0f}" for kind in ("ours", "library")),
             ]
             for row in rows
         ],
@@ -128,9 +139,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
+    kinds = {"ours": SeeingHalf, "library": Plain}
+    risen = {tiles: {name: in_fresh_process(memory, kind, tiles, args.device) for name, kind in kinds.items()} for tiles in TILES}
+    ours, plain = (make(kind, args.device) for kind in kinds.values())
     config = JinaVLMConfig.from_pretrained(ROOT)
-    ours, plain = (build(lambda kind=kind: kind(config), torch.bfloat16, args.device) for kind in (SeeingHalf, Plain))
-    rows = [measure(tiles, args.rounds, ours, plain, config, args.device) for tiles in TILES]
+    rows = [{**measure(tiles, args.rounds, ours, plain, config, args.device), "memory": risen[tiles]} for tiles in TILES]
     print(table(rows))
     save("tower", rows, args.device)
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from . import full_model
-from .batches import CHECKPOINT, conversations
+from .batches import conversations
 from .results import markdown, save
 from .side_by_side import medians, ratio, take_turns
 
@@ -36,7 +36,7 @@ def step(model, **inputs) -> None:
 
 
 def small(rounds: int) -> dict:
-    processor, config = JinaVLMProcessor.from_pretrained(CHECKPOINT), JinaVLMConfig.from_pretrained(CHECKPOINT)
+    processor, config = JinaVLMProcessor.from_pretrained(full_model.SMALL), JinaVLMConfig.from_pretrained(full_model.SMALL)
     inputs = batch(processor, 2)
     ours = JinaVLMForConditionalGeneration(config).train()
     tower, text = AutoModel.from_config(config.vision_config).train(), AutoModelForCausalLM.from_config(config.text_config).train()
@@ -67,7 +67,7 @@ def measured_rate(side: int = 8192) -> float:
 
 
 def large(rounds: int) -> dict:
-    processor = JinaVLMProcessor.from_pretrained(CHECKPOINT)
+    processor = JinaVLMProcessor.from_pretrained(full_model.SMALL)
     inputs = {name: value.to("cuda") for name, value in batch(processor, 4).items()}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     model = full_model.jina_vlm(device="cuda").train()

@@ -5,6 +5,7 @@ import torch
 from conftest import ROOT
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor, JinaVLMProcessor
 from PIL import Image
+from transformers import Qwen3VLConfig
 
 from benchmarks import (
     batches,
@@ -12,6 +13,7 @@ from benchmarks import (
     efficiency,
     full_model,
     growth,
+    peer,
     preprocessing,
     report,
     results,
@@ -87,8 +89,8 @@ def test_tower_is_measured():
     config = JinaVLMConfig.from_pretrained(CHECKPOINT)
     ours, plain = (full_model.build(lambda kind=kind: kind(config), torch.bfloat16, "cpu") for kind in (tower.SeeingHalf, tower.Plain))
     row = tower.measure(2, 1, ours, plain, config, "cpu")
-    assert set(row["seconds"]) == {"ours", "library", "products"} and row["memory_ours"] >= 0
-    assert tower.table([row]).count("\n") == 2
+    assert set(row["seconds"]) == {"ours", "library", "products", "attention", "limit"}
+    assert tower.table([{**row, "memory": {"ours": 1, "library": 2}}]).count("\n") == 2
 
 
 @torch.no_grad()
@@ -96,6 +98,14 @@ def test_the_text_model_has_the_same_weights(small):
     text, ids = full_model.text_model(small), torch.arange(100, 120)[None]
     torch.testing.assert_close(text(input_ids=ids).logits, small(input_ids=ids).logits)
     assert text.lm_head.weight is small.lm_head.weight
+
+
+def test_the_large_model_knows_the_small_processors_pictures(tiny_processor):
+    config = full_model.small_tokenizers_config()
+    inputs = tiny_processor(text=tiny_processor.image_token, images=[Image.new("RGB", (378, 378))], return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
+    assert ids.count(config.image_token_id) == 392 and set(config.structural_token_ids) & set(ids)
+    assert config.text_config.hidden_size == 2048
 
 
 def test_prompts_are_the_processors(small, tiny_processor):
@@ -122,8 +132,9 @@ def test_no_tile_twice_and_none_for_padding(small, tiny_processor, monkeypatch):
     monkeypatch.setattr(batches, "BATCHES", (1, 3))
     monkeypatch.setattr(batches, "NEW_TOKENS", 2)
     rows = batches.measure(batches.Answerer(small, tiny_processor), 1, "cpu")
-    assert [row["tiles"] for row in rows] == [row["needed"] for row in rows] and len(rows) == 4
-    assert rows[0]["to_one_by_one"] == 1
+    assert [row["tiles"] for row in rows] == [row["needed"] for row in rows] and len(rows) == 5
+    assert rows[0]["to_one_by_one"] == 1 and rows[0]["padding"] == 0 < rows[1]["padding"] < 1
+    assert batches.table(rows).count("\n") == 1 + len(rows)
 
 
 def test_what_pooling_saves(monkeypatch):
@@ -136,6 +147,7 @@ def test_what_pooling_saves(monkeypatch):
     # Twice the decoder's weights for each token, and what attention adds
     weights = 28 * (2048 * 4096 + 2048 * 2048 + 3 * 2048 * 6144)
     attention = 28 * 4 * 1744**2 * 2048
+    assert [round(row["plainly"][name], 1) for name in ("prefill", "all")] == [efficiency.PAPER["prefill"], efficiency.PAPER["all"]]
     assert row["pooled"]["prefill"] == pytest.approx(2 * 1744 * weights + attention, rel=0.01)
 
 
@@ -150,12 +162,22 @@ def test_stages_of_an_answer(small, tiny_processor):
     assert row["tokens"] > 2 * 424 and row["tiles"] == 2 + 3 and list(row["seconds"]) == list(growth.STAGES)
 
 
+def test_the_peer_answers():
+    text = {**peer.TEXT, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"depth": 3, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1, 2]}
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=True)
+    answered = peer.Peer(dtype=torch.float32, config=config).first_token(growth.noise(640, 480), 3)
+    # 640 x 480 pixels, in windows of 32 x 32, between two marks
+    assert answered["tokens"] == 20 * 15 + 2 + 3 and answered["seconds"] > 0
+
+
 def test_the_report_shows_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.load("growth") is None
     row = {"grows": "picture", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
+    row["peer"] = {"tokens": 146, "seconds": 2.5}
     results.save("growth", [row])
-    assert "| picture | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 |" in report.page()
+    assert "| picture | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
     assert len([axes for axes in report.draw().axes if axes.axison]) == 3
 
 
