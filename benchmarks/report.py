@@ -1,6 +1,6 @@
 """Everything that was measured, as one page of text and one picture: `python -m benchmarks.report`.
 
-Writes benchmarks/README.md and benchmarks/report.png from benchmarks/results, and measures nothing.
+Writes benchmarks/README.md, benchmarks/report.png and two tables of README.md from benchmarks/results, and measures nothing.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from . import peer
 from .growth import STAGES
-from .results import RESULTS, load
+from .results import RESULTS, ROOT, load, markdown
 
 
 FOLDER = Path(__file__).parent
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "efficiency": "What pooling saves",
     "growth": "How cost grows",
 }
+README, MARKS = ROOT / "README.md", ("<!-- by python -m benchmarks.report -->\n", "\n<!-- end -->")
 OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
 
 
@@ -47,6 +48,54 @@ def page(device: str = "cpu") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary() -> str:
+    """README's two tables: the ratios in short, and how cost grows. Empty where a benchmark has not been run."""
+    measured = {name: load(name) for name in BENCHMARKS}
+    if not all(measured.values()):
+        return ""
+    rows = {name: of["rows"] for name, of in measured.items()}
+
+    def values(name: str, key: str, **where) -> str:
+        return ", ".join(f"{row[key]:.2f}" for row in rows[name] if key in row and all(row[at] == value for at, value in where.items()))
+
+    loaded = {row["what"]: row["seconds"] / row["weights"] for row in rows["loading"] if "weights" in row}
+    library = loaded.pop("the library's Qwen3-1.7B")
+    sizes = ", ".join(dict.fromkeys(row["picture"].replace(",", "") for row in rows["preprocessing"]))
+    grown = {row["at"]: sum(row["seconds"].values()) / row["peer"]["seconds"] for row in rows["growth"] if "peer" in row}
+    most = rows["efficiency"][-1]["times"]
+    batched = {row["batch"]: 1 / row["to_one_by_one"] for row in rows["batches"][1:] if "to_one_by_one" in row}
+    tiles = ", ".join(str(row["tiles"]) for row in rows["tower"])
+    straight, tower = "the same arithmetic in straight torch calls", "the library's SigLIP and plain pooling"
+
+    def listed(figures) -> str:
+        return ", ".join(f"{figure:.2f}" for figure in figures)
+
+    lines = [
+        ["preprocessing", f"Pictures to tiles, one thread: {sizes}", straight, values("preprocessing", "to_straight", threads=1)],
+        ["preprocessing", "The least for the same bits, one thread", straight, values("preprocessing", "floor_to_straight", threads=1)],
+        ["preprocessing", "Pictures to tiles, two threads", straight, values("preprocessing", "to_straight", threads=2)],
+        ["preprocessing", "The least for the same bits, two threads", straight, values("preprocessing", "floor_to_straight", threads=2)],
+        ["preprocessing", "Memory for the first five", "their tiles", values("preprocessing", "memory")],
+        ["tower", f"Tower and connector: {tiles} tiles", tower, values("tower", "to_library")],
+        ["tower", "Its matrix products and attention alone", tower, values("tower", "limit_to_library")],
+        *(["decoder", row["what"].capitalize(), "the library's Qwen3 with these weights", f"{row['to_text']:.2f}"] for row in rows["decoder"]),
+        ["batches", f"A picture's time, {' / '.join(batched)} at a time", "one at a time", listed(batched.values())],
+        ["loading", f"Loading a GB of {' / '.join(loaded)}", "the library's Qwen3-1.7B", listed(value / library for value in loaded.values())],
+        ["training_step", "A training step of the small model", "the library's SigLIP and Qwen3, added up", values("training_step", "to_parts")],
+        ["growth", f"Picture to first token: {', '.join(grown)}", f"the library's {peer.NAME}", listed(grown.values())],
+        ["efficiency", "Tokens, prefill, cache, all operations of 12 tiles, counted", "without pooling", ", ".join(f"1 / {most[key]:.2f}" for key in ("tokens", "prefill", "cache", "all"))],
+    ]
+    lines = [[what, against, f"`{measured[name]['command']}`", times] for name, what, against, times in lines]
+    growth = importlib.import_module("benchmarks.growth").table(rows["growth"])
+    return "\n\n".join([markdown(["What", "Against", "By", "Times as much"], lines, figures=3), "How cost grows (`python -m benchmarks.growth`):", growth])
+
+
+def with_summary(readme: str) -> str:
+    """README with its tables as they should be."""
+    before, rest = readme.split(MARKS[0])
+    return f"{before}{MARKS[0]}{summary()}{MARKS[1]}{rest.split(MARKS[1], 1)[1]}"
+
+
 def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours: list[str]) -> None:
     width = 0.8 / len(groups)
     for index, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
@@ -54,6 +103,7 @@ def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours
         drawn = axes.bar(places, values, width, label=name, color=colour)
         axes.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=7)
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.margins(y=0.3)  # for the legend
     axes.legend(fontsize=7, frameon=False)
 
 
@@ -76,9 +126,10 @@ def _tower(axes: Axes, rows: list[dict]) -> None:
 
 
 def _decoder(axes: Axes, rows: list[dict]) -> None:
-    _bars(axes, [row["what"].replace(", ", "\n").replace("a token after ", "token\nafter ") for row in rows], {"ours": [row["to_text"] for row in rows]}, [OURS])
+    _bars(axes, [row["what"].replace(", ", "\n").replace(" of ", "\nof ").replace("a token after ", "token\nafter ") for row in rows], {"ours": [row["to_text"] for row in rows]}, [OURS])
     axes.axhline(1, color=LIMIT, linewidth=1)
     axes.set_ylabel("to the text model alone (line)")
+    axes.get_legend().remove()
 
 
 def _batches(axes: Axes, rows: list[dict]) -> None:
@@ -141,9 +192,11 @@ def main() -> None:
     if not any((RESULTS / args.device).glob("*.json")):
         raise SystemExit(f"Nothing was measured on {args.device} yet: `make bench` measures.")
     page_file, picture = (PAGE, PICTURE) if args.device == "cpu" else (FOLDER / "README-gpu.md", FOLDER / "report-gpu.png")
+    if args.device == "cpu":
+        README.write_text(with_summary(README.read_text(encoding="utf-8")), encoding="utf-8")
     page_file.write_text(page(args.device).replace("report.png", picture.name), encoding="utf-8")
     draw(args.device).savefig(picture, dpi=110)
-    print(f"Wrote {page_file.name} and {picture.name}.")
+    print(f"Wrote {page_file} and {picture}.")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def load(name: str, device: str = "cpu") -> dict | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column is text and the others are figures."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: list[str], rows: list[list[str]], figures: int = 1) -> str:
+    """A table whose columns are figures from the one of number `figures` on."""
+    lines = [head, [*["---"] * figures, *["---:"] * (len(head) - figures)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

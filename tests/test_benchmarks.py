@@ -185,3 +185,5 @@ def test_the_committed_report_is_of_the_committed_results():
     """Run `python -m benchmarks.report` after a benchmark."""
     assert report.PAGE.read_text(encoding="utf-8") == report.page()
     assert report.PICTURE.is_file()
+    readme = report.README.read_text(encoding="utf-8")
+    assert report.summary() in readme and report.with_summary(readme) == readme

@@ -21,7 +21,8 @@ def assert_same(model, batch, expected):
     found = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
     assert torch.equal(found.sequences, expected.sequences)
     for ours, theirs in zip(found.logits, expected.logits, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        # As golden logits in float32: on a CPU the tower takes a few tiles at a time, from a disk all at once.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
 
 
 def load(folder, device_map, tmp_path, **kwargs):
