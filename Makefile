@@ -16,7 +16,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
