@@ -5,17 +5,16 @@ On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. 
 padding, and none twice, with beams and several answers neither.
 """
 
-import argparse
-
 import jina_vlm
 import torch
 from PIL import Image
 
+from tools import markdown
 from training.questions import evaluation_sample
 from training.shapes import draw_scene
 
 from . import full_model
-from .results import markdown, save
+from .results import SMALL, arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -88,7 +87,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     head = ["Pictures at a time", "Pictures a second", "To one by one", "Padding", "Tiles through the tower / of the pictures"]
-    return markdown(
+    return markdown.table(
         head,
         [
             [
@@ -104,15 +103,12 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(full_model.SMALL)
+    args = arguments(__doc__, rounds=3).parse_args()
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
     if args.device == "cuda":
         model = full_model.jina_vlm(device="cuda")
     else:
-        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(full_model.SMALL, dtype=torch.float32).eval()
+        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32).eval()
     rows = measure(Answerer(model, processor), args.rounds, args.device)
     print(table(rows))
     save("batches", rows, args.device)

@@ -6,16 +6,16 @@ filled with noise. The limit of decoding: all weights that a token needs read on
 once (the library's cache grows by copying).
 """
 
-import argparse
-
 import torch
-from jina_vlm import JinaVLMImageProcessor
+from jina_vlm import JinaVLMProcessor
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tools import markdown
+
 from . import full_model
-from .results import markdown, save
+from .results import SMALL, arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -24,16 +24,11 @@ LENGTHS = (2048, 8192, 32768)
 
 def prompt(model, pictures: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
     """Ids of so many pictures and some text, and the pictures' embeddings as `get_image_features` returns them."""
-    config, grid = model.config, JinaVLMImageProcessor()
-    start, end, patch, column = config.structural_token_ids[:4]
-    ids, features = [], []
-    for _ in range(pictures):
-        count = 0
-        for height, width in (grid.get_token_grid(1, 1), grid.get_token_grid(rows, columns)):
-            ids += [start, *height * [*width * [config.image_token_id], column], end]
-            count += height * width
-        features.append(torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype))
-    ids += list(range(1000, 1000 + text_tokens))
+    processor, config = JinaVLMProcessor.from_pretrained(SMALL), model.config
+    picture = processor.tokenizer(processor._expansion(rows, columns), add_special_tokens=False)["input_ids"]
+    count = picture.count(config.image_token_id)
+    features = [torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)]
+    ids = pictures * picture + list(range(1000, 1000 + text_tokens))
     return torch.tensor([ids], device=model.device), {"image": BaseModelOutputWithPooling(pooler_output=features)}
 
 
@@ -103,7 +98,7 @@ def decode(model, text, length: int, tokens: int, rounds: int, device: str) -> d
 
 def table(rows: list[dict]) -> str:
     head = ["What", "Tokens", "The text model alone, s", "Ours, s", "Ratio", "To weights and cache read once"]
-    return markdown(
+    return markdown.table(
         head,
         [
             [
@@ -120,10 +115,8 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument("--tokens", type=int, default=2, help="decoded in each round (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full", action="store_true", help="prefill of eight pictures too")
     args = parser.parse_args()
     model = full_model.jina_vlm(device=args.device)

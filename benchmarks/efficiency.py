@@ -15,7 +15,9 @@ import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .results import ROOT, markdown, save
+from tools import markdown
+
+from .results import ROOT, save
 
 
 GRIDS = ((1, 1), (2, 2), (2, 3), (3, 3), (3, 4))
@@ -26,7 +28,7 @@ PAPER = {"tokens": 4.0, "prefill": 3.9, "cache": 4.0, "all": 2.3}
 
 
 def flops(function) -> int:
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
 
@@ -37,9 +39,10 @@ def meta_model(pooling_size: int) -> JinaVLMForConditionalGeneration:
         return JinaVLMForConditionalGeneration(config).bfloat16().eval()
 
 
+@torch.inference_mode()
 def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> dict[str, int]:
-    """Of one picture of so many tiles: `tokens` and, of these, `structural` ones (ends of rows, starts and ends of pictures); operations of
-    `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the picture alone."""
+    """Of one picture of so many tiles: `tokens` and, of these, `image_tokens` (the others end rows, and open and end pictures); operations
+    of `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the picture alone."""
     config = model.config
     grid = JinaVLMImageProcessor(pooling_size=config.pooling_size)
     parts = (grid.get_token_grid(1, 1), grid.get_token_grid(rows, columns))
@@ -107,7 +110,7 @@ def table(counted: list[dict]) -> str:
         )
     for name, times in (("12, counted plainly", counted[-1]["plainly"]), ("12, the paper's", PAPER)):
         lines.append([name, *(f"1 / {times[name]:.1f}" for name in ("tokens", "prefill", "cache", "all"))])
-    return markdown(head, lines)
+    return markdown.table(head, lines)
 
 
 def main() -> None:

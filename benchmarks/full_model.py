@@ -5,10 +5,7 @@ from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 from torch import nn
 from transformers import AutoModelForCausalLM, initialization
 
-from .results import ROOT
-
-
-SMALL = ROOT / "checkpoints" / "tiny"
+from .results import ROOT, SMALL
 
 
 @torch.no_grad()

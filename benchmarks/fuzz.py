@@ -28,6 +28,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
+from benchmarks.side_by_side import memory_bytes
+
 
 SECONDS = 30  # of one core, for one picture
 BYTES = 5.4e9  # more than before, while one picture is read; see docs/trust.md
@@ -134,12 +136,6 @@ def mutate(rng: random.Random, files: list[bytes]) -> bytes:
     return with_checksums(bytes(data)) if is_png and rng.random() < 0.7 else bytes(data)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held at once (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 class Promises:
     """Gives files to the image processor, and counts how each ends.
 
@@ -154,7 +150,7 @@ class Promises:
         self.ends, self.broken = Counter(), 0
         self.slowest = (0.0, "")
         self.tiler(Image.new("RGB", (64, 64)))  # what is imported and set up once is no picture's fault
-        self.before = self.peak = peak_bytes()
+        self.before = self.peak = memory_bytes("VmHWM")
         self.largest = ""
 
     def try_file(self, data: bytes, name: str) -> None:
@@ -175,7 +171,7 @@ class Promises:
         faulthandler.cancel_dump_traceback_later()
         self.ends["".join("#" if letter.isdigit() else letter for letter in end)] += 1
         self.slowest = max(self.slowest, (seconds, name))
-        if (peak := peak_bytes()) > self.peak:
+        if (peak := memory_bytes("VmHWM")) > self.peak:
             self.peak, self.largest = peak, name
         if peak > self.before + BYTES:
             fault = f"{(peak - self.before) / 1e9:.2f} GB"

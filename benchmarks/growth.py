@@ -8,13 +8,15 @@ library's Qwen3-VL-2B with random weights, which takes pictures at their own siz
 import argparse
 import time
 
-import numpy as np
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from PIL import Image
+
+from tools import markdown
 
 from . import full_model, peer
-from .results import markdown, save
+from .preprocessing import noise
+from .results import SMALL, save
+from .side_by_side import wait
 
 
 PICTURES = ((378, 378), (640, 480), (900, 640), (1920, 1080))
@@ -22,10 +24,6 @@ COUNTS = (1, 2, 4)
 ANSWERS = (0, 16, 64)
 QUESTION = "What is shown?"
 STAGES = ("preprocessing", "tower and connector", "prefill", "answer")
-
-
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
 class Stages:
@@ -37,13 +35,12 @@ class Stages:
     def _timed(self, function):
         start = time.perf_counter()
         result = function()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        wait(self.device)
         return result, time.perf_counter() - start
 
     @torch.inference_mode()
     def run(self, sizes: list[tuple[int, int]], answer_tokens: int) -> dict:
-        images = [noise(*size) for size in sizes]
+        images = [noise(*size[::-1]) for size in sizes]
         text = self.processor.image_token * len(images) + QUESTION
         inputs, preprocessing = self._timed(lambda: self.processor(text=text, images=images, return_tensors="pt"))
         inputs = inputs.to(self.device)
@@ -72,9 +69,9 @@ def measure(stages: Stages, other: peer.Peer) -> list[dict]:
     stages.run([PICTURES[0]], 1)
     rows = [{"grows": "picture", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
     question = len(stages.processor.tokenizer(QUESTION)["input_ids"])
-    other.first_token(noise(*PICTURES[0]), question)
+    other.first_token(noise(*PICTURES[0][::-1]), question)
     for row, size in zip(rows, PICTURES, strict=True):
-        row["peer"] = other.first_token(noise(*size), question)
+        row["peer"] = other.first_token(noise(*size[::-1]), question)
     rows += [{"grows": "pictures", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
     rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([PICTURES[0]], tokens)} for tokens in ANSWERS]
     return rows
@@ -82,7 +79,7 @@ def measure(stages: Stages, other: peer.Peer) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     head = ["What grows", "", "Tiles", "Tokens", *(f"{stage.capitalize()}, s" for stage in STAGES), "Together, s", f"{peer.NAME}: tokens", "Together, s"]
-    return markdown(
+    return markdown.table(
         head,
         [
             [row["grows"], row["at"], str(row["tiles"]), f"{row['tokens']:,}"]
@@ -98,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    processor = JinaVLMProcessor.from_pretrained(full_model.SMALL)
+    processor = JinaVLMProcessor.from_pretrained(SMALL)
     rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device), peer.Peer(args.device))
     print(table(rows))
     save("growth", rows, args.device)

@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .results import ROOT, markdown, save
+from tools import markdown
+
+from .results import ROOT, save
 from .side_by_side import Peak, in_fresh_process
 
 
@@ -154,7 +156,7 @@ def table(rows: list[dict]) -> str:
         for row in loaded
     ]
     others = [f"{row['what']}: {row['seconds']:.1f} s." for row in rows if "weights" not in row]
-    return "\n".join([markdown(head, lines), "", *others])
+    return "\n".join([markdown.table(head, lines), "", *others])
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ white, of one colour, of noise, and of coloured shapes.
 import argparse
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from transformers import AutoConfig
 
 from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
+from .results import SMALL
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "tiny"
+
 POSITIONS = 40_960  # the released model's
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIDE = 378
@@ -37,9 +37,9 @@ def load(dtype: torch.dtype, **kwargs):
     """The small model with the released model's positions."""
     import jina_vlm
 
-    config = AutoConfig.from_pretrained(CHECKPOINT)
+    config = AutoConfig.from_pretrained(SMALL)
     config.text_config.max_position_embeddings = POSITIONS
-    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(CHECKPOINT, config=config, dtype=dtype, **kwargs).eval()
+    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, config=config, dtype=dtype, **kwargs).eval()
 
 
 def inputs(processor, images: list[Image.Image], tokens: int) -> dict[str, torch.Tensor]:
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 32768], help="lengths (default: 1024 4096 32768)")
     args = parser.parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(CHECKPOINT)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
     processor.tokenizer.model_max_length = POSITIONS
     models = {dtype: load(dtype) for dtype in DTYPES}
     models |= {f"float32, then {name}": load(torch.float32).to(dtype) for name, dtype in (("bfloat16", DTYPES[1]), ("float16", DTYPES[2]))}

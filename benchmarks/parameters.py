@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
+from tools import markdown
+
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,8 +36,7 @@ def count(config: JinaVLMConfig) -> dict[str, int]:
 
 def table(parts: dict[str, int]) -> str:
     """As a markdown table."""
-    lines = ["| Part | Parameters |", "| --- | ---: |"]
-    return "\n".join(lines + [f"| {part} | {number:,} |" for part, number in parts.items()])
+    return markdown.table(["Part", "Parameters"], [[part, f"{number:,}"] for part, number in parts.items()])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from .full_model import build
+from .side_by_side import wait
 
 
 NAME = "Qwen3-VL-2B"
@@ -52,6 +53,5 @@ class Peer:
             image_grid_thw=inputs["image_grid_thw"].to(self.device),
             logits_to_keep=1,
         )
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        wait(self.device)
         return {"tokens": ids.shape[1], "seconds": time.perf_counter() - start}

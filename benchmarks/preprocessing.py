@@ -6,8 +6,6 @@ out of Pillow's picture, torch's own `interpolate`s, the output written; each pa
 it rises above what the process held with the picture, in a process of its own each, against the output. With `--device cuda`: the pixels that the card computes, against the CPU's.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from jina_vlm import JinaVLMImageProcessor
@@ -15,8 +13,10 @@ from jina_vlm.image_processing_jina_vlm import _bands, resize
 from PIL import Image
 from torch.nn import functional as F
 
-from .results import markdown, save
-from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns
+from tools import markdown
+
+from .results import arguments, save
+from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together
 
 
 SIZES = {"480 x 640": (480, 640), "1080p": (1080, 1920), "4K": (2160, 3840), "A4, 300 dpi": (3508, 2480), "12 MP": (3000, 4000)}
@@ -25,8 +25,12 @@ ALL = "all five"
 PARTS = {"channels": "Channels out of Pillow", "fitted": "`interpolate` to the fitted size", "tiles": "`interpolate` to canvas and thumbnail", "written": "Output written"}
 
 
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
 def picture(name: str) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZES[name], 3), np.uint8))
+    return noise(*SIZES[name])
 
 
 def straight(tiler: JinaVLMImageProcessor, image: Image.Image) -> torch.Tensor:
@@ -78,7 +82,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
         },
         rounds,
     )
-    seconds["floor"] = [sum(times) for times in zip(*(seconds[part] for part in PARTS), strict=True)]
+    seconds["floor"] = together(seconds, PARTS)
     return {
         "picture": ALL if len(names) > 1 else names[0],
         "threads": threads,
@@ -128,7 +132,7 @@ def gpu_table(rows: list[dict]) -> str:
         [row["picture"], str(row["tiles"]), f"{row['milliseconds']['cpu']:.1f}", f"{row['milliseconds']['ours']:.1f}", f"**{row['to_cpu']:.2f}**", f"{row['levels']:.2f}"]
         for row in rows
     ]
-    return markdown(head, lines)
+    return markdown.table(head, lines)
 
 
 def table(rows: list[dict]) -> str:
@@ -153,15 +157,12 @@ def table(rows: list[dict]) -> str:
         [row["picture"], str(row["threads"]), *(f"{row['milliseconds'][part]:.1f}" for part in PARTS), f"{row['milliseconds']['floor']:.1f}", f"{row['milliseconds']['ours']:.1f}"]
         for row in rows
     ]
-    floor = markdown(["The floor, ms", "Threads", *PARTS.values(), "Together", "Ours"], profile)
-    return "\n\n".join([markdown(head, compared), floor])
+    floor = markdown.table(["The floor, ms", "Threads", *PARTS.values(), "Together", "Ours"], profile)
+    return "\n\n".join([markdown.table(head, compared), floor])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=15).parse_args()
     rows = []
     for names in [*([name] for name in SIZES), list(SIZES)]:
         if args.device == "cuda":

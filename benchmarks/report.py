@@ -11,9 +11,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tools import markdown
+
 from . import peer
 from .growth import STAGES
-from .results import RESULTS, ROOT, load, markdown
+from .results import RESULTS, ROOT, load
 
 
 FOLDER = Path(__file__).parent
@@ -87,7 +89,7 @@ def summary() -> str:
     ]
     lines = [[what, against, f"`{measured[name]['command']}`", times] for name, what, against, times in lines]
     growth = importlib.import_module("benchmarks.growth").table(rows["growth"])
-    return "\n\n".join([markdown(["What", "Against", "By", "Times as much"], lines, figures=3), "How cost grows (`python -m benchmarks.growth`):", growth])
+    return "\n\n".join([markdown.table(["What", "Against", "By", "Times as much"], lines, figures=3), "How cost grows (`python -m benchmarks.growth`):", growth])
 
 
 def with_summary(readme: str) -> str:

@@ -1,5 +1,6 @@
 """Where benchmarks leave their figures, for `benchmarks.report`: results/<device>/<name>.json, with the machine and the command."""
 
+import argparse
 import json
 import platform
 import sys
@@ -10,7 +11,16 @@ import transformers
 
 
 ROOT = Path(__file__).parent.parent
+SMALL = ROOT / "checkpoints" / "tiny"
 RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """What benchmarks that compare times take."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help="of each case in turn (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return parser
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
@@ -43,9 +53,3 @@ def load(name: str, device: str = "cpu") -> dict | None:
     """What [`save`] wrote, if it has."""
     file = RESULTS / device / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def markdown(head: list[str], rows: list[list[str]], figures: int = 1) -> str:
-    """A table whose columns are figures from the one of number `figures` on."""
-    lines = [head, [*["---"] * figures, *["---:"] * (len(head) - figures)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -5,7 +5,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,15 +21,16 @@ def take_turns(cases: dict[str, Callable[[], object]], rounds: int = 5, device: 
     gc.collect()
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             cases[name]()
-            _wait(device)
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until a card has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -43,27 +44,31 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def anonymous_bytes() -> int:
-    """What this process holds in memory that no file backs (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+def together(seconds: dict[str, list[float]], names: Iterable[str]) -> list[float]:
+    """What these take one after the other, in each round."""
+    return [sum(times) for times in zip(*(seconds[name] for name in names), strict=True)]
+
+
+def memory_bytes(kind: str) -> int:
+    """Of this process (Linux): `VmRSS`, what it holds; `VmHWM`, the most it has held at once; `RssAnon`, what no file backs."""
+    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) * 1024
 
 
 class Peak:
     """`with Peak() as peak:` leaves in `peak.bytes` how far anonymous memory rose above what it was before."""
 
     def __enter__(self) -> "Peak":
-        self.before, self.bytes, self._done = anonymous_bytes(), 0, threading.Event()
+        self.before, self.bytes, self._done = memory_bytes("RssAnon"), 0, threading.Event()
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
         return self
 
     def _watch(self) -> None:
         while not self._done.wait(0.001):
-            self.bytes = max(self.bytes, anonymous_bytes() - self.before)
+            self.bytes = max(self.bytes, memory_bytes("RssAnon") - self.before)
 
     def __exit__(self, *_) -> None:
-        self.bytes = max(self.bytes, anonymous_bytes() - self.before)
+        self.bytes = max(self.bytes, memory_bytes("RssAnon") - self.before)
         self._done.set()
         self._watcher.join()
 

@@ -12,16 +12,16 @@ import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from benchmarks.fuzz import mutate, seeds
+from benchmarks.results import SMALL
+from benchmarks.side_by_side import memory_bytes
 from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "tiny"
 QUESTIONS = ("How many shapes are there?", "Welche Farbe?", "Describe the picture.", "¿Dónde está la estrella?")
 GROWTH = 64 * 2**20  # bytes between a tenth of the requests and the end, that are no leak
 
@@ -60,11 +60,6 @@ def answer(model, processor, data: bytes, question: str) -> str:
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :])
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds (Linux)."""
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
-
-
 def soak(model, processor, requests: int, threads: int, distinct: int) -> tuple[int, int, int, int]:
     """Memory at a tenth and at the end, in bytes; answers that differ from the first pass's; files refused in that pass."""
     asked = distinct_requests(distinct)
@@ -78,15 +73,15 @@ def soak(model, processor, requests: int, threads: int, distinct: int) -> tuple[
         for done, right in enumerate(executor.map(one, range(requests)), 1):
             wrong += not right
             if done == max(1, requests // 10):
-                early = resident_bytes()
-    return early, resident_bytes(), wrong, sum(text in ("ValueError", "UnidentifiedImageError", "OSError") for text in first)
+                early = memory_bytes("VmRSS")
+    return early, memory_bytes("VmRSS"), wrong, sum(text in ("ValueError", "UnidentifiedImageError", "OSError") for text in first)
 
 
 def load():
     import jina_vlm
 
-    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    return model, jina_vlm.JinaVLMProcessor.from_pretrained(CHECKPOINT)
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32).eval()
+    return model, jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
 
 
 def main() -> None:

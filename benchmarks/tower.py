@@ -5,8 +5,6 @@ the matrix products and the attention of its blocks alone, one after the other, 
 what rises above inputs and weights, in a process of its own each.
 """
 
-import argparse
-
 import torch
 from jina_vlm import JinaVLMConfig
 from jina_vlm.modeling_jina_vlm import JinaVLMConnector, JinaVLMVisionModel
@@ -14,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig
 
+from tools import markdown
+
 from .full_model import build
-from .results import ROOT, markdown, save
-from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns
+from .results import ROOT, arguments, save
+from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together
 
 
 TILES = (1, 5, 13)
@@ -93,7 +93,7 @@ def measure(tiles: int, rounds: int, ours: nn.Module, plain: nn.Module, config: 
     blocks = config.vision_config.num_hidden_layers
     for part in alone:
         seconds[part] = [blocks * value for value in seconds[part]]
-    seconds["limit"] = [sum(parts) for parts in zip(*(seconds[part] for part in alone), strict=True)]
+    seconds["limit"] = together(seconds, alone)
     return {
         "tiles": tiles,
         "seconds": medians(seconds),
@@ -118,7 +118,7 @@ def memory(kind: type[nn.Module], tiles: int, device: str) -> int:
 
 def table(rows: list[dict]) -> str:
     head = ["Tiles", "Library's SigLIP and plain pooling, s", "Ours, s", "Ratio", "Matrix products alone, s", "Attention alone, s", "The limit's ratio", "Memory, MB", "Library's, MB"]
-    return markdown(
+    return markdown.table(
         head,
         [
             [
@@ -135,10 +135,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=3).parse_args()
     kinds = {"ours": SeeingHalf, "library": Plain}
     risen = {tiles: {name: in_fresh_process(memory, kind, tiles, args.device) for name, kind in kinds.items()} for tiles in TILES}
     ours, plain = (make(kind, args.device) for kind in kinds.values())

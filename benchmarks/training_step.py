@@ -6,17 +6,17 @@ sizes with the same tiles and tokens, one after the other; what the connector an
 which is measured.
 """
 
-import argparse
-
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProcessor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM
+
+from tools import markdown
 
 from . import full_model
 from .batches import conversations
-from .results import markdown, save
-from .side_by_side import medians, ratio, take_turns
+from .efficiency import flops
+from .results import SMALL, arguments, save
+from .side_by_side import medians, ratio, take_turns, together
 
 
 def batch(processor: JinaVLMProcessor, number: int) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def step(model, **inputs) -> None:
 
 
 def small(rounds: int) -> dict:
-    processor, config = JinaVLMProcessor.from_pretrained(full_model.SMALL), JinaVLMConfig.from_pretrained(full_model.SMALL)
+    processor, config = JinaVLMProcessor.from_pretrained(SMALL), JinaVLMConfig.from_pretrained(SMALL)
     inputs = batch(processor, 2)
     ours = JinaVLMForConditionalGeneration(config).train()
     tower, text = AutoModel.from_config(config.vision_config).train(), AutoModelForCausalLM.from_config(config.text_config).train()
@@ -49,7 +49,7 @@ def small(rounds: int) -> dict:
         },
         rounds,
     )
-    seconds["parts"] = [sum(pair) for pair in zip(seconds["tower"], seconds["text"], strict=True)]
+    seconds["parts"] = together(seconds, ("tower", "text"))
     return {
         "what": "small model, float32",
         "tiles": len(inputs["pixel_values"]),
@@ -67,14 +67,13 @@ def measured_rate(side: int = 8192) -> float:
 
 
 def large(rounds: int) -> dict:
-    processor = JinaVLMProcessor.from_pretrained(full_model.SMALL)
+    processor = JinaVLMProcessor.from_pretrained(SMALL)
     inputs = {name: value.to("cuda") for name, value in batch(processor, 4).items()}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     model = full_model.jina_vlm(device="cuda").train()
     model.gradient_checkpointing_enable()
     torch.cuda.reset_peak_memory_stats()
-    with FlopCounterMode(display=False) as counter:
-        step(model, **inputs)
+    operations = flops(lambda: step(model, **inputs))
     seconds = medians(take_turns({"ours": lambda: step(model, **inputs)}, rounds, "cuda"))
     tokens = inputs["input_ids"].numel()
     return {
@@ -84,13 +83,13 @@ def large(rounds: int) -> dict:
         "seconds": seconds,
         "tokens_per_second": tokens / seconds["ours"],
         "memory": torch.cuda.max_memory_allocated(),
-        "share_of_rate": counter.get_total_flops() / seconds["ours"] / measured_rate(),
+        "share_of_rate": operations / seconds["ours"] / measured_rate(),
     }
 
 
 def table(rows: list[dict]) -> str:
     head = ["A step of", "Tiles", "Tokens", "Ours, s", "Sum of the library's SigLIP and Qwen3, s", "Ratio", "Tokens a second", "Memory, GB", "Share of the rate"]
-    return markdown(
+    return markdown.table(
         head,
         [
             [
@@ -110,10 +109,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=5).parse_args()
     rows = [large(args.rounds) if args.device == "cuda" else small(args.rounds)]
     print(table(rows))
     save("training_step", rows, args.device)

@@ -14,6 +14,8 @@ from pathlib import Path, PurePath
 
 import yaml
 
+from tools import markdown
+
 
 BENCHMARKS = Path(__file__).parent / "benchmarks.yaml"
 HARNESSES = ("lm-eval", "lmms-eval")
@@ -111,7 +113,7 @@ def table(scores: dict[str, dict[tuple[str, str], Score]], benchmarks: dict) -> 
     models = [*benchmarks["models"], *sorted(scores.keys() - benchmarks["models"].keys())]
     in_paper = {model for entry in entries for model in entry.get("paper", {})}
     columns = [(model, kind) for model in models for kind in ("paper", "here") if kind == "here" or model in in_paper]
-    lines = [["Benchmark", *(f"{model}, {kind}" for model, kind in columns)], ["---", *["---:"] * len(columns)]]
+    lines = []
     sources = []
     for entry in entries:
         decimals = 0 if entry.get("scale") == 1000 else 1
@@ -127,7 +129,7 @@ def table(scores: dict[str, dict[tuple[str, str], Score]], benchmarks: dict) -> 
                 asked = f"{s.samples[0]} of {s.samples[1]} questions, " if s.samples else ""
                 sources.append(f"- {model}, {entry['name']}: {asked}{s.source}")
         lines.append([entry["name"], *cells])
-    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts = [markdown.table(["Benchmark", *(f"{model}, {kind}" for model, kind in columns)], lines)]
     if any(s.partial for of_model in scores.values() for s in of_model.values()):
         parts.append("\\* on a part of the benchmark")
     return "\n\n".join([*parts, "\n".join(sources)]).strip()

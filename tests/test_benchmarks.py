@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import ROOT
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor, JinaVLMProcessor
 from PIL import Image
 from transformers import Qwen3VLConfig
@@ -23,7 +22,7 @@ from benchmarks import (
 )
 
 
-CHECKPOINT = ROOT / "checkpoints" / "tiny"
+CHECKPOINT = results.SMALL
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="checkpoints/tiny has not been trained yet")
 
@@ -166,7 +165,7 @@ def test_the_peer_answers():
     text = {**peer.TEXT, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
     vision = {"depth": 3, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1, 2]}
     config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=True)
-    answered = peer.Peer(dtype=torch.float32, config=config).first_token(growth.noise(640, 480), 3)
+    answered = peer.Peer(dtype=torch.float32, config=config).first_token(preprocessing.noise(480, 640), 3)
     # 640 x 480 pixels, in windows of 32 x 32, between two marks
     assert answered["tokens"] == 20 * 15 + 2 + 3 and answered["seconds"] > 0
 

@@ -20,7 +20,7 @@ NEAR = {torch.bfloat16: 0.01, torch.float16: 0.002}
 
 @pytest.fixture(scope="module")
 def tiny_processor():
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(numbers.CHECKPOINT)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(numbers.SMALL)
     processor.tokenizer.model_max_length = numbers.POSITIONS
     return processor
 

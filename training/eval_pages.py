@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tools import markdown
+
 from .eval_tiny import ask
 from .page_questions import LANGUAGES, TASKS
 from .pages_data import held_out_samples
@@ -47,10 +49,9 @@ def cell(results: list[dict], **where: str) -> str:
 
 def table(results: list[dict]) -> str:
     """Accuracy per task and per language, as markdown."""
-    lines = ["| Task | Per cent right (interval; samples) |", "| --- | ---: |"]
-    lines += [f"| {task} | {cell(results, task=task)} |" for task in TASKS if any(r["task"] == task for r in results)]
-    lines += [f"| in {name} | {cell(results, language=language)} |" for language, name in LANGUAGES.items()]
-    return "\n".join([*lines, f"| all | {cell(results)} |"])
+    lines = [[task, cell(results, task=task)] for task in TASKS if any(r["task"] == task for r in results)]
+    lines += [[f"in {name}", cell(results, language=language)] for language, name in LANGUAGES.items()]
+    return markdown.table(["Task", "Per cent right (interval; samples)"], [*lines, ["all", cell(results)]])
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tools import markdown
+
 from .answers import answer
 from .questions import LANGUAGES, TASKS, evaluation_sample, normalise
 
@@ -71,7 +73,7 @@ def chance(results: list[dict], task: str) -> float:
 def table(results: list[dict]) -> str:
     """Accuracy in per cent as a markdown table: tasks down, languages across, numbers of samples in brackets."""
     header = ["task", *(LANGUAGE_NAMES[language] for language in LANGUAGES), "all", "chance"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    lines = []
 
     def cell(**where: str) -> str:
         share, number = accuracy(results, **where)
@@ -82,7 +84,7 @@ def table(results: list[dict]) -> str:
         lines.append([task, *cells, cell(task=task), f"{100 * chance(results, task):.1f}"])
     overall = sum(chance(results, task) for task in TASKS) / len(TASKS)
     lines.append(["all", *(cell(language=language) for language in LANGUAGES), cell(), f"{100 * overall:.1f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(header, lines)
 
 
 def card_results(results: list[dict]) -> dict:
