@@ -12,19 +12,9 @@ import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import transformers
-
-
-MINIMUM_TRANSFORMERS = (5, 16)
-if tuple(int(part) for part in re.findall(r"\d+", transformers.__version__)[:2]) < MINIMUM_TRANSFORMERS:
-    raise ImportError(
-        f"jina-vlm needs transformers {'.'.join(map(str, MINIMUM_TRANSFORMERS))} or newer, "
-        f"found {transformers.__version__}. Run `pip install -U transformers`."
-    )
-
-import torch  # noqa: E402
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping  # noqa: E402
-from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming  # noqa: E402
+import torch
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
 
 
 RELEASED_MODEL_TYPE = "jvlm"

@@ -1,7 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """PyTorch model of jina-vlm (arXiv 2512.04032): SigLIP2 tower, attention-pooling connector, Qwen3 decoder."""
 
-from .configuration_jina_vlm import JinaVLMConfig  # first: it checks the library's version  # isort: skip
 import copy
 import json
 import os
@@ -15,12 +14,14 @@ from torch.nn import functional as F
 from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel, __version__
 from transformers import initialization as init
 from transformers.generation import utils as generation_utils
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import CONFIG_NAME, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values
+from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
 
 
@@ -36,14 +37,9 @@ class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class JinaVLMCausalLMOutputWithPast(ModelOutput):
-    """`loss` [], `logits` [batch, length, vocabulary], and what [`JinaVLMModelOutputWithPast`] holds."""
+class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the pictures."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -54,7 +50,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "SiglipVisionEmbeddings", "JinaVLMConnector", "Qwen3DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -477,13 +473,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             )
         return mask.unsqueeze(-1)
 
+    @accepts_past_key_values
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tile_positions: torch.Tensor | None = None,
@@ -521,18 +518,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
-        return JinaVLMModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-        )
+        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features)
 
 
 class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
@@ -584,13 +575,14 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         """See [`JinaVLMModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, tile_positions, **kwargs)
 
+    @accepts_past_key_values
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tile_positions: torch.Tensor | None = None,
@@ -613,7 +605,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             tile_positions=tile_positions,
@@ -631,15 +623,15 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         return JinaVLMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
-        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        cache, mask = model_kwargs.get(CACHE_NAME), model_kwargs.get("attention_mask")
         # The library's own rule of when the inputs hold what is in the cache.
         has_past = name == "input_ids" and cache is not None and (mask is None or mask.shape[1] == inputs.shape[1])
         if has_past and model_kwargs.get("tile_positions") is not None:

@@ -1,7 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of jina-vlm: text and pictures become model inputs."""
 
-from .conversion_jina_vlm import STRUCTURAL_TOKENS  # first: it checks the library's version  # isort: skip
 import re
 import threading
 from bisect import bisect_right
@@ -12,6 +11,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
+from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 
 

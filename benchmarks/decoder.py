@@ -8,6 +8,7 @@ once (the library's cache grows by copying).
 
 import torch
 from jina_vlm import JinaVLMProcessor
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -76,7 +77,7 @@ def decode(model, text, length: int, tokens: int, rounds: int, device: str) -> d
 
     def steps(decoder):
         for _ in range(tokens):
-            decoder(input_ids=one, past_key_values=cache, use_cache=True)
+            decoder(input_ids=one, **{CACHE_NAME: cache}, use_cache=True)
         cache.crop(-tokens)
 
     def limit():

@@ -10,6 +10,7 @@ import time
 
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 
 from tools import markdown
 
@@ -53,7 +54,7 @@ class Stages:
         def decode() -> None:
             token = output.logits[:, -1:].argmax(-1)
             for _ in range(answer_tokens):
-                logits = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True).logits
+                logits = self.model(input_ids=token, cache=output[CACHE_NAME], use_cache=True).logits
                 token = logits[:, -1:].argmax(-1)
 
         _, answer = self._timed(decode)

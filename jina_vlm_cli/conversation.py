@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from PIL import Image
 from transformers import BatchFeature, TextStreamer
 
@@ -90,14 +91,14 @@ class Conversation:
         start = time.perf_counter()
         output = self.model.generate(
             **inputs.to(self.model.device),
-            past_key_values=self.cache,
+            **{CACHE_NAME: self.cache},
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             streamer=listener,
             return_dict_in_generate=True,
         )
         end = time.perf_counter()
-        self.ids, self.cache = output.sequences.cpu(), output.past_key_values
+        self.ids, self.cache = output.sequences.cpu(), output[CACHE_NAME]
         new = self.ids[0, inputs["input_ids"].shape[1] :]
         is_cut_off = new[-1].item() != self.processor.tokenizer.eos_token_id
         if is_cut_off:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
@@ -51,13 +52,13 @@ def test_one_token_after_the_other_without_recompiling(model, chat):
         cache = StaticCache(model.config.get_text_config(), max_cache_len=2400)
         expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         with torch.no_grad():
-            logits = model(**inputs, past_key_values=cache, logits_to_keep=1).logits
+            logits = model(**inputs, cache=cache, logits_to_keep=1).logits
             ids = []
             for step in range(6):
                 logits[..., model.config.structural_token_ids] = -torch.inf
                 ids.append(logits[:, -1].argmax(-1))
                 positions = torch.tensor([[length + step]])
-                logits = compiled(input_ids=ids[-1][:, None], position_ids=positions, past_key_values=cache).logits
+                logits = compiled(input_ids=ids[-1][:, None], position_ids=positions, cache=cache).logits
         assert torch.stack(ids, dim=1).tolist() == expected[:, length:].tolist()
         counts.append(counter.frame_count)
     assert counts[0] == counts[-1] <= 2, "the same graphs for other pictures"
@@ -80,7 +81,7 @@ def test_generate_compiles_decoding_once(model, chat, batch):
         inputs = chat([[("user", *sizes, "which?")]] * batch, padding=True, add_generation_prompt=True)
         expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         cache = StaticCache(model.config.get_text_config(), max_cache_len=2400)
-        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, past_key_values=cache, compile_config=config)
+        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, **{CACHE_NAME: cache}, compile_config=config)
         assert torch.equal(ids, expected)
         frames.append(len(graphs))
     assert 0 < frames[0] == frames[-1] <= 2, frames
@@ -105,12 +106,12 @@ def test_inductor(model, chat):
         with torch.no_grad():
             torch.testing.assert_close(compiled_tower(small.model, pixels, is_last), encode(small.model, pixels, is_last))
             whole = small(**inputs).logits
-            small(**{**inputs, "input_ids": inputs["input_ids"][:, :-2]}, past_key_values=cache)
+            small(**{**inputs, "input_ids": inputs["input_ids"][:, :-2]}, cache=cache)
             for position in (length - 2, length - 1):
                 logits = compiled_step(
                     input_ids=inputs["input_ids"][:, position : position + 1],
                     position_ids=torch.tensor([[position]]),
-                    past_key_values=cache,
+                    cache=cache,
                 ).logits
                 torch.testing.assert_close(logits[:, 0], whole[:, position], rtol=0, atol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from transformers import AutoModelForImageTextToText, StaticCache, TextIteratorStreamer, set_seed
 from transformers.generation import utils as generation_utils
 
@@ -169,7 +170,7 @@ def test_everything_on_request(model, one, greedy_one):
     length = one["input_ids"].shape[1]
     assert torch.equal(output.sequences[:, length:], greedy_one[:, :2])
     assert output.hidden_states[0][-1].shape[1] == length and output.hidden_states[1][-1].shape[1] == 1
-    assert output.past_key_values.get_seq_length() == length + 1
+    assert output[CACHE_NAME].get_seq_length() == length + 1
     assert torch.isinf(output.scores[0][0, model.config.structural_token_ids]).all()
     assert output.logits[0].isfinite().all()
 
@@ -227,14 +228,14 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
     expected = answer(model, longer)
     kwargs = {}
     if cache == "static":
-        kwargs["past_key_values"] = StaticCache(model.config.get_text_config(), max_cache_len=longer["input_ids"].shape[1] + NEW_TOKENS)
+        kwargs["cache"] = StaticCache(model.config.get_text_config(), max_cache_len=longer["input_ids"].shape[1] + NEW_TOKENS)
     with torch.no_grad():
-        past = model(**inputs, use_cache=True, **kwargs).past_key_values
+        past = model(**inputs, use_cache=True, **kwargs)[CACHE_NAME]
     tiles = len(inputs["pixel_values"])
     del encoded[:]
     if given == "new pictures":
         longer = {**longer, **{name: longer[name][tiles:] for name in ("pixel_values", "tile_positions")}}
-    assert torch.equal(answer(model, longer, past_key_values=past), expected)
+    assert torch.equal(answer(model, longer, **{CACHE_NAME: past}), expected)
     assert sum(encoded) == 2, "the first picture is not encoded again"
 
 
@@ -247,9 +248,9 @@ def test_a_batch_goes_on_from_its_cache(model, chat):
     # What both rows have before the rest: the same number of columns, padding included
     before = {name: longer[name][:, :-new] for name in ("input_ids", "attention_mask")}
     pictures = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
-    past = model.generate(**before, **pictures, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    past = model.generate(**before, **pictures, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
     assert past.get_seq_length() == before["input_ids"].shape[1]
-    assert torch.equal(answer(model, longer, past_key_values=past), answer(model, longer))
+    assert torch.equal(answer(model, longer, **{CACHE_NAME: past}), answer(model, longer))
 
 
 def test_continued_from_the_answers_own_cache(model, processor, chat, one):
@@ -259,10 +260,10 @@ def test_continued_from_the_answers_own_cache(model, processor, chat, one):
     ids = torch.cat([output.sequences, follow_up], dim=1)
     longer = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = answer(model, longer)
-    assert torch.equal(answer(model, longer, past_key_values=output.past_key_values), expected)
+    assert torch.equal(answer(model, longer, **{CACHE_NAME: output[CACHE_NAME]}), expected)
     text_only = {name: longer[name] for name in ("input_ids", "attention_mask")}
     output = model.generate(**one, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
-    assert torch.equal(answer(model, text_only, past_key_values=output.past_key_values), expected)
+    assert torch.equal(answer(model, text_only, **{CACHE_NAME: output[CACHE_NAME]}), expected)
 
 
 def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):

@@ -145,7 +145,7 @@ def test_versions_named_are_those_of_the_matrix():
     command = [sys.executable, "-m", "tools.test_matrix", "--list"]
     cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
-    assert {"3.11", "3.13", "5.16.1", "5.17.0", "5.19.0", "5.23.0"} <= versions
+    assert {"3.11", "3.13", "5.19.0", "5.24.0"} <= versions
     for version in versions:
         assert version in README.read_text(encoding="utf-8"), version
 
@@ -173,11 +173,12 @@ def test_module_imports_little(name):
 def test_imports_go_one_way():
     """Conversion imports nothing of ours, processing never the model, the model never the processor."""
     allowed = {
+        "compatibility": set(),
         "conversion": set(),
-        "configuration": {"conversion"},
+        "configuration": {"compatibility", "conversion"},
         "image_processing": {"conversion"},
         "processing": {"conversion", "image_processing"},
-        "modeling": {"conversion", "configuration"},
+        "modeling": {"compatibility", "conversion", "configuration"},
     }
     for name, others in allowed.items():
         tree = ast.parse((ROOT / f"{name}_jina_vlm.py").read_text(encoding="utf-8"))

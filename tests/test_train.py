@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
@@ -351,6 +352,7 @@ def rows() -> list[dict]:
 # By the library's Trainer itself, with other numbers of tiles on each process, and an odd number of chats.
 EVALUATE = """
 import conftest, sys, torch, jina_vlm, json
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from transformers import Trainer, TrainingArguments
 from test_train import rows
 from training import JinaVLMCollator
@@ -368,7 +370,7 @@ def compute(prediction):
 
 args = TrainingArguments(output, per_device_eval_batch_size=1, use_cpu=True, remove_unused_columns=False, report_to="none", label_names=["labels"], ddp_backend="gloo")
 trainer = Trainer(model, args, collator, eval_dataset=rows(), compute_metrics=compute, preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1).roll(1, dims=1))
-found = trainer.evaluate(ignore_keys=["past_key_values", "image_hidden_states"])
+found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_hidden_states"])
 if trainer.is_world_process_zero():
     print("FOUND" + json.dumps({key: found[key] for key in ("eval_labels", "eval_guesses")}))
 """

@@ -1,7 +1,7 @@
 """Write the files that are made from others, which `tests/test_repository.py` keeps in step:
 
     python -m tools.generated_files root      config.json, generation_config.json, processor_config.json at the root
-    python -m tools.generated_files bundle    the five modules, into checkpoints/tiny
+    python -m tools.generated_files bundle    the modules, into checkpoints/tiny
 """
 
 import json

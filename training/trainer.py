@@ -39,7 +39,7 @@ def see_blank_pictures(model: nn.Module) -> None:
     """
 
     def add_blank(inner: nn.Module, args: tuple, kwargs: dict):
-        if not inner.training or any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs", "past_key_values")):
+        if not inner.training or any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs", "cache", "past_key_values")):
             return None
         side, channels = inner.config.vision_config.image_size, inner.config.vision_config.num_channels
         parameter = next(inner.parameters())

@@ -1,12 +1,13 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Configuration of jina-vlm. The defaults are the released 2.4B model."""
 
-from .conversion_jina_vlm import convert_config, is_released_config  # first: it checks the library's version  # isort: skip
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+
+from .compatibility_jina_vlm import CACHE_NAME
+from .conversion_jina_vlm import convert_config, is_released_config
 
 
 # SigLIP2-So400M/14 at 378 px, its first 25 of 27 blocks: deeper ones are not used.
@@ -101,7 +102,7 @@ class JinaVLMConfig(PreTrainedConfig):
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
     # The Trainer gathers what else an evaluation gives by sample; the embeddings of pictures come by token.
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
+    keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
     _auto_class = "AutoConfig"
 
     vision_config: dict | PreTrainedConfig | None = None

@@ -1,11 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Image processor of jina-vlm: one picture becomes a thumbnail and up to twelve overlapping tiles."""
 
-from .conversion_jina_vlm import (  # first: it checks the library's version  # isort: skip
-    convert_image_processor_config,
-    is_released_image_processor_config,
-)
-
 import base64
 import binascii
 import math
@@ -28,6 +23,8 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 
 
 MAX_ASPECT_RATIO = 200

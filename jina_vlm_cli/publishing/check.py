@@ -11,9 +11,7 @@ from .. import ROOT
 from . import PublishingError
 
 
-MODULES = tuple(
-    f"{name}_jina_vlm.py" for name in ("configuration", "conversion", "image_processing", "modeling", "processing")
-)
+MODULES = tuple(sorted(path.name for path in ROOT.glob("*_jina_vlm.py")))
 SETTINGS = ("config.json", "generation_config.json", "processor_config.json")
 TEXT = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
 LICENSE, CARD = "CODE_LICENSE", "README.md"

@@ -1,0 +1,48 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What jina-vlm needs of the library's versions: the oldest that is supported, and what other versions than the newest need.
+
+Everything else in the bundle follows the newest version's names. Each part below says when it can go.
+"""
+
+import functools
+import inspect
+import re
+
+from transformers import __version__
+from transformers.utils.deprecation import deprecate_kwarg
+
+
+OLDEST = (5, 19)  # what the newest vLLM for CPUs, 0.32, runs on
+VERSION = tuple(int(part) for part in re.findall(r"\d+", __version__)[:2])
+if VERSION < OLDEST:
+    raise ImportError(
+        f"jina-vlm needs transformers {'.'.join(map(str, OLDEST))} or newer, found {__version__}. "
+        "Run `pip install -U transformers`."
+    )
+
+# Goes when 5.24 is the oldest version. The name of the cache among arguments and outputs of the library's own models.
+CACHE_NAME = "cache" if VERSION >= (5, 24) else "past_key_values"
+
+
+def accepts_past_key_values(forward):
+    """Let callers of `forward(cache=...)` use the argument's older name as well. Goes with 5.40, as in the library."""
+    if VERSION >= (5, 24):
+        return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache", raise_if_both_names=True)(forward)
+
+    @functools.wraps(forward)
+    def renamed(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            if kwargs.get("cache") is not None:
+                raise ValueError("Got both `cache` and `past_key_values`, which are one argument. Pass one of them.")
+            kwargs["cache"] = past_key_values
+        return forward(*args, **kwargs)
+
+    # PEFT looks here for the name.
+    signature = inspect.signature(forward)
+    renamed.__signature__ = signature.replace(
+        parameters=[
+            parameter.replace(name="past_key_values") if name == "cache" else parameter
+            for name, parameter in signature.parameters.items()
+        ]
+    )
+    return renamed
