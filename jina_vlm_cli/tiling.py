@@ -102,7 +102,7 @@ def compute_tiling(
     rows, columns = positions[0, 2:].tolist()
     with torch.device("meta"):
         model = JinaVLMModel(config)
-    order, _ = model.get_token_order(positions)
+    order = model.get_token_order(positions)[: sum(model.get_image_lengths(positions))]
     per_side = image_processor.tokens_per_side
     kept = torch.zeros(len(positions), per_side, per_side, dtype=torch.bool)
     kept.view(-1)[order] = True

@@ -46,3 +46,7 @@ def accepts_past_key_values(forward):
         ]
     )
     return renamed
+
+
+# Goes when 5.23 is the oldest version: before it, `prefill_chunk_size` gave each chunk all images.
+CHUNKS_CAN_HAVE_IMAGES = VERSION >= (5, 23)
