@@ -1,7 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """PyTorch model of jina-vlm (arXiv 2512.04032): SigLIP2 tower, attention-pooling connector, Qwen3 decoder."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
