@@ -8,6 +8,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
+from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
@@ -407,3 +408,5 @@ def _pad(values: list, length: int, filler: Any, side: str) -> list:
 
 
 __all__ = ["JinaVLMProcessor"]
+
+put_into_package(__name__)

@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python
 from jina_vlm import JinaVLMProcessor
 from PIL import Image
 from transformers import AutoTokenizer, pipeline
@@ -462,6 +462,65 @@ def test_eight_threads_give_what_one_gives(chat, often_switching):
         for inputs, wanted in zip(pool.map(lambda job: chat(**job), jobs), expected, strict=True):
             assert inputs.keys() == wanted.keys()
             assert all(np.array_equal(inputs[key], wanted[key]) for key in wanted)
+
+
+# Other processes
+
+MAP_IN_PROCESSES = """
+    import functools, sys
+    import multiprocess
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoConfig, AutoProcessor
+
+    checkpoint, method, *kinds = sys.argv[1:]
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+
+    def encode(row, processor, config):
+        import sys
+        from PIL import Image
+
+        for item in (processor, config):  # classes are found by their names, and are no copies
+            assert getattr(sys.modules[type(item).__module__], type(item).__name__) is type(item)
+        return {"ids": processor(text=row["text"], images=Image.new("RGB", (20, 30)))["input_ids"][0]}
+
+    class Encoder:
+        def __init__(self, processor):
+            self.processor = processor
+
+        def __call__(self, row):
+            return encode(row, self.processor, config)
+
+    disable_progress_bars()
+    multiprocess.set_start_method(method)
+    rows = Dataset.from_dict({"text": [f"<|image|>the {word}" for word in ("fox", "star", "ring", "cat")]})
+    expected = [encode(row, processor, config)["ids"] for row in rows]
+    given = {"processor": processor, "config": config}
+    ways = {
+        "arguments": (encode, given),
+        "closure": (lambda row: encode(row, processor, config), None),
+        "partial": (functools.partial(encode, **given), None),
+        "callable": (Encoder(processor), None),
+        "method": (Encoder(processor).__call__, None),
+    }
+    for kind in kinds:
+        function, arguments = ways[kind]
+        found = rows.map(function, fn_kwargs=arguments, num_proc=2, load_from_cache_file=False)
+        assert found["ids"][:] == expected, kind
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        ("fork", ["arguments", "closure", "partial", "callable", "method"]),
+        pytest.param("spawn", ["arguments"], marks=pytest.mark.slow),
+    ],
+)
+def test_remote_code_reaches_other_processes(tmp_path, method, kinds):
+    """`datasets` sends the function and what it refers to by dill."""
+    assert python(MAP_IN_PROCESSES, TINY, method, *kinds, HF_HOME=str(tmp_path)).stdout.strip() == "done"
 
 
 # The library's pipeline
