@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
