@@ -8,6 +8,7 @@ which is measured.
 
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tools import markdown
@@ -71,7 +72,7 @@ def large(rounds: int) -> dict:
     inputs = {name: value.to("cuda") for name, value in batch(processor, 4).items()}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     model = full_model.jina_vlm(device="cuda").train()
-    model.gradient_checkpointing_enable()
+    getattr(model, f"{CHECKPOINTING}_enable")()
     torch.cuda.reset_peak_memory_stats()
     operations = flops(lambda: step(model, **inputs))
     seconds = medians(take_turns({"ours": lambda: step(model, **inputs)}, rounds, "cuda"))

@@ -7,6 +7,7 @@ import jina_vlm
 import pytest
 import torch
 from conftest import make_picture
+from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from miniature import save_miniature
 from PIL import Image
 
@@ -142,7 +143,7 @@ def arguments(config_class, folder, **kwargs):
         logging_steps=1,
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        **{CHECKPOINTING: False},
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",

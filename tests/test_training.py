@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, QuantoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -77,8 +78,7 @@ def test_gradients_reach_every_parameter(new_model, batch):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(new_model, batch, reentrant):
     expected = gradients(new_model.train(), batch)
-    newest = getattr(new_model, "activation_checkpointing_enable", None)
-    (newest or new_model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+    getattr(new_model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}})
     if reentrant:  # it needs an input with a gradient: the Trainer calls this too
         new_model.enable_input_require_grads()
     recomputed = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import jina_vlm
 import torch
 from accelerate import PartialState
+from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from .collator import JinaVLMCollator
@@ -135,8 +136,7 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         use_cpu=on_cpu,
-        gradient_checkpointing=stage.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if stage.gradient_checkpointing else None,
+        **{CHECKPOINTING: stage.gradient_checkpointing},
         logging_steps=stage.log_every,
         logging_first_step=True,
         save_steps=stage.save_every,

@@ -25,6 +25,9 @@ if VERSION < OLDEST:
 # Goes when 5.24 is the oldest version. The name of the cache among arguments and outputs of the library's own models.
 CACHE_NAME = "cache" if VERSION >= (5, 24) else "past_key_values"
 
+# Goes when 5.23 is the oldest version. What begins the names of recomputing in training: `..._enable`, `..._kwargs`.
+CHECKPOINTING = "activation_checkpointing" if VERSION >= (5, 23) else "gradient_checkpointing"
+
 
 def accepts_past_key_values(forward):
     """Let callers of `forward(cache=...)` use the argument's older name as well. Goes with 5.40, as in the library."""
