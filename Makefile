@@ -26,10 +26,10 @@ demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUEST
 	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
-	@$(RUN) -m serving.transformers_serve $(CHECKPOINT) $(ARGS)
+	@$(RUN) -m jina_vlm_tools.inference.serve $(CHECKPOINT) $(ARGS)
 
 answer-pictures: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
-	@$(RUN) -m serving.answer_pictures $(ARGS)
+	@$(RUN) -m jina_vlm_tools.inference.batch $(ARGS)
 
 publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jinaai/jina-vlm --repo-id me/name")
 	@$(RUN) upload_to_hub.py $(ARGS)
@@ -41,7 +41,7 @@ test-slow: $(VENV)/ready  ## run the tests that take longer
 	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
 test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.17.0")
-	$(RUN) -m tools.test_matrix $(ARGS) $(PYTEST_ARGS)
+	$(RUN) -m scripts.test_matrix $(ARGS) $(PYTEST_ARGS)
 
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
 	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
@@ -66,30 +66,30 @@ fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS=
 	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
 	$(RUN) -m benchmarks.fuzz $(ARGS)
 
-train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="training/recipes/finetune_lora.yaml --output mine")
-	$(RUN) -m training.train $(ARGS)
+train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="jina_vlm_tools/training/recipes/finetune_lora.yaml --output mine")
+	$(RUN) -m jina_vlm_tools.training.train $(ARGS)
 
 train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some minutes on a CPU)
-	$(RUN) -m training.shapes_data --output training/runs/shapes
-	$(RUN) -m training.train training/recipes/tiny.yaml --output training/runs/tiny $(ARGS)
+	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
+	$(RUN) -m jina_vlm_tools.training.train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
-	$(RUN) -m training.pages_data --output training/runs/pages
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.seeing --model $(CHECKPOINT) --output training/runs/seeing
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage1.yaml --output training/runs/small_stage1
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage2.yaml --output training/runs/small_stage2
-	$(RUN) -m training.eval_pages --checkpoint training/runs/small_stage2
+	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.seeing --model $(CHECKPOINT) --output runs/seeing
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools.training.train experiments/recipes/small_stage1.yaml --output runs/small_stage1
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools.training.train experiments/recipes/small_stage2.yaml --output runs/small_stage2
+	$(RUN) -m experiments.eval_pages --checkpoint runs/small_stage2
 
 leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
-	$(RUN) -m training.leave_one_out training/recipes/small_leave_one_out.yaml --output training/runs/leave_one_out --workers 2 $(ARGS)
+	$(RUN) -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out --workers 2 $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
-	$(RUN) -m training.eval_tiny $(ARGS)
+	$(RUN) -m experiments.eval_tiny $(ARGS)
 
 benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
-bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write benchmarks/README.md and report.png (half an hour)
+bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and report.png (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 
@@ -103,16 +103,16 @@ bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the sh
 	$(RUN) -m benchmarks.report --device cuda
 
 bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny
-	$(RUN) -m tools.generated_files bundle
+	$(RUN) -m scripts.generated_files bundle
 
 root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json
-	$(RUN) -m tools.generated_files root
+	$(RUN) -m scripts.generated_files root
 
 parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by part
 	@$(RUN) -m benchmarks.parameters
 
 pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
-	$(RUN) -m docs.draw_tiling
+	$(RUN) -m scripts.draw_tiling
 
 lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)

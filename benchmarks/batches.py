@@ -9,9 +9,9 @@ import jina_vlm
 import torch
 from PIL import Image
 
-from tools import markdown
-from training.questions import evaluation_sample
-from training.shapes import draw_scene
+from jina_vlm_tools import markdown
+from jina_vlm_tools.synthetic.questions import evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 from . import full_model
 from .results import SMALL, arguments, save

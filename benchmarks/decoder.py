@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from . import full_model
 from .results import SMALL, arguments, save

@@ -15,7 +15,7 @@ import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from .results import ROOT, save
 

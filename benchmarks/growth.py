@@ -12,7 +12,7 @@ import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from . import full_model, peer
 from .preprocessing import noise

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from .results import ROOT, save
 from .side_by_side import Peak, in_fresh_process

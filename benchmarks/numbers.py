@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 from .results import SMALL
 

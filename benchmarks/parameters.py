@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from jina_vlm.image_processing_jina_vlm import bands, resize
 from PIL import Image
 from torch.nn import functional as F
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from .results import arguments, save
 from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together

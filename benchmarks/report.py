@@ -1,6 +1,6 @@
 """Everything that was measured, as one page of text and one picture: `python -m benchmarks.report`.
 
-Writes benchmarks/README.md, benchmarks/report.png and two tables of README.md from benchmarks/results, and measures nothing.
+Writes docs/performance.md, benchmarks/report.png and two tables of README.md from benchmarks/results, and measures nothing.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from . import peer
 from .growth import STAGES

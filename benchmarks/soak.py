@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.fuzz import mutate, seeds
 from benchmarks.results import SMALL
 from benchmarks.side_by_side import memory_bytes
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
 QUESTIONS = ("How many shapes are there?", "Welche Farbe?", "Describe the picture.", "¿Dónde está la estrella?")

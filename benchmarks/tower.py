@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from .full_model import build
 from .results import ROOT, arguments, save

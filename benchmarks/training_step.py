@@ -11,7 +11,7 @@ from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProc
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoModel, AutoModelForCausalLM
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from . import full_model
 from .batches import conversations

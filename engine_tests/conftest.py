@@ -29,8 +29,8 @@ MAX_TOKENS = 48
 def shapes(seed: int, width: int = 378, height: int = 378):
     """A picture of a few coloured shapes, which the small checkpoint was trained to tell about. Its size decides the number
     of its tiles."""
-    from training.questions import evaluation_sample
-    from training.shapes import draw_scene
+    from jina_vlm_tools.synthetic.questions import evaluation_sample
+    from jina_vlm_tools.synthetic.shapes import draw_scene
 
     return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
 

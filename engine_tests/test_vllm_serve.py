@@ -10,7 +10,7 @@ import openai
 import pytest
 from conftest import CHATS, CHECKPOINT, MAX_TOKENS, as_uri, shapes, user
 
-from tools import servers
+from tests.helpers import servers
 
 
 MAX_PICTURES = 3

@@ -8,8 +8,8 @@ import pytest
 from conftest import CHECKPOINT, ROOT
 
 from evaluation import shapes, table
-from tools import servers
-from training.eval_tiny import evaluate
+from tests.helpers import servers
+from experiments.eval_tiny import evaluate
 
 
 SAMPLES = 208  # 13 of each task and language
@@ -17,7 +17,7 @@ SAMPLES = 208  # 13 of each task and language
 
 @pytest.fixture(scope="module")
 def own(model, processor) -> list[dict]:
-    """The questions and answers of `training.eval_tiny`."""
+    """The questions and answers of `experiments.eval_tiny`."""
     results = evaluate(model, processor, SAMPLES, batch_size=16)
     assert 0.8 < sum(result["right"] for result in results) / SAMPLES < 1, (
         "a score that nothing could change shows nothing"
@@ -46,7 +46,7 @@ def server(tmp_path_factory):
     """The URL of the bundle, served as the guide says."""
     port = servers.free_port()
     command = [
-        sys.executable, "-m", "serving.transformers_serve", str(CHECKPOINT),
+        sys.executable, "-m", "jina_vlm_tools.inference.serve", str(CHECKPOINT),
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"

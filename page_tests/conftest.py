@@ -19,7 +19,7 @@ TINY = ROOT / "checkpoints" / "tiny"
 @pytest.fixture(scope="session")
 def loaded():
     """Model and processor."""
-    from jina_vlm_cli.loading import load_on_device, load_processor_and_class, quiet_libraries
+    from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, quiet_libraries
 
     quiet_libraries()
     processor, load_model = load_processor_and_class(str(TINY))
@@ -28,7 +28,7 @@ def loaded():
 
 @pytest.fixture(scope="session")
 def url(loaded):
-    from page.layout import Page, launch_arguments
+    from jina_vlm_tools.webapp.layout import Page, launch_arguments
 
     blocks = Page(*loaded, name="checkpoints/tiny", note="It knows shapes.").build()
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **launch_arguments())
@@ -70,7 +70,7 @@ def user(visit):
 @pytest.fixture
 def picture(tmp_path):
     """The file of an example's picture."""
-    from page.examples import EXAMPLES
+    from jina_vlm_tools.webapp.examples import EXAMPLES
 
     return lambda number=0: EXAMPLES[number].save(tmp_path)
 
@@ -112,7 +112,7 @@ def expected(loaded):
     """What the command line's chat answers to questions about a picture: token by token the same is asked of the page."""
     from PIL import Image
 
-    from jina_vlm_cli.conversation import Conversation
+    from jina_vlm_tools.inference.conversation import Conversation
 
     def answers(path: Path, *questions: str) -> list:
         conversation = Conversation(*loaded, 256)

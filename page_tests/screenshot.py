@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from jina_vlm_cli.loading import load_on_device, load_processor_and_class, quiet_libraries
-from page.examples import EXAMPLES
-from page.layout import Page, launch_arguments
+from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, quiet_libraries
+from jina_vlm_tools.webapp.examples import EXAMPLES
+from jina_vlm_tools.webapp.layout import Page, launch_arguments
 from page_tests.browsing import PHONE, User, chromium
 
 

@@ -13,8 +13,8 @@ from huggingface_hub.repocard import metadata_load
 
 from page_tests.browsing import User
 from page_tests.conftest import ROOT, TINY
-from space.assemble import assemble
-from tools import servers
+from jina_vlm_tools.webapp.space import assemble
+from tests.helpers import servers
 
 
 START_SECONDS = 120

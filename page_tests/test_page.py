@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from page.examples import EXAMPLES
+from jina_vlm_tools.webapp.examples import EXAMPLES
 from page_tests.browsing import PHONE
 
 

@@ -19,8 +19,8 @@ from conftest import largest_file
 from PIL import Image
 
 from demo import CHECKPOINT, load_processor_and_class
-from serving import answer_pictures
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
+from jina_vlm_tools.inference import batch as answer_pictures
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
 ROOT = Path(__file__).parent.parent
@@ -279,7 +279,7 @@ def test_kill_and_resume(photos, tmp_path):
     (tmp_path / "photos" / "13.png").write_text("just text")
     output = tmp_path / "killed"
     options = ["--max-new-tokens", "20", "--rows-per-part", "2", "--batch-size", "2", "--question", QUESTION]
-    command = ["-m", "serving.answer_pictures", str(tmp_path / "photos"), "--output", str(output), *options]
+    command = ["-m", "jina_vlm_tools.inference.batch", str(tmp_path / "photos"), "--output", str(output), *options]
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     try:
         while len(list(output.glob("part-*.parquet"))) < 3 and process.poll() is None:

@@ -21,8 +21,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from training import backbones
-from training.backbones import END_OF_TEXT
+from jina_vlm_tools.training import backbones
+from jina_vlm_tools.training.backbones import END_OF_TEXT
 
 
 def make_tower(folder, whole: bool = True, **changes):

@@ -7,8 +7,8 @@ import torch
 from conftest import make_picture
 from PIL import Image
 
-from training import JinaVLMCollator
-from training.layouts import BadSample, to_conversation
+from jina_vlm_tools.training import JinaVLMCollator
+from jina_vlm_tools.training.layouts import BadSample, to_conversation
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
 
-from jina_vlm_cli import tiles
-from jina_vlm_cli.conversation import Conversation
-from jina_vlm_cli.drawing import BLUE, TILE_COLOURS, draw_page
-from jina_vlm_cli.loading import load_on_device, load_processor_and_class
-from jina_vlm_cli.main import main
-from jina_vlm_cli.tiling import compute_tiling
-from training.questions import evaluation_sample
-from training.shapes import draw_scene
+from jina_vlm_tools.cli import tiles
+from jina_vlm_tools.inference.conversation import Conversation
+from jina_vlm_tools.inference.drawing import BLUE, TILE_COLOURS, draw_page
+from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
+from jina_vlm_tools.cli.main import main
+from jina_vlm_tools.inference.tiling import compute_tiling
+from jina_vlm_tools.synthetic.questions import evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 TINY = ROOT / "checkpoints" / "tiny"

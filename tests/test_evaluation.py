@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from evaluation import shapes, table
-from training.eval_tiny import evaluate
-from training.questions import normalise
+from experiments.eval_tiny import evaluate
+from jina_vlm_tools.synthetic.questions import normalise
 
 
 ROOT = Path(__file__).parent.parent
@@ -156,7 +156,7 @@ def test_shapes_are_those_of_our_own_count(tmp_path, monkeypatch):
     from datasets import load_dataset
 
     asked = []
-    monkeypatch.setattr("training.eval_tiny.answer", lambda model, processor, chats, limit: asked.extend(chats) or [""] * len(chats))
+    monkeypatch.setattr("experiments.eval_tiny.answer", lambda model, processor, chats, limit: asked.extend(chats) or [""] * len(chats))
     own = evaluate(None, None, samples=18, batch_size=4)
     path = tmp_path / "build" / "shapes.parquet"
     shapes.write(path, 18)

@@ -11,9 +11,9 @@ from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from miniature import save_miniature
 from PIL import Image
 
-from training import JinaVLMCollator
-from training.stages import LoraSettings, PartSettings
-from training.trainer import freeze, part_of, see_blank_pictures
+from jina_vlm_tools.training import JinaVLMCollator
+from jina_vlm_tools.training.stages import LoraSettings, PartSettings
+from jina_vlm_tools.training.trainer import freeze, part_of, see_blank_pictures
 
 
 peft = pytest.importorskip("peft")
@@ -53,7 +53,7 @@ def batch(small_processor, rows):
 
 
 def adapted(model, **kwargs):
-    from training.lora import add_adapters
+    from jina_vlm_tools.training.lora import add_adapters
 
     return add_adapters(model, LoraSettings(**{"rank": 4, "alpha": 8, **kwargs}))
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from training import JinaVLMCollator
-from training.mixture import MixtureDataset, Plan, Source, TooManyBadSamples, padding_share, read_mixture, shares
-from training.settings import SettingsError
+from jina_vlm_tools.training import JinaVLMCollator
+from jina_vlm_tools.training.mixture import MixtureDataset, Plan, Source, TooManyBadSamples, padding_share, read_mixture, shares
+from jina_vlm_tools.training.settings import SettingsError
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,9 +10,9 @@ from conftest import ROOT
 from huggingface_hub import EvalResult, ModelCard
 
 from benchmarks.parameters import count
-from jina_vlm_cli.publishing import PublishingError, card
-from jina_vlm_cli.publishing.assemble import assemble
-from jina_vlm_cli.publishing.origin import Origin, find_origin
+from jina_vlm_tools.hub import PublishingError, card
+from jina_vlm_tools.hub.assemble import assemble
+from jina_vlm_tools.hub.origin import Origin, find_origin
 
 
 README = ROOT / "README.md"

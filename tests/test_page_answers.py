@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from jina_vlm_cli.conversation import Conversation
-from jina_vlm_cli.loading import load_on_device, load_processor_and_class
-from page.answering import PictureChat
-from page.examples import EXAMPLES
+from jina_vlm_tools.inference.conversation import Conversation
+from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
+from jina_vlm_tools.webapp.answering import PictureChat
+from jina_vlm_tools.webapp.examples import EXAMPLES
 from tests.conftest import ROOT
 
 

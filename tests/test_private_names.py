@@ -118,7 +118,7 @@ def overridden_names(modules: list) -> Iterator[str]:
 def test_private_names_are_these():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (*BUNDLE, *OTHERS)]
     modules = [importlib.import_module(f"jina_vlm.{path.stem}") for path in BUNDLE]
-    modules.append(importlib.import_module("training.trainer"))
+    modules.append(importlib.import_module("jina_vlm_tools.training.trainer"))
     used = {*read_names(trees), *overridden_names(modules)} - {"_abc_impl"}
     listed = {name for uses in PRIVATE.values() for name in uses}
     if new := sorted(used - listed):

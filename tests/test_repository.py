@@ -29,7 +29,7 @@ def load_script(path: str):
     return module
 
 
-generated = load_script("tools/generated_files.py")
+generated = load_script("scripts/generated_files.py")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_make_lists_its_targets():
 
 
 def test_versions_named_are_those_of_the_matrix():
-    command = [sys.executable, "-m", "tools.test_matrix", "--list"]
+    command = [sys.executable, "-m", "scripts.test_matrix", "--list"]
     cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
     assert {"3.11", "3.13", "5.19.0", "5.24.0"} <= versions

@@ -16,10 +16,11 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from training import eval_pages, leave_one_out, pages_data, seeing, small_model
-from training.muon import Muon, muon_groups
-from training.page_questions import TASKS
-from training.stages import read_stage
+from experiments import eval_pages, leave_one_out, seeing, small_model
+from jina_vlm_tools.synthetic import pages_data
+from jina_vlm_tools.training.muon import Muon, muon_groups
+from jina_vlm_tools.synthetic.page_questions import TASKS
+from jina_vlm_tools.training.stages import read_stage
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
     (tmp_path / "runs" / "pages").symlink_to(pages)
     for file in (ROOT / "training" / "recipes").glob("small_*.yaml"):
         (tmp_path / "recipes" / file.name).write_text(file.read_text())
-    command = [sys.executable, "-m", "training.train", str(tmp_path / "recipes" / f"{stage}.yaml"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "jina_vlm_tools.training.train", str(tmp_path / "recipes" / f"{stage}.yaml"), "--output", str(tmp_path / "out")]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([*command, "--model", str(new_model), "--plan-only"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -188,7 +189,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
 
     def run(threads, module, *arguments):
         assert threads == max(1, os.cpu_count() // workers)
-        if module == "training.train":
+        if module == "jina_vlm_tools.training.train":
             if fail and len(ran) >= fail[0]:
                 raise subprocess.CalledProcessError(1, module)
             stage, mixture = read_stage(arguments[0])

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 import jina_vlm
 from conftest import make_conversation
-from training.questions import evaluation_sample
-from training.shapes import draw_scene
+from jina_vlm_tools.synthetic.questions import evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 try:
     from transformers.distributed import DistributedConfig

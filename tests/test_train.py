@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, Qwen3Config
 
-from training import train as command
-from training.settings import SettingsError
-from training.stages import PartSettings, read_stage
-from training.trainer import cosine, part_of, see_blank_pictures
+from jina_vlm_tools.training import train as command
+from jina_vlm_tools.training.settings import SettingsError
+from jina_vlm_tools.training.stages import PartSettings, read_stage
+from jina_vlm_tools.training.trainer import cosine, part_of, see_blank_pictures
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
 @pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "tiny"])
 def test_recipes_are_what_the_code_understands(name, monkeypatch):
     """All but their files, which are made or brought."""
-    monkeypatch.setattr("training.mixture._files", lambda *args: [])
+    monkeypatch.setattr("jina_vlm_tools.training.mixture._files", lambda *args: [])
     monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
     stage, mixture = read_stage(ROOT / "training" / "recipes" / f"{name}.yaml")
     if name != "tiny":  # the paper's direction
@@ -311,7 +311,7 @@ def two_processes(code: str, *args, cache: str) -> str:
 
 TRAIN = """
 import conftest, sys
-from training.train import main
+from jina_vlm_tools.training.train import main
 sys.argv = ["train", *sys.argv[1:]]
 main()
 """
@@ -354,7 +354,7 @@ import conftest, sys, torch, jina_vlm, json
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from transformers import Trainer, TrainingArguments
 from test_train import rows
-from training import JinaVLMCollator
+from jina_vlm_tools.training import JinaVLMCollator
 
 folder, output = sys.argv[1:]
 model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(folder)
@@ -401,9 +401,9 @@ import conftest, sys, copy, json, torch, jina_vlm
 import torch.distributed as dist
 from PIL import Image
 from torch.distributed.fsdp import fully_shard
-from training import JinaVLMCollator
-from training.train import FSDP
-from training.trainer import see_blank_pictures
+from jina_vlm_tools.training import JinaVLMCollator
+from jina_vlm_tools.training.train import FSDP
+from jina_vlm_tools.training.trainer import see_blank_pictures
 
 folder, = sys.argv[1:]
 dist.init_process_group("gloo")

@@ -15,18 +15,18 @@ from PIL import ImageChops
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training import (  # noqa: E402
+from jina_vlm_tools.training import (  # noqa: E402
     questions,
     shapes,
     shapes_data,  # noqa: E402
 )
-from training.eval_pages import wilson  # noqa: E402
-from training.eval_tiny import accuracy, card_results, chance, table  # noqa: E402
-from training.layouts import to_conversation  # noqa: E402
-from training.page_questions import LANGUAGES as PAGE_LANGUAGES  # noqa: E402
-from training.page_questions import TASKS as PAGE_TASKS  # noqa: E402
-from training.page_questions import ask_shapes, describe  # noqa: E402
-from training.pages import (  # noqa: E402
+from experiments.eval_pages import wilson  # noqa: E402
+from experiments.eval_tiny import accuracy, card_results, chance, table  # noqa: E402
+from jina_vlm_tools.training.layouts import to_conversation  # noqa: E402
+from jina_vlm_tools.synthetic.page_questions import LANGUAGES as PAGE_LANGUAGES  # noqa: E402
+from jina_vlm_tools.synthetic.page_questions import TASKS as PAGE_TASKS  # noqa: E402
+from jina_vlm_tools.synthetic.page_questions import ask_shapes, describe  # noqa: E402
+from jina_vlm_tools.synthetic.pages import (  # noqa: E402
     HELD_OUT_WORDS,
     TRAINING_WORDS,
     Page,
@@ -37,10 +37,10 @@ from training.pages import (  # noqa: E402
     make_small_print,
     make_table,
 )
-from training.pages_data import held_out_sample, held_out_samples, stage1_turns, stage2_turns, task_page  # noqa: E402
-from training.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise  # noqa: E402
-from training.seeing import TOKEN_CLASSES, PagesDataset, patch_labels, token_labels  # noqa: E402
-from training.shapes import (  # noqa: E402
+from jina_vlm_tools.synthetic.pages_data import held_out_sample, held_out_samples, stage1_turns, stage2_turns, task_page  # noqa: E402
+from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise  # noqa: E402
+from experiments.seeing import TOKEN_CLASSES, PagesDataset, patch_labels, token_labels  # noqa: E402
+from jina_vlm_tools.synthetic.shapes import (  # noqa: E402
     COLOURS,
     HELD_OUT_PAIRS,
     KINDS,
@@ -51,7 +51,7 @@ from training.shapes import (  # noqa: E402
     draw_scene,
     make_scene,
 )
-from training.tokenizer import BASE_SIZE, END_OF_TEXT, STRUCTURAL_TOKENS, train_tokenizer  # noqa: E402
+from experiments.tokenizer import BASE_SIZE, END_OF_TEXT, STRUCTURAL_TOKENS, train_tokenizer  # noqa: E402
 
 
 def pairs_of(sample):

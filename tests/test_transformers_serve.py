@@ -1,4 +1,4 @@
-"""`transformers serve`, as `serving.transformers_serve` starts it, through the `openai` client: it answers as `generate`
+"""`transformers serve`, as `jina_vlm_tools.inference.serve` starts it, through the `openai` client: it answers as `generate`
 does, and a request that cannot be answered gets its own error."""
 
 import base64
@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tools import servers
-from training.questions import evaluation_sample, normalise
-from training.shapes import draw_scene
+from tests.helpers import servers
+from jina_vlm_tools.synthetic.questions import evaluation_sample, normalise
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 for package in ("fastapi", "uvicorn", "openai"):
@@ -74,7 +74,7 @@ def running(folder: Path, *options):
         "OMP_NUM_THREADS": "1",
         "no_proxy": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "serving.transformers_serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "jina_vlm_tools.inference.serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--device", "cpu", "--dtype", "float32", *options]
     url, log = f"http://127.0.0.1:{port}", folder / "log"
     with servers.running(command, f"{url}/health", log, seconds=60, cwd=ROOT, env=environment):

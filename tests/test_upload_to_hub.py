@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import upload_to_hub
-from jina_vlm_cli.main import parse_args
-from jina_vlm_cli.publishing import PublishingError
-from jina_vlm_cli.publishing.assemble import assemble, cover_structural_rows, new_folder
-from jina_vlm_cli.publishing.card import write_card
-from jina_vlm_cli.publishing.check import ask, list_bundle
-from jina_vlm_cli.publishing.origin import Origin, find_origin
-from jina_vlm_cli.publishing.push import Target, compare, find_target, push
+from jina_vlm_tools.cli.main import parse_args
+from jina_vlm_tools.hub import PublishingError
+from jina_vlm_tools.hub.assemble import assemble, cover_structural_rows, new_folder
+from jina_vlm_tools.hub.card import write_card
+from jina_vlm_tools.hub.check import ask, list_bundle
+from jina_vlm_tools.hub.origin import Origin, find_origin
+from jina_vlm_tools.hub.push import Target, compare, find_target, push
 
 
 TINY = ROOT / "checkpoints" / "tiny"
