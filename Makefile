@@ -16,20 +16,20 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve batch publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
-	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+	@$(RUN) -m jina_vlm_tools demo --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
-	@$(RUN) -m jina_vlm_tools.inference.serve $(CHECKPOINT) $(ARGS)
+	@$(RUN) -m jina_vlm_tools serve $(CHECKPOINT) $(ARGS)
 
-answer-pictures: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
-	@$(RUN) -m jina_vlm_tools.inference.batch $(ARGS)
+batch: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
+	@$(RUN) -m jina_vlm_tools batch $(ARGS)
 
 publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jinaai/jina-vlm --repo-id me/name")
 	@$(RUN) upload_to_hub.py $(ARGS)
@@ -45,39 +45,39 @@ test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transform
 
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
 	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
-	$(RUN) -m library_tests.run $(ARGS)
+	$(RUN) tests/external/library/run.py $(ARGS)
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
-	$(VENV)/vllm/bin/python -m pytest engine_tests $(PYTEST_ARGS)
+	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
 
 test-evaluation: $(VENV)/evaluation/ready  ## run lm-eval and lmms-eval on checkpoints/tiny (its own environment, some GB)
-	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest evaluation_tests $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
-	$(VENV)/page/bin/python app.py $(ARGS)
+	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
-test-page: $(VENV)/page/ready page_tests/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
-	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest page_tests $(PYTEST_ARGS)
+test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
+	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-page-picture: $(VENV)/page/ready page_tests/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
-	$(VENV)/page/bin/python -m page_tests.screenshot $(ARGS)
+page-picture: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
+	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
 	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
 	$(RUN) -m benchmarks.fuzz $(ARGS)
 
 train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="jina_vlm_tools/training/recipes/finetune_lora.yaml --output mine")
-	$(RUN) -m jina_vlm_tools.training.train $(ARGS)
+	$(RUN) -m jina_vlm_tools train $(ARGS)
 
 train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some minutes on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
-	$(RUN) -m jina_vlm_tools.training.train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
+	$(RUN) -m jina_vlm_tools train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages
 	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.seeing --model $(CHECKPOINT) --output runs/seeing
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools.training.train experiments/recipes/small_stage1.yaml --output runs/small_stage1
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools.training.train experiments/recipes/small_stage2.yaml --output runs/small_stage2
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage1.yaml --output runs/small_stage1
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage2.yaml --output runs/small_stage2
 	$(RUN) -m experiments.eval_pages --checkpoint runs/small_stage2
 
 leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
@@ -86,7 +86,7 @@ leave-one-out: $(VENV)/ready  ## which of its data help which task: a training w
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
 	$(RUN) -m experiments.eval_tiny $(ARGS)
 
-benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
+benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
 bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and report.png (half an hour)
@@ -119,7 +119,7 @@ lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	$(RUN) -m ruff check .
 
 clean:  ## remove environments, caches and what the demo drew
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png page_tests/node_modules
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
@@ -141,8 +141,8 @@ $(VENV)/evaluation/ready: requirements/evaluation.txt pyproject.toml
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
 
-page_tests/node_modules/ready: page_tests/package-lock.json
-	npm ci --prefix page_tests
+tests/external/web/node_modules/ready: tests/external/web/package-lock.json
+	npm ci --prefix tests/external/web
 	@touch $@
 
 $(VENV)/ready: requirements.txt pyproject.toml

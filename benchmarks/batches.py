@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 from jina_vlm_tools.synthetic.questions import evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 from . import full_model
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -104,11 +105,11 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, rounds=3).parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     if args.device == "cuda":
         model = full_model.jina_vlm(device="cuda")
     else:
-        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32).eval()
+        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
     rows = measure(Answerer(model, processor), args.rounds, args.device)
     print(table(rows))
     save("batches", rows, args.device)

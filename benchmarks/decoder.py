@@ -14,9 +14,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -25,7 +26,7 @@ LENGTHS = (2048, 8192, 32768)
 
 def prompt(model, pictures: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
     """Ids of so many pictures and some text, and the pictures' embeddings as `get_image_features` returns them."""
-    processor, config = JinaVLMProcessor.from_pretrained(SMALL), model.config
+    processor, config = JinaVLMProcessor.from_pretrained(TINY), model.config
     picture = processor.tokenizer(processor._expansion(rows, columns), add_special_tokens=False)["input_ids"]
     count = picture.count(config.image_token_id)
     features = [torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)]

@@ -16,8 +16,9 @@ from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImag
 from torch.utils.flop_counter import FlopCounterMode
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
-from .results import ROOT, save
+from .results import save
 
 
 GRIDS = ((1, 1), (2, 2), (2, 3), (3, 3), (3, 4))

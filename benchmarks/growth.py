@@ -13,10 +13,11 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model, peer
 from .preprocessing import noise
-from .results import SMALL, save
+from .results import save
 from .side_by_side import wait
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    processor = JinaVLMProcessor.from_pretrained(SMALL)
+    processor = JinaVLMProcessor.from_pretrained(TINY)
     rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device), peer.Peer(args.device))
     print(table(rows))
     save("growth", rows, args.device)

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
 from . import peer
 from .growth import STAGES
-from .results import RESULTS, ROOT, load
+from .results import RESULTS, load
 
 
 FOLDER = Path(__file__).parent

@@ -12,11 +12,12 @@ from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoModel, AutoModelForCausalLM
 
 from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model
 from .batches import conversations
 from .efficiency import flops
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns, together
 
 
@@ -37,7 +38,7 @@ def step(model, **inputs) -> None:
 
 
 def small(rounds: int) -> dict:
-    processor, config = JinaVLMProcessor.from_pretrained(SMALL), JinaVLMConfig.from_pretrained(SMALL)
+    processor, config = JinaVLMProcessor.from_pretrained(TINY), JinaVLMConfig.from_pretrained(TINY)
     inputs = batch(processor, 2)
     ours = JinaVLMForConditionalGeneration(config).train()
     tower, text = AutoModel.from_config(config.vision_config).train(), AutoModelForCausalLM.from_config(config.text_config).train()
@@ -68,7 +69,7 @@ def measured_rate(side: int = 8192) -> float:
 
 
 def large(rounds: int) -> dict:
-    processor = JinaVLMProcessor.from_pretrained(SMALL)
+    processor = JinaVLMProcessor.from_pretrained(TINY)
     inputs = {name: value.to("cuda") for name, value in batch(processor, 4).items()}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     model = full_model.jina_vlm(device="cuda").train()

@@ -14,13 +14,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jina_vlm_tools import markdown
-
-from .eval_tiny import ask
+from jina_vlm_tools.files import ROOT
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages_data import held_out_samples
 
-
-ROOT = Path(__file__).parent.parent
+from .eval_tiny import ask
 
 
 def evaluate(model, processor, samples: int, batch_size: int, tasks: tuple[str, ...] = TASKS) -> list[dict]:

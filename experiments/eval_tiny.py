@@ -15,12 +15,11 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jina_vlm_tools import markdown
-
-from jina_vlm_tools.training.answers import answer
+from jina_vlm_tools.files import TINY
 from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample, normalise
+from jina_vlm_tools.training.answers import answer
 
 
-ROOT = Path(__file__).parent.parent
 LANGUAGE_NAMES = {"en": "English", "de": "German", "es": "Spanish", "fr": "French"}
 MAX_NEW_TOKENS = 12
 
@@ -110,7 +109,7 @@ def card_results(results: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints" / "tiny"))
+    parser.add_argument("--checkpoint", default=str(TINY))
     parser.add_argument("--samples", type=int, default=960, help="questions, of all tasks and languages in turn (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write all answers here")

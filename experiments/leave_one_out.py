@@ -66,7 +66,7 @@ def train_and_ask(stage: Stage, mixture: MixtureSettings, file: Path, folder: Pa
     if not answers.is_file():
         stage_file = write_run(stage, mixture, file, folder)
         resume = ["--resume"] if list((folder / "model" / "run").glob("checkpoint-*/trainer_state.json")) else []
-        _run(threads, "jina_vlm_tools.training.train", str(stage_file), "--output", str(folder / "model"), *resume)
+        _run(threads, "jina_vlm_tools", "train", str(stage_file), "--output", str(folder / "model"), *resume)
         partial = answers.with_suffix(".partial")
         _run(threads, "experiments.eval_pages", "--checkpoint", str(folder / "model"), "--samples", str(samples), "--json", str(partial))
         partial.replace(answers)

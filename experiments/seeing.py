@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.synthetic.pages import (
     CHARACTERS,
     COLUMNS,
@@ -35,6 +34,7 @@ from jina_vlm_tools.synthetic.pages import (
 )
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.synthetic.shapes import COLOURS, KINDS, PLACES, TRAINING_PAIRS, Scene, make_scene
+from jina_vlm_tools.training.muon import Muon, muon_groups
 
 
 IGNORED = -100  # by the loss

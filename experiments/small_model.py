@@ -10,10 +10,11 @@ from pathlib import Path
 import jina_vlm
 import torch
 
+from jina_vlm_tools.files import ROOT
+
 from .tokenizer import ADDITIONAL_ROWS, BASE_SIZE, STRUCTURAL_TOKENS, train_tokenizer
 
 
-ROOT = Path(__file__).parent.parent
 EMBEDDING_SIZE = 0.5  # root mean square
 
 

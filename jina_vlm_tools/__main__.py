@@ -1,4 +1,4 @@
-"""`python -m jina_vlm_cli`, where the command is not installed."""
+"""`python -m jina_vlm_tools VERB`: the command `jina-vlm`, where it is not installed, or for torchrun's `-m`."""
 
 from jina_vlm_tools.cli.main import main
 

@@ -1,19 +1,19 @@
 """Draw the guide's pictures: `make pictures`. `docs/tiling.png` shows how a picture becomes tiles and tokens, as `jina-vlm
 tiles` shows it for any picture; `docs/shapes.png` is one that the guide's examples ask about."""
 
-from pathlib import Path
 
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, ImageDraw
 
+from jina_vlm_tools.files import ROOT
 from jina_vlm_tools.inference.drawing import draw_page
 from jina_vlm_tools.inference.tiling import compute_tiling
 from jina_vlm_tools.synthetic.questions import evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
-TILING = Path(__file__).parent / "tiling.png"
-SHAPES = Path(__file__).parent / "shapes.png"
+TILING = ROOT / "docs" / "tiling.png"
+SHAPES = ROOT / "docs" / "shapes.png"
 SHAPES_SEED = 76
 SIZE = (900, 640)
 

@@ -9,11 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from jina_vlm_tools.files import ROOT, TINY
 from jina_vlm_tools.hub.check import MODULES, bundle_files  # noqa: F401  the names for the tests
 
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "checkpoints" / "tiny"
 ARCHITECTURE = "JinaVLMForConditionalGeneration"
 
 

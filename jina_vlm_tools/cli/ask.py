@@ -35,7 +35,12 @@ def run(args: argparse.Namespace) -> None:
     started, progress = time.perf_counter(), Progress()
     with progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.conversation import Conversation, describe_pictures
-        from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, open_picture, quiet_libraries
+        from jina_vlm_tools.inference.loading import (
+            load_on_device,
+            load_processor_and_class,
+            open_picture,
+            quiet_libraries,
+        )
 
         quiet_libraries()
 

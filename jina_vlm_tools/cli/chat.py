@@ -41,7 +41,12 @@ def run(args: argparse.Namespace) -> None:
     progress = Progress()
     with progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.conversation import Conversation
-        from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, open_picture, quiet_libraries
+        from jina_vlm_tools.inference.loading import (
+            load_on_device,
+            load_processor_and_class,
+            open_picture,
+            quiet_libraries,
+        )
 
         quiet_libraries()
 

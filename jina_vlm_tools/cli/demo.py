@@ -1,48 +1,43 @@
-"""Show a picture to a checkpoint, and watch it answer: `make demo`, or
-
-    python demo.py --image photo.png --question "What colour is the star?"
-
-Without `--image` a picture of coloured shapes is drawn, of the kind that `checkpoints/tiny` was trained on; from a seed and
-of pairs of colour and shape that training never drew.
-"""
+"""`demo`: show an image to a checkpoint, and watch it answer, step by step."""
 
 import argparse
 import sys
 import time
 from pathlib import Path
 
+from jina_vlm_tools.files import default_checkpoint
+
 from .ask import show
-from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, open_picture, quiet_libraries
-from .options import check_model, check_picture
+from .options import DTYPES, add_max_tiles, check_model, check_picture, positive
 from .progress import Progress
 
 
-ROOT = Path(__file__).parent
-CHECKPOINT = ROOT / "checkpoints" / "tiny"
-DRAWN = ROOT / "demo.png"
+DESCRIPTION = """\
+Show an image to a checkpoint and watch it answer. Without --image one of colored
+shapes is drawn, of the kind that the small checkpoint was trained on: from a
+seed and of pairs of color and shape that training never drew.
+"""
+EXAMPLES = """\
+examples:
+  jina-vlm demo
+  jina-vlm demo --image photo.png --question "What color is the star?"
+"""
+DRAWN = Path("demo.png")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", metavar="PATH_OR_URL", help="a picture; without one, one is drawn")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", metavar="PATH_OR_URL", help="an image; without one, one is drawn")
     parser.add_argument("--question", help="what to ask about it")
-    parser.add_argument("--seed", type=int, default=1, help="of the picture that is drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the image that is drawn (default: %(default)s)")
     parser.add_argument("--language", choices=("en", "de", "es", "fr"), default="en", help="of the question about it")
     parser.add_argument(
-        "--checkpoint",
-        default=str(CHECKPOINT),
-        help="a folder or a repository of the Hub, in this layout or the released one (default: checkpoints/tiny)",
-    )
-    parser.add_argument("--max-tiles", type=int, metavar="1..12", help="at most so many tiles beside the thumbnail")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
-    parser.add_argument("--dtype", help='such as "bfloat16" (default: float32 on a CPU, the checkpoint\'s own on a GPU)')
-    args = parser.parse_args()
-    if args.image:
-        check_picture(args.image)
-    if Path(args.checkpoint).resolve() == CHECKPOINT and not CHECKPOINT.is_dir():
-        sys.exit("checkpoints/tiny is not there. Fetch it with the repository, or pass another with --checkpoint.")
-    check_model(args.checkpoint)
-    return args
+        "--checkpoint", default=default_checkpoint(),
+        help="a folder or a repository of the Hub, in this layout or the released one (default: %(default)s)",
+    )  # fmt: skip
+    add_max_tiles(parser)
+    parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the checkpoint's own on a GPU)")
+    parser.set_defaults(run=run)
 
 
 def draw(seed: int, language: str) -> tuple:
@@ -56,11 +51,19 @@ def draw(seed: int, language: str) -> tuple:
     return picture, sample.turn.question, sample.turn.answer
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
+    if args.image:
+        check_picture(args.image)
+    check_model(args.checkpoint)
     started, progress = time.perf_counter(), Progress(sys.stdout)
     with progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.conversation import Conversation, describe_pictures
+        from jina_vlm_tools.inference.loading import (
+            load_on_device,
+            load_processor_and_class,
+            open_picture,
+            quiet_libraries,
+        )
 
         quiet_libraries()
     with progress.step("processor", f"Loading the processor of {args.checkpoint}"):
@@ -96,12 +99,3 @@ def main() -> None:
         f"\nFirst token after {answer.seconds_to_first_token:.2f} s, all {answer.tokens} after {answer.seconds:.2f} s; "
         f"{time.perf_counter() - started:.1f} s in all."
     )
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped.")

@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 
-from . import ask, chat, publish, tiles
+from . import app, ask, batch, chat, demo, publish, serve, tiles, train
 
 
 DESCRIPTION = """\
-jina-vlm: ask a small multilingual model about pictures, see how it sees them,
-convert and publish its checkpoints.
+jina-vlm: ask a small multilingual model about images, see how it sees them,
+serve, train, convert and publish its checkpoints.
 """
 EXIT_CODES = """\
 exit codes:
@@ -35,6 +35,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         ("ask", "ask a question about pictures", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
         ("chat", "talk about pictures, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
         ("tiles", "see what becomes of a picture, count its tokens", tiles.DESCRIPTION, tiles.EXAMPLES, tiles.add_arguments),
+        ("batch", "answer a question about every image of a folder or data set", batch.DESCRIPTION, batch.EXAMPLES, batch.add_arguments),
+        ("app", "open a page to try a checkpoint on", app.DESCRIPTION, app.EXAMPLES, app.add_arguments),
+        ("demo", "watch a checkpoint answer, step by step", demo.DESCRIPTION, demo.EXAMPLES, demo.add_arguments),
+        ("train", "train or fine-tune by a recipe", train.DESCRIPTION, train.EXAMPLES, train.add_arguments),
         ("convert", "write a checkpoint in this layout, with its code", publish.CONVERT, publish.CONVERT_EXAMPLES, publish.add_convert_arguments),
         ("upload", "publish a checkpoint on the Hub", publish.UPLOAD, publish.UPLOAD_EXAMPLES, publish.add_upload_arguments),
     ):
@@ -43,6 +47,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         )
         command.set_defaults(check=None, interrupted=None)
         add_arguments(command)
+    commands.add_parser("serve", help="serve a checkpoint over HTTP, as OpenAI's API", description=serve.DESCRIPTION)
     return parser, commands.choices
 
 
@@ -50,6 +55,8 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     parser, commands = make_parser()
     if not arguments or arguments[0] not in commands:
         return parser.parse_args(arguments)  # help, or an error
+    if arguments[0] == "serve":
+        return argparse.Namespace(run=lambda _: serve.run(arguments[1:]))
     command = commands[arguments[0]]
     args = command.parse_intermixed_args(arguments[1:])  # options may stand between pictures and question
     if args.check:

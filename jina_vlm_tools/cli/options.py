@@ -8,6 +8,7 @@ from pathlib import Path
 RELEASED = "jinaai/jina-vlm"
 MODEL_VARIABLE = "JINA_VLM_MODEL"
 STDIN = "-"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
 
 
@@ -39,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: %(default)s)")
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="of the computation (default: float32 on a CPU, the checkpoint's own, auto, elsewhere)",
     )
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')

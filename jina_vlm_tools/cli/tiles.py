@@ -2,8 +2,10 @@
 
 import argparse
 import json
-import os
+from io import BytesIO
 from pathlib import Path
+
+from jina_vlm_tools.files import UNFINISHED, write_whole
 
 from . import options
 from .progress import Progress
@@ -86,12 +88,16 @@ def check_target(target: Path, image: str) -> None:
 
 
 def save_whole(page, target: Path) -> None:
-    """The file is there as a whole or not at all; an older one stays until then."""
-    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
+    """
+    Raises:
+        OSError: there is no room.
+    """
+    from PIL import Image
+
+    content = BytesIO()
+    page.save(content, Image.registered_extensions()[target.suffix.lower()])
     try:
-        page.save(unfinished)
-        unfinished.replace(target)
+        write_whole(target, content.getvalue())
     except OSError as error:
+        target.with_name(target.name + UNFINISHED).unlink(missing_ok=True)
         raise OSError(f"{target} could not be written: {error}. Make room there, or choose another place. Nothing was left behind.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

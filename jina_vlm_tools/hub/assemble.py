@@ -13,7 +13,8 @@ from jina_vlm.conversion_jina_vlm import is_released_config
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from jina_vlm_tools.cli import ROOT
+from jina_vlm_tools.files import ROOT
+
 from . import PublishingError
 
 

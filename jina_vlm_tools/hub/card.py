@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from jina_vlm_tools.cli import ROOT
+from jina_vlm_tools.files import ROOT
+
 from . import PublishingError
 from .check import weight_files
 from .origin import Origin

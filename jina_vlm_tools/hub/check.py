@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jina_vlm_tools.cli import ROOT
+from jina_vlm_tools.files import ROOT
+
 from . import PublishingError
 
 

@@ -7,11 +7,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from jina_vlm_tools.cli import ROOT
+from jina_vlm_tools.files import ROOT, TINY
+
 from . import PublishingError
-
-
-TINY = ROOT / "checkpoints" / "tiny"  # in a checkout
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The model at work: behind the servers that engines bring, and over many pictures."""
+"""Answers: loading a checkpoint, a conversation, many images, a server; and what becomes of an image."""

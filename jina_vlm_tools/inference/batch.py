@@ -1,8 +1,4 @@
-"""Answer a question about every picture of a folder, of parquet files or of a data set, on one machine or many:
-
-    python -m jina_vlm_tools.inference.batch photos --question "What is shown?" --output answers
-    accelerate launch --num_processes 8 -m jina_vlm_tools.inference.batch photos --question "What is shown?" --output answers
-    torchrun --nproc_per_node 2 -m jina_vlm_tools.inference.batch photos --question "What is shown?" --output answers  # on CPUs
+"""Answer a question about every picture of a folder, of parquet files or of a data set: `jina-vlm batch`, on one machine or many.
 
 The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part appears
 under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any number of
@@ -47,9 +43,9 @@ from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from demo import CHECKPOINT
+from jina_vlm_tools.files import UNFINISHED, write_whole
+
 from .loading import load_processor_and_class
-from jina_vlm_tools.cli.options import add_max_tiles, positive
 
 
 SCHEMA = pa.schema(
@@ -65,48 +61,8 @@ SCHEMA = pa.schema(
 SETTINGS = "settings.json"
 DIGEST = "sha256 of ids and questions"
 LOCK = ".lock"
-UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 # Processes wait for the slowest at the end, and for the first one's look at the source at the start.
 LONGEST_WAIT = timedelta(days=30)
-
-
-def parse_args(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m jina_vlm_tools.inference.batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "source",
-        help="a folder of pictures (looked through with its subfolders); a parquet file or a quoted pattern of these; a data "
-        "set: a folder that `datasets` can load, or a name on the Hub",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
-    questions = parser.add_mutually_exclusive_group()
-    questions.add_argument("--question", default="Describe the picture.", help="asked about each (default: %(default)s)")
-    questions.add_argument("--question-column", metavar="NAME", help="take each row's own question from here")
-    parser.add_argument("--image-column", metavar="NAME", help="pictures, their bytes or paths (default: the one column of pictures)")
-    parser.add_argument("--id-column", metavar="NAME", help="what to call the rows (default: their paths in a folder, else their numbers)")
-    parser.add_argument("--subset", help="of a data set that has several")
-    parser.add_argument("--split", help='of a data set that has several, such as "train" or "train[:100]"')
-    parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)")
-    parser.add_argument(
-        "--model",
-        default=str(CHECKPOINT),
-        help="a folder or a repository of the Hub, in this layout or the released one (default: checkpoints/tiny)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", "auto"),
-        help="default: float32 on a CPU, the checkpoint's own (auto) on a GPU",
-    )
-    add_max_tiles(parser)
-    parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="pictures at a time; halved where memory runs out (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows-per-part", type=positive, default=64, help="of the output; what a kill can cost each process (default: %(default)s)"
-    )
-    return parser.parse_args(arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -414,19 +370,6 @@ class Output:
             return [json.loads(line)["error"] for line in file]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """The file appears under its name with all of its content on disk, or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
 def claim(lock: IO, mode: int) -> None:
     """Locks an output: `LOCK_EX` to be alone with it, `LOCK_SH` together with the processes of one run. It lasts as long as
     the process, however that ends.
@@ -579,8 +522,8 @@ def answer_parts(args: argparse.Namespace, source: Folder | Table, output: Outpu
             rows = []
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_args(arguments)
+def answer_all(args: argparse.Namespace) -> None:
+    """Answer as `jina-vlm batch` was told."""
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     # Unless told that there are CPUs only, accelerate takes the processes of a launcher for so many runs of one process.
@@ -589,10 +532,3 @@ def main(arguments: list[str] | None = None) -> None:
     args.dtype = args.dtype or ("float32" if accelerator.device.type == "cpu" else "auto")
     run(args, accelerator)
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command goes on from here.")

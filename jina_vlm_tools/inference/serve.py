@@ -1,6 +1,4 @@
-"""`transformers serve`, for jina-vlm:
-
-    python -m jina_vlm_tools.inference.serve checkpoints/tiny --port 8000
+"""`transformers serve`, for jina-vlm: `jina-vlm serve checkpoints/tiny --port 8000`.
 
 The server and its options (`--help`) are the library's own. It knows only architectures that come with the library, so
 that before it starts this module enters ours where it looks, and registers a processor that answers bad requests over
@@ -57,6 +55,9 @@ def register() -> None:
     AutoProcessor.register(jina_vlm.JinaVLMConfig, JinaVLMProcessor, exist_ok=True)
 
 
-if __name__ == "__main__":
+def serve(arguments: list[str]) -> None:
+    """Run the library's server with its own command-line arguments."""
     register()
-    typer.run(Serve)
+    app = typer.Typer(add_completion=False)
+    app.command()(Serve)
+    app(arguments, prog_name="jina-vlm serve")

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .writing import write_pictures, write_questions, write_texts
 from .page_questions import LANGUAGES, TASKS, ask_page, describe
 from .pages import HELD_OUT_WORDS, Page, draw_page, make_board, make_chart, make_small_print, make_table
 from .questions import EVALUATION_SEEDS, Turn, show
 from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, make_scene
+from .writing import write_pictures, write_questions, write_texts
 
 
 # Questions about one page

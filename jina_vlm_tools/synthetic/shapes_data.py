@@ -13,11 +13,11 @@ import dataclasses
 import random
 from pathlib import Path
 
-from .writing import write_pictures, write_questions, write_texts
 from .page_questions import ask_shapes, describe
 from .pages import Page
 from .questions import EVALUATION_SEEDS, LANGUAGES, TASKS, Turn, ask
 from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, Scene, draw_scene, make_scene
+from .writing import write_pictures, write_questions, write_texts
 
 
 def training_turns(seed: int) -> tuple[Scene, list[Turn]]:

@@ -1,4 +1,4 @@
-"""Training jina-vlm: `python -m jina_vlm_tools.training.train`, and the collator for trainers of one's own."""
+"""Training jina-vlm: `python -m jina_vlm_tools train`, and the collator for trainers of one's own."""
 
 from .collator import JinaVLMCollator
 

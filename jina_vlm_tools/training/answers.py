@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from jina_vlm_tools.synthetic.questions import normalise
+
 from .stages import EvaluationSettings
 
 

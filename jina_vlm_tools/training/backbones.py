@@ -23,8 +23,9 @@ from transformers import (
     set_seed,
 )
 
+from jina_vlm_tools.files import ROOT
 
-ROOT = Path(__file__).parent.parent
+
 ADDITIONAL_ROWS = 128
 END_OF_TEXT = "<|endoftext|>"  # which the chat template writes
 FROM_THE_END = (3, 9)  # the blocks whose outputs the connector sees, counted from the last: 24 and 18 of 27

@@ -1,8 +1,5 @@
-"""Train jina-vlm as a stage says: `python -m jina_vlm_tools.training.train jina_vlm_tools/training/recipes/finetune_lora.yaml --output runs/mine`.
-
-Several processes: `torchrun --nproc-per-node 8 -m jina_vlm_tools.training.train ...`. `--resume` goes on where a run was stopped, to the same
-losses. The output folder holds the trained checkpoint, and under `run` the Trainer's own, TensorBoard's files and loss curves.
-"""
+"""Train jina-vlm as a stage says: `jina-vlm train`. The output folder holds the trained checkpoint, and under `run` the Trainer's
+own, TensorBoard's files and loss curves."""
 
 import argparse
 import dataclasses
@@ -17,6 +14,8 @@ from accelerate import PartialState
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from jina_vlm_tools.files import ROOT
+
 from .collator import JinaVLMCollator
 from .curves import draw_curves
 from .lora import add_adapters
@@ -26,18 +25,7 @@ from .stages import Stage, beside, read_stage
 from .trainer import JinaVLMTrainer, freeze, see_blank_pictures
 
 
-ROOT = Path(__file__).parent.parent
 STAGE_FILE = "stage.json"  # beside a run's checkpoints: what it was started with
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", type=Path, help="a YAML file, such as jina_vlm_tools/training/recipes/finetune_lora.yaml")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the trained checkpoint")
-    parser.add_argument("--model", help="start from this folder or repository rather than the stage's `model`")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add_argument("--plan-only", action="store_true", help="check everything, print what would be seen, and stop before any model is built")
-    return parser.parse_args()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,8 +229,12 @@ def describe(plan: Plan, mixture: MixtureSettings) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    args = parse_args()
+def train(args: argparse.Namespace) -> None:
+    """Train as `jina-vlm train` was told.
+
+    Raises:
+        SystemExit: a setting is wrong, or too many samples are.
+    """
     state = PartialState(cpu=not torch.accelerator.is_available())
     run = args.output / "run"
     try:
@@ -272,7 +264,3 @@ def main() -> None:
     save(trainer, stage, args.output)
     if state.is_main_process:
         print(f"Saved to {args.output}. Curves: {run / 'curves.png'}.")
-
-
-if __name__ == "__main__":
-    main()
