@@ -19,7 +19,7 @@ from experiments.eval_tiny import evaluate
 from jina_vlm_tools.synthetic.questions import normalise
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TASKS = ROOT / "evaluation" / "tasks"
 
 

@@ -22,7 +22,7 @@ from benchmarks import (
 )
 
 
-CHECKPOINT = results.SMALL
+from jina_vlm_tools.files import TINY as CHECKPOINT  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="checkpoints/tiny has not been trained yet")
 
