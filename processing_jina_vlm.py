@@ -216,6 +216,8 @@ class JinaVLMProcessor(ProcessorMixin):
             raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
         expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
+        if sum(map(len, replacement_offsets)) != len(replacements):
+            raise ValueError(f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out.")
         encodings = encode(self.tokenizer, expanded, self._control_tokens if sanitize_control_tokens else None)
         rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
         for index, (ids, offsets) in enumerate(encodings):
