@@ -12,6 +12,21 @@ import math
 MAX_ASPECT_RATIO = 200
 
 
+def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling_size: int) -> None:
+    """Raise ValueError where these do not fit together: pixels of a tile and of a patch, patches of a margin and of a
+    window that is pooled to one token."""
+    if tile_size % patch_size:
+        raise ValueError(f"`tile_size` ({tile_size}) must be a multiple of `patch_size` ({patch_size}).")
+    if 2 * overlap_margin >= tile_size // patch_size:
+        raise ValueError(
+            f"`overlap_margin` is {overlap_margin}; expected less than half of a tile's {tile_size // patch_size} patches."
+        )
+    if overlap_margin % pooling_size:
+        raise ValueError(
+            f"`overlap_margin` ({overlap_margin} patches) must be a multiple of `pooling_size` ({pooling_size})."
+        )
+
+
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Fit an image to a budget of pixels.
 

@@ -252,8 +252,7 @@ def convert_image_processor_config(released: dict) -> dict:
         "patch_size": released.get("patch_size", 14),
         "overlap_margin": squares["overlap_margins"],
         "pooling_size": squares["pooling"],
-        # one that is given when the checkpoint is loaded goes before
-        "max_tiles": released.get("max_tiles", released.get("max_crops", 12)),
+        "max_tiles": released.get("max_crops", 12),
         "min_pixels": released.get("min_pixels", 3136),
         "max_pixels": released.get("max_pixels", 1003520),
     }

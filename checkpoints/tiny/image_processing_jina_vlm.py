@@ -1,6 +1,7 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Image processor of jina-vlm: an image becomes a thumbnail and up to twelve overlapping tiles."""
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,14 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 from .image_loading_jina_vlm import flatten, open_images, to_rgb, to_tensor
 from .tiling_jina_vlm import (
     MAX_ASPECT_RATIO,
+    check_geometry,
     get_canvas_size,
     get_stride,
     get_token_grid,
@@ -26,6 +29,31 @@ from .tiling_jina_vlm import (
 
 
 BAND_ROWS = 64  # that are taken out of an image at a time
+
+# Settings that a call may override, and those that are the model's
+_PER_CALL = ("max_tiles", "min_pixels", "max_pixels")
+_OF_THE_MODEL = ("tile_size", "patch_size", "overlap_margin", "pooling_size")
+# What files and loaders say beside the settings: about the class, and where its code comes from
+_NO_SETTINGS = ("auto_map", "image_processor_type", "processor_class", "feature_extractor_type")
+_OF_LOADERS = ("trust_remote_code", "code_revision", "use_fast", "backend")
+# The library's arguments of which only one value is supported, and what to do instead of giving another
+_FIXED = {
+    "do_convert_rgb": "Images of any mode are converted.",
+    "do_rescale": "Images of floats between 0 and 1 need no other: leave it out.",
+    "rescale_factor": "Images of floats must lie between 0 and 1, those of integers are divided by their largest value.",
+    "do_normalize": "The model was trained with it.",
+    "image_mean": "The model was trained with it.",
+    "image_std": "The model was trained with it.",
+    "resample": "The model was trained with it.",
+    "default_to_square": "`min_pixels` and `max_pixels` bound an image's size.",
+    "do_center_crop": "Crop images before you pass them.",
+    "crop_size": "Crop images before you pass them.",
+    "do_pad": "All tiles are of one size.",
+    "pad_size": "All tiles are of one size.",
+    "data_format": "The model takes no other.",
+    "image_seq_length": "An image's number of tokens follows from its size.",
+    "do_resize": "The model was trained with it.",
+}
 
 
 class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
@@ -46,13 +74,13 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
         Side, in patches, of the windows that the connector pools to one token.
     """
 
-    max_tiles: int
-    min_pixels: int
-    max_pixels: int
-    tile_size: int
-    patch_size: int
-    overlap_margin: int
-    pooling_size: int
+    max_tiles: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+    tile_size: int | None
+    patch_size: int | None
+    overlap_margin: int | None
+    pooling_size: int | None
 
 
 class JinaVLMImageProcessor(BaseImageProcessor):
@@ -80,20 +108,44 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     overlap_margin = 4
     pooling_size = 2
 
+    # What is done to every image: `_FIXED`. Libraries and engines read it here.
+    do_resize = True
+    do_convert_rgb = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    resample = PILImageResampling.BILINEAR
+    do_center_crop = False
+    crop_size = None
+    do_pad = False
+    pad_size = None
+    data_format = "channels_first"
+    image_seq_length = None
+
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
         if is_released_image_processor_config(kwargs):
             kwargs = convert_image_processor_config(kwargs)
-        kwargs.pop("auto_map", None)  # written anew on saving
+        kwargs = {name: value for name, value in kwargs.items() if name not in _NO_SETTINGS and value is not None}
+        self._refuse_unknown(kwargs)
+        size = kwargs.pop("size", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        self._settings({})
+        for name in _OF_THE_MODEL:
+            setattr(self, name, _to_integer(name, getattr(self, name), least=0 if name == "overlap_margin" else 1))
+        check_geometry(*(getattr(self, name) for name in _OF_THE_MODEL))
+        for name, value in self._settings({}).items():
+            setattr(self, name, value)
         self.size = self._size_of_most_tokens()
+        self._settings({"size": size})
 
     def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         """
         Args:
             images: One image, or a (nested) list of them.
-            max_tiles, min_pixels, max_pixels (`int`, *optional*): Override the processor's settings.
+            max_tiles, min_pixels, max_pixels (`int`, *optional*): Override the processor's settings. Any other argument of
+                the library's must say what is done in any case: it is refused where it does not.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
             device (`str` or `torch.device`, *optional*): Where to compute. Only the CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
@@ -103,9 +155,10 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             columns) of each tile in its image, (-1, -1, rows, columns) for the thumbnail that opens each image.
 
         Raises:
-            ValueError, TypeError: what was given is not an image that can be used; the message says why.
+            ValueError, TypeError: what was given is not an image that can be used, or an argument asks for what is not
+                done here; the message says why.
         """
-        return super().preprocess(images, **kwargs)
+        return super().preprocess(images, **{**kwargs, **self._settings(kwargs)})
 
     def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
         # Not `_preprocess`, which would be given all images as RGB tensors of their full size: here each one is decoded,
@@ -152,7 +205,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
         """((fitted height, fitted width) in pixels, (rows, columns) of tiles) of an image of `height` x `width` pixels.
-        `max_tiles`, `min_pixels` and `max_pixels` may be given."""
+        What a call takes may be given, such as `max_tiles`."""
         settings = self._settings(settings)
         fitted = smart_resize(height, width, self.patch_size, settings["min_pixels"], settings["max_pixels"])
         return fitted, select_tiling(*fitted, self.tile_size, self.stride, settings["max_tiles"])
@@ -196,16 +249,79 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """Rows and columns of tokens that the tiles of an image have together, once their overlaps are dropped."""
         return get_token_grid(rows, columns, self.tokens_per_side, self.token_overlap)
 
+    # ------------------------------------------------------------------------------------------------------------------
+    # Arguments: honored, or refused by name
+    # ------------------------------------------------------------------------------------------------------------------
+
     def _settings(self, given: dict[str, Any]) -> dict[str, int]:
-        """What was given of these settings, else this processor's own, checked."""
-        names = ("max_tiles", "min_pixels", "max_pixels")
-        settings = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
+        """What is given of the settings that a call may override, else this processor's own.
+
+        Raises:
+            TypeError: an argument is unknown, or of another type.
+            ValueError: an argument asks for what is not done here, or a setting is out of range.
+        """
+        self._refuse_unknown(given)
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, advice in _FIXED.items():
+            value, expected = given.get(name, getattr(self, name)), getattr(type(self), name)
+            if not _means(value, expected):
+                raise ValueError(f"`{name}` is {value!r}; jina-vlm supports only {expected!r}. {advice}")
+        if not _means(size := given.get("size", self.size), self.size):
+            raise ValueError(
+                f"`size` is {size!r}; jina-vlm supports only {self.size!r}. What an image is resized to follows from "
+                "`min_pixels`, `max_pixels` and `max_tiles`: give one of these."
+            )
+        for name in _OF_THE_MODEL:
+            if given.get(name, own := getattr(self, name)) != own:
+                raise ValueError(
+                    f"`{name}` is {given[name]!r} in a call, and {own} in this image processor. It belongs to the model: "
+                    "set it where the image processor is made."
+                )
+        if (data_format := given.get("input_data_format")) is not None:
+            ChannelDimension(data_format)  # raises ValueError
+        settings = {name: _to_integer(name, given.get(name, getattr(self, name))) for name in _PER_CALL}
         max_tiles, min_pixels, max_pixels = settings.values()
-        if not 1 <= max_tiles <= 12:
+        if max_tiles > 12:
             raise ValueError(f"`max_tiles` must be between 1 and 12, got {max_tiles}.")
-        if not 1 <= min_pixels <= max_pixels:
+        if min_pixels > max_pixels:
             raise ValueError(f"Expected 1 <= `min_pixels` <= `max_pixels`, got {min_pixels} and {max_pixels}.")
         return settings
+
+    @classmethod
+    def _refuse_unknown(cls, given: dict[str, Any]) -> None:
+        known = cls.valid_kwargs.__annotations__
+        if unknown := sorted(set(given) - set(known)):
+            raise TypeError(
+                f"Unknown argument {', '.join(map(repr, unknown))} of {cls.__name__}. Known are: "
+                f"{', '.join(sorted(known))}."
+            )
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        is_from_pipeline = "_from_pipeline" in kwargs
+        settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if is_from_pipeline:  # which hands the arguments of the model's loading to every part
+            known = {*cls.valid_kwargs.__annotations__, "return_unused_kwargs"}
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
+        return settings, kwargs
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """
+        As [`~ImageProcessingMixin.from_dict`], for the released settings too.
+
+        Raises:
+            TypeError: there are unknown arguments, and `return_unused_kwargs` does not ask for them.
+        """
+        if is_released_image_processor_config(image_processor_dict):
+            image_processor_dict = convert_image_processor_config(image_processor_dict)
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in cls.valid_kwargs.__annotations__}
+        return_unused = unused.pop("return_unused_kwargs", False)
+        if not return_unused:
+            cls._refuse_unknown({name: value for name, value in unused.items() if name not in _OF_LOADERS})
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        image_processor = super().from_dict(image_processor_dict, **given)
+        return (image_processor, unused) if return_unused else image_processor
 
     # ------------------------------------------------------------------------------------------------------------------
     # The library's hooks for loading
@@ -225,13 +341,33 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
-        # Only what this processor uses; the base class adds every setting that any processor has.
-        own = {
-            name: settings[name] for name in JinaVLMImageProcessorKwargs.__annotations__ if name in vars(type(self))
-        }
+        # Only what can differ; the base class adds every setting that any processor has.
+        own = {name: settings[name] for name in (*_PER_CALL, *_OF_THE_MODEL)}
         own["image_processor_type"] = type(self).__name__
         own["auto_map"] = {"AutoImageProcessor": "image_processing_jina_vlm.JinaVLMImageProcessor"}
         return own
+
+
+def _to_integer(name: str, value: Any, least: int = 1) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.") from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {number}.")
+    return number
+
+
+def _means(value: Any, expected: Any) -> bool:
+    """Whether an argument says what is done: also by one number for three channels, or with fewer digits of 1 / 255."""
+    try:
+        if isinstance(expected, (float, tuple)):
+            return value == expected or np.allclose(value, expected, rtol=1e-6)
+        return dict(value) == expected if isinstance(expected, dict) else bool(value == expected)
+    except (TypeError, ValueError):
+        return False
 
 
 # ----------------------------------------------------------------------------------------------------------------------
