@@ -16,7 +16,9 @@ from transformers.image_utils import ChannelDimension
 
 # What a call may change, by a value that changes something
 HONORED = {
+    "do_resize": False,
     "max_tiles": 1,
+    "max_crops": 1,
     "min_pixels": 1_000_000,
     "max_pixels": 50_000,
     "input_data_format": "channels_first",
@@ -25,7 +27,6 @@ HONORED = {
 }
 # What is done in any case, by values that ask for something else
 REFUSED = {
-    "do_resize": [False],
     "do_convert_rgb": [False],
     "do_rescale": [False],
     "rescale_factor": [1.0, 1 / 127.5],
@@ -142,12 +143,14 @@ def test_without_effect(tiler, image, name, value):
     assert torch.equal(tiler([image] * 2, **{name: value})["pixel_values"], tiler([image] * 2)["pixel_values"])
 
 
-@pytest.mark.parametrize("name", ["max_tiles", "min_pixels", "max_pixels", *OF_THE_MODEL])
+@pytest.mark.parametrize("name", ["max_tiles", "max_crops", "min_pixels", "max_pixels", *OF_THE_MODEL])
 @pytest.mark.parametrize("value", ["4", 4.0, True, [4], "many"], ids=repr)
 def test_integers(tiler, processor, image, bundle, tmp_path, name, value):
     shutil.copytree(bundle, tmp_path / "copy")
     settings = json.loads((tmp_path / "copy" / "processor_config.json").read_text())
     settings["image_processor"][name] = value
+    if name == "max_crops":
+        del settings["image_processor"]["max_tiles"]
     (tmp_path / "copy" / "processor_config.json").write_text(json.dumps(settings))
     attempts = [
         lambda: JinaVLMImageProcessor(**{name: value}),
@@ -160,10 +163,18 @@ def test_integers(tiler, processor, image, bundle, tmp_path, name, value):
             lambda: tiler.get_tiling(300, 500, **{name: value}),
         ]
     for attempt in attempts:
-        with pytest.raises(TypeError, match=f"`{name}` must be an integer, got {re.escape(repr(value))}"):
+        own_name = "max_tiles" if name == "max_crops" else name
+        with pytest.raises(TypeError, match=f"`{own_name}` must be an integer, got {re.escape(repr(value))}"):
             attempt()
     with pytest.raises((StrictDataclassError, TypeError), match=f"{name}.* expected int"):  # the library's words
         processor(images=image, text="<|image|>", **{name: value})
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, [False]], ids=repr)
+def test_do_resize_is_true_or_false(tiler, image, value):
+    for attempt in (lambda: JinaVLMImageProcessor(do_resize=value), lambda: tiler(image, do_resize=value), lambda: tiler.get_tiling(9, 9, do_resize=value)):
+        with pytest.raises(TypeError, match=f"`do_resize` must be True or False, got {re.escape(repr(value))}"):
+            attempt()
 
 
 def test_integers_of_numpy(image, tmp_path):
@@ -189,6 +200,22 @@ def test_integers_of_numpy(image, tmp_path):
 def test_geometry_that_does_not_fit(settings, message):
     with pytest.raises(ValueError, match=message):
         JinaVLMImageProcessor(**settings)
+
+
+def test_the_releases_name_of_max_tiles(tiler, processor, image, bundle, tmp_path):
+    few = tiler(image, max_tiles=1)["pixel_values"]
+    assert torch.equal(tiler(image, max_crops=1)["pixel_values"], few)
+    assert torch.equal(processor(images=image, text="<|image|>", max_crops=1, return_tensors="pt")["pixel_values"], few)
+    for made in (JinaVLMImageProcessor(max_crops=1), JinaVLMImageProcessor.from_pretrained(bundle, max_crops=1)):
+        assert made.max_tiles == 1 and "max_crops" not in made.to_dict()
+    assert tiler.max_tiles == 12, "a call changes nothing for later ones"
+    assert torch.equal(tiler(image, max_crops=1, max_tiles=1)["pixel_values"], few)
+    for attempt in (lambda: tiler(image, max_crops=1, max_tiles=2), lambda: JinaVLMImageProcessor(max_crops=1, max_tiles=2)):
+        with pytest.raises(ValueError, match="`max_tiles` 2 and `max_crops` 1, which are one setting"):
+            attempt()
+    tiler.max_crops = 24
+    with pytest.raises(ValueError, match="which are one setting"):
+        tiler(image)
 
 
 # Unknown names
@@ -268,6 +295,10 @@ def test_settings_of_the_release(released_folder, tmp_path, image):
     assert torch.equal(JinaVLMImageProcessor.from_pretrained(released_folder)(image)["pixel_values"], expected)
     assert JinaVLMImageProcessor.from_pretrained(released_folder, max_tiles=3).max_tiles == 3
     released = json.loads((released_folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**released, "do_resize": False, "max_crops": 24}))
+    loaded = JinaVLMImageProcessor.from_pretrained(tmp_path)
+    assert (loaded.do_resize, loaded.max_tiles) == (False, 24)
+    assert JinaVLMImageProcessor.from_pretrained(tmp_path, max_crops=3, do_resize=True).to_dict() == JinaVLMImageProcessor(max_tiles=3).to_dict()
     assert torch.equal(JinaVLMImageProcessor(**released)(image)["pixel_values"], expected)
     for name, value in {"image_mean": [0.48, 0.46, 0.41], "do_rescale": False, "crop_size": 378}.items():
         with pytest.raises(ValueError, match=f"`{name}` is "):
