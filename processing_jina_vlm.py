@@ -385,7 +385,10 @@ class JinaVLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Not by the Auto classes: a released folder names other code in its files, which these would ask to run.
         kwargs.pop("trust_remote_code", None)
-        image_processor = JinaVLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The image processor's arguments, the tokenizer's and the loader's come together.
+        image_processor, _ = JinaVLMImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
+        )
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError) as error:

@@ -187,7 +187,7 @@ def test_bad_uri(tiler, uri, message):
 # Settings and arguments
 
 
-@pytest.mark.parametrize("max_tiles", [0, 13, -1])
+@pytest.mark.parametrize("max_tiles", [0, -1])
 def test_max_tiles(tiler, processor, picture, max_tiles):
     for attempt in (
         lambda: JinaVLMImageProcessor(max_tiles=max_tiles),
@@ -196,14 +196,14 @@ def test_max_tiles(tiler, processor, picture, max_tiles):
         lambda: processor(images=picture(*SMALL), text="<|image|>", max_tiles=max_tiles),
         lambda: processor._get_num_multimodal_tokens([(20, 20)], max_tiles=max_tiles),
     ):
-        with refused(f"`max_tiles` must be between 1 and 12, got {max_tiles}"):
+        with refused(f"`max_tiles` must be at least 1, got {max_tiles}"):
             attempt()
 
 
 @pytest.mark.parametrize("setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str)
 def test_pixel_budget(tiler, picture, setting):
     for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(picture(*SMALL), **setting)):
-        with refused(f"`min_pixels` <= `max_pixels`.*{max(setting.values())}"):
+        with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
             attempt()
 
 

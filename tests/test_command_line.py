@@ -152,7 +152,7 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "13"), ("tiles",), ("convert", "x"),
+    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
      ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0")],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
@@ -295,6 +295,23 @@ def test_kept_regions_cover_the_canvas(size):
     page = draw_page(tiling)
     colours = {colour for _, colour in page.getcolors(page.width * page.height)} - {BLUE}
     assert colours & set(TILE_COLOURS) == set(TILE_COLOURS[: len(tiling.tiles)]) - {BLUE}
+
+
+def test_more_tiles_than_colours():
+    picture = Image.fromarray(make_picture(1000, 1000))
+    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor(), max_tiles=16)
+    assert len(tiling.tiles) == 16 and tiling.tokens == 2194
+    page = draw_page(tiling)
+    colours = {colour for _, colour in page.getcolors(page.width * page.height)}
+    assert colours >= set(TILE_COLOURS)
+
+
+def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
+    """Its own settings count: the grid is chosen on the picture's own size."""
+    processor = jina_vlm.JinaVLMImageProcessor.from_pretrained(bundle, do_resize=False)
+    picture = Image.fromarray(make_picture(186, 1177))
+    tiling = compute_tiling(picture, processor)
+    assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
 
 
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
