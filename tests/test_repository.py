@@ -135,7 +135,7 @@ def test_links_of_the_guide_lead_somewhere():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    for target in ("demo", "test", "test-slow", "test-newest", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
     named = re.findall(r"`make ([a-z-]+)", README.read_text(encoding="utf-8"))
     assert named and all(f"make {target} " in listed for target in named)
@@ -145,7 +145,7 @@ def test_versions_named_are_those_of_the_matrix():
     command = [sys.executable, "-m", "tools.test_matrix", "--list"]
     cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
-    assert {"3.11", "3.13", "5.19.0", "5.24.0"} <= versions
+    assert {"3.11", "3.12", "3.13", "5.19.0", "5.22.2", "5.23.0", "5.24.0", "2.15.0"} <= versions
     for version in versions:
         assert version in README.read_text(encoding="utf-8"), version
 
