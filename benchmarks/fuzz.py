@@ -231,7 +231,7 @@ fuzz.run_mutations(*arguments)
 # Before anything else imports them, Pillow and this code are imported with counters of what is reached.
 GUIDED = """
 import atheris
-with atheris.instrument_imports(include=["PIL", "jina_vlm.image_processing_jina_vlm"]):
+with atheris.instrument_imports(include=["PIL", "jina_vlm.image_loading_jina_vlm", "jina_vlm.image_processing_jina_vlm"]):
     from benchmarks import fuzz
     import jina_vlm
     fuzz.Image.init()

@@ -9,7 +9,7 @@ it rises above what the process held with the picture, in a process of its own e
 import numpy as np
 import torch
 from jina_vlm import JinaVLMImageProcessor
-from jina_vlm.image_processing_jina_vlm import _bands, resize
+from jina_vlm.image_processing_jina_vlm import bands, resize
 from PIL import Image
 from torch.nn import functional as F
 
@@ -54,7 +54,7 @@ def parts(tiler: JinaVLMImageProcessor, images: list[Image.Image]) -> dict:
     def channels() -> None:
         for image in images:
             for channel in range(3):
-                for _ in _bands(image, channel):
+                for _ in bands(image, channel):
                     pass
 
     def to_fitted() -> None:

@@ -3,7 +3,7 @@ tiles` shows it for any picture; `docs/shapes.png` is one that the guide's examp
 
 from pathlib import Path
 
-from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor
+from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, ImageDraw
 
 from jina_vlm_cli.drawing import draw_page
@@ -51,7 +51,7 @@ def draw_landscape() -> Image.Image:
 
 
 def main() -> None:
-    page = draw_page(compute_tiling(draw_landscape(), JinaVLMImageProcessor(), JinaVLMConfig()))
+    page = draw_page(compute_tiling(draw_landscape(), JinaVLMImageProcessor()))
     # 128 colours are plenty for a drawing
     page.quantize(128, dither=Image.Dither.NONE).save(TILING, optimize=True)
     draw_scene(evaluation_sample(SHAPES_SEED, "position", "en").scene).save(SHAPES, optimize=True)

@@ -39,17 +39,16 @@ def run(args: argparse.Namespace) -> None:
         check_target(args.save, args.image)
     progress = Progress()
     with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor
+        from jina_vlm import JinaVLMImageProcessor
 
         from .drawing import draw_page
         from .loading import open_picture
         from .tiling import compute_tiling
 
     image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
-    config = JinaVLMConfig.from_pretrained(args.model) if args.model else JinaVLMConfig()
     picture = open_picture(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(picture, image_processor, config, args.max_tiles)
+        tiling = compute_tiling(picture, image_processor, args.max_tiles)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)

@@ -1,10 +1,11 @@
-"""What becomes of a picture. Pixels come from the image processor, and which tokens are kept from the model: nothing here
-repeats their arithmetic."""
+"""What becomes of a picture. Pixels come from the image processor, and numbers from the geometry that it and the model use:
+nothing here repeats their arithmetic."""
 
 from dataclasses import dataclass
 
 import torch
-from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMModel
+from jina_vlm import JinaVLMImageProcessor
+from jina_vlm.tiling_jina_vlm import get_canvas_size, get_kept_tokens
 from PIL import Image
 
 
@@ -89,36 +90,36 @@ class Tiling:
         }
 
 
-def compute_tiling(
-    picture: Image.Image, image_processor: JinaVLMImageProcessor, config: JinaVLMConfig, max_tiles: int | None = None
-) -> Tiling:
+def compute_tiling(picture: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None) -> Tiling:
     """
     Raises:
         ValueError: the picture is too elongated.
     """
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
     features = image_processor(picture, return_tensors="pt", **settings)
-    positions = features["tile_positions"]
-    rows, columns = positions[0, 2:].tolist()
-    with torch.device("meta"):
-        model = JinaVLMModel(config)
-    order, _ = model.get_token_order(positions)
-    per_side = image_processor.tokens_per_side
-    kept = torch.zeros(len(positions), per_side, per_side, dtype=torch.bool)
-    kept.view(-1)[order] = True
+    positions = features["tile_positions"].tolist()
+    rows, columns = positions[0][2:]
+    stride, per_side, overlap = image_processor.stride, image_processor.tokens_per_side, image_processor.token_overlap
 
-    side, (stride, margin) = image_processor.tile_size, image_processor._stride_and_margin
+    def make_tile(pixels: torch.Tensor, row: int, column: int) -> Tile:
+        is_thumbnail = row < 0
+        place = (0, 0, 1, 1) if is_thumbnail else (row, column, rows, columns)
+        top, left, bottom, right = get_kept_tokens(*place, per_side, overlap)
+        kept = torch.zeros(per_side, per_side, dtype=torch.bool)
+        kept[top:bottom, left:right] = True
+        return Tile(to_image(pixels), kept, None if is_thumbnail else (stride * column, stride * row))
+
     thumbnail, *tiles = (
-        Tile(to_image(pixels), mask, None if row < 0 else (stride * column, stride * row))
-        for pixels, mask, (row, column, _, _) in zip(features["pixel_values"], kept, positions.tolist(), strict=True)
+        make_tile(pixels, row, column)
+        for pixels, (row, column, _, _) in zip(features["pixel_values"], positions, strict=True)
     )
     return Tiling(
         picture=picture,
         fitted=image_processor.get_tiling(picture.height, picture.width, **settings)[0][::-1],
-        canvas=(stride * columns + margin, stride * rows + margin),
+        canvas=get_canvas_size(rows, columns, image_processor.tile_size, stride)[::-1],
         rows=rows,
         columns=columns,
-        tile_side=side,
+        tile_side=image_processor.tile_size,
         stride=stride,
         token_side=image_processor.patch_size * image_processor.pooling_size,
         token_grid=image_processor.get_token_grid(rows, columns),

@@ -75,7 +75,7 @@ class Page:
     def _show(self, chat: PictureChat) -> dict:
         shown = chat.picture.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        tiling = compute_tiling(chat.picture, self.processor.image_processor, self.model.config, chat.max_tiles)
+        tiling = compute_tiling(chat.picture, self.processor.image_processor, chat.max_tiles)
         return {self.chat: chat, self.picture: shown, self.tiling: show_tiling(tiling)}
 
     def retile(self, max_tiles: int, chat: PictureChat | None) -> dict:

@@ -257,14 +257,14 @@ def test_the_model_stops_for_users_who_leave(visit, picture, model_work):
 
 PICTURE = encode(EXAMPLES[0].draw(), "PNG")
 RUBBISH = {
-    "text": ("notes.png", b"This is no picture at all.\n" * 20, "notes.png: not a picture in a format that Pillow can read"),
-    "nothing": ("empty.png", b"", "empty.png: not a picture in a format that Pillow can read"),
-    "half": ("half.jpg", encode(EXAMPLES[0].draw(), "JPEG")[:3000], "half.jpg: the picture is damaged or incomplete"),
+    "text": ("notes.png", b"This is no picture at all.\n" * 20, "notes.png: not an image in a format that Pillow can read"),
+    "nothing": ("empty.png", b"", "empty.png: not an image in a format that Pillow can read"),
+    "half": ("half.jpg", encode(EXAMPLES[0].draw(), "JPEG")[:3000], "half.jpg: the image is damaged or incomplete"),
     "absurd size": ("bomb.png", png_of_size(60_000, 60_000), "bomb.png: more pixels than Pillow's limit against decompression bombs"),
     "strip": ("strip.png", encode(Image.new("RGB", (1005, 5)), "PNG"), "its longer side may be at most 200 times the shorter. Crop it."),
-    "a drawing": ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "drawing.svg: not a picture in a format"),
-    "a long name": (f"{'n' * 60}.png", b"rubbish", f"{'n' * 60}.png: not a picture in a format"),
-    "markup": ("<img src=x onerror=alert(1)>.png", b"rubbish", ".png: not a picture in a format"),
+    "a drawing": ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "drawing.svg: not an image in a format"),
+    "a long name": (f"{'n' * 60}.png", b"rubbish", f"{'n' * 60}.png: not an image in a format"),
+    "markup": ("<img src=x onerror=alert(1)>.png", b"rubbish", ".png: not an image in a format"),
 }
 
 

@@ -210,7 +210,7 @@ def test_bad_pictures_are_rows_with_errors(photos, drawn, alone, tmp_path):
     Path(os.fsdecode(os.fsencode(folder) + b"/g \xff.png")).write_bytes(drawn[2])
     rows = answer(folder, tmp_path / "answers", "--batch-size", 7, "--rows-per-part", 7)
     assert answers(rows) == [alone[QUESTION][0], *[NONE] * 5, alone[QUESTION][2]]
-    expected = ["damaged or incomplete", "not a picture", "not a picture", "longer side", "No such picture"]
+    expected = ["damaged or incomplete", "not an image", "not an image", "longer side", "No such image"]
     for row, message in zip(rows[1:6], expected, strict=True):
         assert message in row["error"] and row["error"].partition(":")[0] in ("ValueError", "FileNotFoundError")
     assert rows[6]["id"] == "g \\udcff.png"

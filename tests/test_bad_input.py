@@ -35,10 +35,10 @@ def encoded(picture, file_format: str, **kwargs) -> bytes:
 @pytest.mark.parametrize("thing", [object(), 7, {"a": 1}, b"bytes", None, [None], [object()]], ids=lambda thing: type(thing).__name__)
 def test_no_picture(tiler, processor, thing):
     name = type(thing[0] if isinstance(thing, list) else thing).__name__
-    with refused(f"Expected a picture .*PIL image.*got {name}", TypeError):
+    with refused(f"Expected an image .*PIL image.*got {name}", TypeError):
         tiler(thing)
     if thing is not None:  # the processor takes it for no pictures
-        with refused(f"Expected a picture .*got {name}", TypeError):
+        with refused(f"Expected an image .*got {name}", TypeError):
             processor(images=thing, text="<|image|>")
 
 
@@ -46,7 +46,7 @@ def test_no_picture(tiler, processor, thing):
 def test_file_that_is_no_picture(tiler, tmp_path, content):
     path = tmp_path / "page.png"
     path.write_bytes(content)
-    with refused("page.png: not a picture in a format that Pillow can read"):
+    with refused("page.png: not an image in a format that Pillow can read"):
         tiler(path)
 
 
@@ -72,7 +72,7 @@ def test_corrupt(tiler, picture, tmp_path):
     header = bytearray(encoded(picture, "JPEG"))
     header[20:160] = b"\xff" * 140  # its tables
     (tmp_path / "corrupt.jpg").write_bytes(header)
-    with refused("corrupt.jpg.*(damaged or incomplete|not a picture)"):
+    with refused("corrupt.jpg.*(damaged or incomplete|not an image)"):
         tiler(tmp_path / "corrupt.jpg")
 
 
@@ -150,16 +150,16 @@ def test_dimensions(tiler, shape):
 
 def test_missing(tiler, web):
     folder, url = web
-    with refused("No such picture: '/nowhere/cat.png'. Expected a file, an http", FileNotFoundError):
+    with refused("No such image: '/nowhere/cat.png'. Expected a file, an http", FileNotFoundError):
         tiler("/nowhere/cat.png")
     with refused("nowhere/cat", (ValueError, FileNotFoundError)):
         tiler("/nowhere/cat")
-    with refused(f"Could not download the picture at '{url}/none.png'.*404"):
+    with refused(f"Could not download the image at '{url}/none.png'.*404"):
         tiler(f"{url}/none.png")
-    with refused("Could not download the picture at 'http://127.0.0.1:9/x.png'"):
+    with refused("Could not download the image at 'http://127.0.0.1:9/x.png'"):
         tiler("http://127.0.0.1:9/x.png")
     (folder / "page.html").write_text("<html>")
-    with refused("page.html: not a picture"):
+    with refused("page.html: not an image"):
         tiler(f"{url}/page.html")
     with refused("neither an existing file"):
         tiler(folder)
@@ -171,10 +171,10 @@ def test_missing(tiler, web):
         ("data:image/png,abc", "of the form `data:image/...;base64"),
         ("data:image/png;base64", "of the form `data:image/...;base64"),
         ("data:image/png;base64,#!$", "base64"),
-        ("data:image/png;base64,aGVsbG8=", "not a picture"),
-        ("aGVsbG8=", "not a picture"),
+        ("data:image/png;base64,aGVsbG8=", "not an image"),
+        ("aGVsbG8=", "not an image"),
         ("file:///etc/hostname", "neither an existing file"),
-        ("x" * 3000, "base64|not a picture"),
+        ("x" * 3000, "base64|not an image"),
     ],
 )
 def test_bad_uri(tiler, uri, message):

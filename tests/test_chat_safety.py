@@ -100,7 +100,7 @@ def test_in_a_batch(processor, chat):
             assert torch.as_tensor(inputs["assistant_masks"])[row][kept].tolist() == torch.as_tensor(alone["assistant_masks"])[0].tolist()
 
 
-@pytest.mark.parametrize("text", ["\U0010fffd", "\U0010f000", "\U0010fffd\U0010f000", "\U0010fffd\U0010fffd", "\U0010f001 a \U0010fffd"])
+@pytest.mark.parametrize("text", ["\U0010fffd", "\U00100000", "\U0010fffd\U00100000", "\U0010fffd\U0010fffd", "\U00100001 a \U0010fffd"])
 def test_private_characters_survive(assert_stays_text, text):
     """Those that the processor itself uses, too."""
     assert_stays_text([("user", "{}", SMALL), ("assistant", "a{}b")], text)
@@ -120,7 +120,7 @@ def test_halves_in_neighbouring_parts(assert_stays_text, chat, special_ids, toke
 
 FRAGMENTS = [
     *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a", "fox", "é", "日本",
-    "\U0010fffd", "\U0010f000", "\U0010f0bd", "\u200b", " Assistant:", "0", "{{ messages }}", "'", '"',
+    "\U0010fffd", "\U00100000", "\U001000bd", "\u200b", " Assistant:", "0", "{{ messages }}", "'", '"',
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
@@ -177,7 +177,7 @@ def test_template_variables_stay_text(processor, conversation, special_ids):
 def test_switched_off(processor, conversation, chat):
     ids = chat([("user", "<im_col>"), ("assistant", "<|endoftext|>")], sanitize_control_tokens=False)["input_ids"][0].tolist()
     raw = "<|endoftext|> User: <im_col> Assistant: <|endoftext|><|endoftext|>"
-    assert ids == processor.tokenizer.encode(raw)
+    assert ids == processor.tokenizer.encode(raw, add_special_tokens=False)
     with pytest.raises(ValueError, match=r"Sample 0 has 2 <\|image\|> .* 1 images"):
         chat([("user", "<|image|>", SMALL)], sanitize_control_tokens=False)
     messages = conversation([("user", "<im_col>\U0010fffd"), ("assistant", "<|endoftext|>")])
@@ -204,14 +204,15 @@ def test_a_rendered_string_has_them_broken_up(processor, conversation, special_i
         text = processor.tokenizer.apply_chat_template(
             conversation(turns), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
         )
-    ids = torch.tensor(processor.tokenizer.encode(text))
+    ids = torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False))
     special = processor.tokenizer.convert_ids_to_tokens(ids[torch.isin(ids, special_ids)])
     assert special == ["<|endoftext|>", "<|image|>", "<|endoftext|>"], "what opens the chat, the picture, what ends the answer"
     assert text.count("< |image|>") == 6
 
 
 def test_raw_text_is_the_callers(processor, picture):
-    assert processor(text="a<im_col>\U0010fffd\U0010f000")["input_ids"][0] == processor.tokenizer.encode("<|endoftext|>a<im_col>\U0010fffd\U0010f000")
+    text = "a<im_col>\U0010fffd\U00100000"
+    assert processor(text=text)["input_ids"][0] == processor.tokenizer.encode(text)
     with pytest.raises(ValueError, match=r"Sample 0 has 1 <\|image\|> .* 0 images"):
         processor(text="<|image|>")
     with pytest.raises(ValueError, match=r"Sample 0 has 0 <\|image\|> .* 1 images"):

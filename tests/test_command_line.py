@@ -279,7 +279,7 @@ def test_kept_regions_cover_the_canvas(size):
     up to the processor's own."""
     image_processor = jina_vlm.JinaVLMImageProcessor()
     picture = Image.fromarray(make_picture(*size[::-1], "black"))
-    tiling = compute_tiling(picture, image_processor, jina_vlm.JinaVLMConfig())
+    tiling = compute_tiling(picture, image_processor)
     report = tiling.to_dict()
     canvas, side = torch.zeros(tiling.canvas[::-1], dtype=torch.int), report["tile"]["token_side"]
     for tile in report["tiles"]:
@@ -300,7 +300,7 @@ def test_kept_regions_cover_the_canvas(size):
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
     picture = Image.new("RGB", (900, 640), "white")
     picture.paste((250, 220, 0), (0, 0, 450, 640))
-    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor(), jina_vlm.JinaVLMConfig())
+    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor())
     page = draw_page(tiling)
     for tile in tiling.tiles:  # a place between frames, labels and overlaps
         spot = (150, 120) if tile.corner[0] else (60, 120)

@@ -236,7 +236,7 @@ EXPECTED = {
     "float.tiff": Case(lambda: tiff(GREY / np.float32(255), 3, 1), grey(GREY), in_pipeline=grey(GREY // 255)),
     "float-to-255.tiff": Case(lambda: tiff(GREY.astype(np.float32), 3, 1), "floats must lie in 0 .. 1 without NaN, got 0.0 .. 255.0", in_pipeline=grey(GREY)),
     "float-nan.tiff": Case(lambda: tiff(GREY * np.float32("nan"), 3, 1), "floats must lie in 0 .. 1 without NaN, got nan", in_pipeline=grey(GREY * 0)),
-    "double.tiff": Case(lambda: tiff(GREY / 255, 3, 1), "not a picture in a format that Pillow can read"),
+    "double.tiff": Case(lambda: tiff(GREY / 255, 3, 1), "not an image in a format that Pillow can read"),
     "turned-5.tiff": Case(lambda: turned("TIFF", 5), TURNS[5](RGB)),
     # Others
     "plain.bmp": Case(lambda: saved(RGB, "BMP"), RGB),
@@ -256,8 +256,8 @@ EXPECTED = {
     "really-png.jpg": Case(lambda: saved(RGB, "PNG"), RGB),
     "really-tiff": Case(lambda: saved(RGB, "TIFF"), RGB),
     # Formats that Pillow can read and that are not read here
-    "program.eps": Case(lambda: saved(RGB, "EPS"), "not a picture in a format .*that is read here", in_pipeline="Ghostscript"),
-    "targa.tga": Case(lambda: saved(RGB, "TGA"), "not a picture in a format .*that is read here", in_pipeline=RGB),
+    "program.eps": Case(lambda: saved(RGB, "EPS"), "not an image in a format .*that is read here", in_pipeline="Ghostscript"),
+    "targa.tga": Case(lambda: saved(RGB, "TGA"), "not an image in a format .*that is read here", in_pipeline=RGB),
     # Sides, from 1 to 20,000 pixels
     "1x1.png": Case(lambda: flat(1, 1), (1, 1)),
     "1x2.png": Case(lambda: flat(1, 2), (1, 1)),

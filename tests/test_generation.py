@@ -5,13 +5,11 @@ import threading
 
 import pytest
 import torch
-from jina_vlm.compatibility_jina_vlm import CACHE_NAME
-from transformers import AutoModelForImageTextToText, StaticCache, TextIteratorStreamer, set_seed
-from transformers.generation import utils as generation_utils
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME, CHUNKS_CAN_HAVE_IMAGES
+from transformers import AutoModelForImageTextToText, GenerationConfig, StaticCache, TextIteratorStreamer, set_seed
 
 
 NEW_TOKENS = 6
-SLICES_PICTURES = hasattr(generation_utils, "_slice_mm_encoder_output")  # prefill in chunks knows of pictures
 
 
 def answer(model, inputs, **kwargs) -> torch.Tensor:
@@ -203,7 +201,7 @@ def test_inputs_embeds(model, one, greedy_one, with_pictures):
 @pytest.mark.parametrize("size", [7, 64, 10_000])
 def test_prefill_in_chunks(model, batch, greedy, encoded, size):
     """A chunk's border may lie within a picture."""
-    if SLICES_PICTURES:
+    if CHUNKS_CAN_HAVE_IMAGES:
         assert torch.equal(answer(model, batch, prefill_chunk_size=size), greedy)
         assert sum(encoded) == len(batch["pixel_values"])
     else:
@@ -235,7 +233,7 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
     del encoded[:]
     if given == "new pictures":
         longer = {**longer, **{name: longer[name][tiles:] for name in ("pixel_values", "tile_positions")}}
-    assert torch.equal(answer(model, longer, **{CACHE_NAME: past}), expected)
+    assert torch.equal(answer(model, longer, cache=past), expected)
     assert sum(encoded) == 2, "the first picture is not encoded again"
 
 
@@ -250,7 +248,7 @@ def test_a_batch_goes_on_from_its_cache(model, chat):
     pictures = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
     past = model.generate(**before, **pictures, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
     assert past.get_seq_length() == before["input_ids"].shape[1]
-    assert torch.equal(answer(model, longer, **{CACHE_NAME: past}), answer(model, longer))
+    assert torch.equal(answer(model, longer, cache=past), answer(model, longer))
 
 
 def test_continued_from_the_answers_own_cache(model, processor, chat, one):
@@ -260,10 +258,123 @@ def test_continued_from_the_answers_own_cache(model, processor, chat, one):
     ids = torch.cat([output.sequences, follow_up], dim=1)
     longer = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = answer(model, longer)
-    assert torch.equal(answer(model, longer, **{CACHE_NAME: output[CACHE_NAME]}), expected)
+    assert torch.equal(answer(model, longer, cache=output[CACHE_NAME]), expected)
     text_only = {name: longer[name] for name in ("input_ids", "attention_mask")}
     output = model.generate(**one, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
-    assert torch.equal(answer(model, text_only, **{CACHE_NAME: output[CACHE_NAME]}), expected)
+    assert torch.equal(answer(model, text_only, cache=output[CACHE_NAME]), expected)
+
+
+@pytest.fixture(scope="module")
+def going_on(model, chat):
+    """Two chats of the same length with an image of its own in each turn: all of their inputs, the new images alone, and the
+    cache of their first turns, made anew at each call."""
+    rest = [("assistant", "the fox"), ("user", (40, 40), " and here?")]
+    firsts = [[("user", (height, width), "What?")] for height, width in ((113, 90), (120, 80))]
+    longer = chat([[*first, *rest] for first in firsts], add_generation_prompt=True)
+    before = chat(firsts, padding=True)
+    assert longer["attention_mask"].all() and before["attention_mask"].all()
+    new = torch.tensor([tile for image in (1, 3) for tile in (2 * image, 2 * image + 1)])
+    assert len(longer["pixel_values"]) == 8, "two tiles an image"
+    new_images = {name: longer[name][new] for name in ("pixel_values", "tile_positions")}
+
+    def cache():
+        with torch.no_grad():
+            return model(**before, use_cache=True)[CACHE_NAME]
+
+    return longer, new_images, cache
+
+
+@pytest.mark.parametrize("given", ["all images", "new images", "features of all", "features of the new"])
+@pytest.mark.parametrize("kwargs", [{"do_sample": True, "top_k": 1, "num_return_sequences": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=["returns", "beams"])
+def test_each_sample_keeps_its_images_from_a_repeated_cache(model, going_on, kwargs, given):
+    longer, new_images, cache = going_on
+    expected = answer(model, longer, **kwargs)
+    text = {name: longer[name] for name in ("input_ids", "attention_mask")}
+    images = longer if "all" in given else new_images
+    images = {name: images[name] for name in ("pixel_values", "tile_positions")}
+    if "features" in given:
+        images = {"mm_encoder_outputs": {"image": model.get_image_features(**images)}}
+    past = cache()
+    past.batch_repeat_interleave(2)
+    assert torch.equal(answer(model, {**text, **images}, cache=past, **kwargs), expected)
+
+
+def test_one_chat_with_two_returns_from_its_cache(model, chat):
+    first = [("user", (113, 500), "What is shown?")]
+    longer = chat([*first, ("assistant", "the fox"), ("user", (40, 40), " and here?")], add_generation_prompt=True)
+    with torch.no_grad():
+        past = model(**chat(first), use_cache=True)[CACHE_NAME]
+    past.batch_repeat_interleave(2)
+    kwargs = {"do_sample": True, "top_k": 1, "num_return_sequences": 2}
+    assert torch.equal(answer(model, longer, cache=past, **kwargs), answer(model, longer, **kwargs))
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 2}, {"do_sample": True, "top_k": 1, "num_return_sequences": 3}], ids=["beams", "returns"])
+def test_given_features_are_left_as_they_were(model, batch, kwargs):
+    images = {name: batch[name] for name in ("pixel_values", "tile_positions")}
+    features = {"image": model.get_image_features(**images)}
+    before = list(features["image"].pooler_output)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    answers = [answer(model, {**text, "mm_encoder_outputs": features}, **kwargs) for _ in range(2)]
+    after = features["image"].pooler_output
+    assert len(after) == len(before) and all(one is other for one, other in zip(after, before, strict=True))
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answer(model, batch, **kwargs))
+
+
+@pytest.mark.parametrize("how", ["prompt lookup", "prompt lookup in a config", "assistant"])
+def test_assisted_decoding_from_a_cache_is_refused(model, one, how):
+    output = model.generate(**one, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    longer = {**one, "input_ids": output.sequences, "attention_mask": torch.ones_like(output.sequences)}
+    kwargs = {
+        "prompt lookup": {"prompt_lookup_num_tokens": 2},
+        "prompt lookup in a config": {"generation_config": GenerationConfig(prompt_lookup_num_tokens=2)},
+        "assistant": {"assistant_model": model},
+    }[how]
+    with pytest.raises(ValueError, match="`cache` of .* Leave out the cache"):
+        model.generate(**longer, cache=output[CACHE_NAME], **kwargs)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Structural tokens
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eager_for_structure(new_model):
+    """A model whose likeliest next tokens are structural ones."""
+    structural = new_model.config.structural_token_ids
+    new_model.lm_head.register_forward_hook(lambda head, inputs, logits: logits.index_fill(-1, torch.tensor(structural), 1e4))
+    return new_model
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"suppress_tokens": [7]},
+        {"generation_config": GenerationConfig(max_new_tokens=12, do_sample=True)},
+        {"generation_config": GenerationConfig(max_new_tokens=12, do_sample=True, suppress_tokens=[7])},
+    ],
+    ids=["own", "argument", "config", "config with others"],
+)
+def test_structural_tokens_are_never_generated(eager_for_structure, one, kwargs):
+    model = eager_for_structure
+    model.generation_config = GenerationConfig(eos_token_id=model.config.text_config.eos_token_id)  # a caller's own, without ours
+    set_seed(0)
+    kwargs = {"max_new_tokens": 12, "do_sample": True} | kwargs if "generation_config" not in kwargs else kwargs
+    ids = model.generate(**one, **kwargs)[:, one["input_ids"].shape[1] :]
+    assert not torch.isin(ids, torch.tensor([*model.config.structural_token_ids, *([7] if "7" in str(kwargs) else [])])).any()
+
+
+def test_nor_in_continuous_batches(eager_for_structure, processor):
+    model = eager_for_structure
+    prompts = [processor.tokenizer(text)["input_ids"] for text in ("the quick brown", "fox jumps over the")]
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    before = config.to_dict()
+    results = model.generate_batch(prompts, generation_config=config)
+    generated = [token for result in results.values() for token in result.generated_tokens]
+    assert len(generated) == 12 and not {*generated} & {*model.config.structural_token_ids}
+    assert config.to_dict() == before, "the caller's config is left as it was"
 
 
 def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):

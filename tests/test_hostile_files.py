@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-import jina_vlm.image_processing_jina_vlm as image_processing
+import jina_vlm.image_loading_jina_vlm as image_loading
 import numpy as np
 import pytest
 import torch
@@ -24,7 +24,7 @@ from benchmarks.fuzz import encode, mutate, seeds, with_checksums
 
 SEEDS = seeds()
 BYTES_PER_PIXEL = 30  # more than before, while a picture is read: docs/trust.md
-DAMAGED = "damaged or incomplete|not a picture in a format that Pillow can read"
+DAMAGED = "damaged or incomplete|not an image in a format that Pillow can read"
 PAST_LIMIT = "more pixels than Pillow's limit against decompression bombs"
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of large and damaged pictures
@@ -136,9 +136,9 @@ def test_formats_that_run_programs_are_not_decoded(tiler, tmp_path):
     """Pillow hands EPS to Ghostscript."""
     path = tmp_path / "program.eps"
     path.write_bytes(encode(Image.new("RGB", (9, 9)), "program.eps"))
-    with pytest.raises(ValueError, match="not a picture in a format that Pillow can read and that is read here"):
+    with pytest.raises(ValueError, match="not an image in a format that Pillow can read and that is read here"):
         tiler(path)
-    with pytest.raises(ValueError, match="pictures in the format EPS are not read. Convert it to one of AVIF, BMP"):
+    with pytest.raises(ValueError, match="images in the format EPS are not read. Convert it to one of AVIF, BMP"):
         tiler(Image.open(path))
     assert len(tiler(Image.open(io.BytesIO(SEEDS["plain.bmp"])))["pixel_values"]) == 2
 
@@ -274,11 +274,11 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     ],
 )
 def test_servers(tiler, monkeypatch, path, message):
-    monkeypatch.setattr(image_processing, "DOWNLOAD_SECONDS", 1)
+    monkeypatch.setattr(image_loading, "DOWNLOAD_SECONDS", 1)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serve(Hostile) as url:
         start = time.monotonic()
-        with pytest.raises(ValueError, match=f"Could not download the picture at '{url}{path}': .*({message})"):
+        with pytest.raises(ValueError, match=f"Could not download the image at '{url}{path}': .*({message})"):
             tiler(f"{url}{path}")
         assert time.monotonic() - start < 10
         assert len(tiler(f"{url}/whole")["pixel_values"]) == 2
@@ -286,5 +286,5 @@ def test_servers(tiler, monkeypatch, path, message):
 
 @pytest.mark.parametrize("url", ["http://", "https://[::1", "http://a..b/x.png", "http://\0/x", "http://127.0.0.1:abc/x", "http://\ud800/"])
 def test_urls_that_are_none(tiler, url):
-    with pytest.raises(ValueError, match="Could not download the picture at "):
+    with pytest.raises(ValueError, match="Could not download the image at "):
         tiler(url)

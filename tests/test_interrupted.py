@@ -1,8 +1,7 @@
-"""Work that is killed leaves the old or the new, never a half that loads: saving, downloading, converting. The bulk command's
+"""What saving leaves in a folder; and work that is killed, downloading and converting, leaves no half that loads. The bulk command's
 own tests of this are in `test_answer_pictures.py`, the publisher's in `test_upload_to_hub.py`."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,80 +29,6 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Killed(BaseException):
-    """Stands for a kill at an exact point: nothing behind it runs, and no `except Exception` sees it."""
-
-
-def test_saving_killed_at_every_step(model, bundle, tmp_path, monkeypatch):
-    """Sharded over sharded, with the same names: what the library writes in place would load as a mixture."""
-    old, new = values(model), {name: tensor + 1 for name, tensor in values(model).items()}
-    model.save_pretrained(tmp_path / "old", max_shard_size="500KB")
-    shards = len(list((tmp_path / "old").glob("*.safetensors")))
-    assert shards > 2
-    changed = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(tmp_path / "old")
-    changed.load_state_dict(new)
-
-    outcomes = []
-    for step in range(200):
-        folder = Path(shutil.copytree(tmp_path / "old", tmp_path / f"at-{step}"))
-        count = 0
-
-        def tick(function, step=step, folder=folder):
-            def run(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count > step:
-                    # a copy as a kill would leave it: what is cleaned up by Python stays
-                    shutil.copytree(folder, tmp_path / f"left-{step}", dirs_exist_ok=True)
-                    raise Killed
-                return function(*args, **kwargs)
-
-            return run
-
-        with monkeypatch.context() as patch:
-            patch.setattr("transformers.modeling_utils.safe_save_file", tick(jina_vlm_safe_save()))
-            patch.setattr(os, "replace", tick(os.replace))
-            patch.setattr(Path, "unlink", tick(Path.unlink))
-            try:
-                changed.save_pretrained(folder, max_shard_size="500KB")
-            except Killed:
-                left = tmp_path / f"left-{step}"
-            else:
-                assert equal(values(load(folder)), new)
-                break
-        try:
-            found = values(load(left))
-        except (OSError, ValueError):
-            outcomes.append("does not load")
-        else:
-            assert equal(found, old) or equal(found, new), f"a mixture at step {step}"
-            outcomes.append("old" if equal(found, old) else "new")
-        for folder in tmp_path.glob("*-[0-9]*"):
-            shutil.rmtree(folder)
-    assert outcomes[: shards + 1] == ["old"] * (shards + 1), "writing shards, and up to the first change, nothing is lost"
-    assert len(outcomes) > 2 * shards
-
-
-def jina_vlm_safe_save():
-    from transformers import modeling_utils
-
-    return modeling_utils.safe_save_file
-
-
-SAVE = """
-import sys
-sys.path.insert(0, sys.argv[3])
-import conftest, jina_vlm, torch
-model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(sys.argv[1])
-with torch.no_grad():
-    for parameter in model.parameters():
-        parameter.add_(1)
-print("saving", flush=True)
-while True:
-    model.save_pretrained(sys.argv[2], max_shard_size="200KB")
-"""
-
-
 def run_and_kill(code: str, *args, after: float, **environment) -> None:
     """Runs code in a fresh process and kills it so many seconds after its first line."""
     process = subprocess.Popen(
@@ -119,25 +44,12 @@ def run_and_kill(code: str, *args, after: float, **environment) -> None:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("after", [0.05, pytest.param(0.2, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow)])
-def test_saving_killed_for_real(model, tmp_path, after):
-    folder = tmp_path / "checkpoint"
-    model.save_pretrained(folder, max_shard_size="200KB")
-    old, new = values(model), {name: tensor + 1 for name, tensor in values(model).items()}
-    run_and_kill(SAVE, folder, folder, after=after)
-    try:
-        found = values(load(folder))
-    except (OSError, ValueError):
-        return  # among the renames
-    assert equal(found, old) or equal(found, new)
-
-
 def test_saving_again_leaves_no_other_shards(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     (tmp_path / "notes.txt").write_text("mine")
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert not [name for name in names if "-of-" in name or name.endswith("index.json") or name.startswith(".saving")]
+    assert not [name for name in names if "-of-" in name]
     assert {"model.safetensors", "config.json", "modeling_jina_vlm.py", "notes.txt"} <= names
     assert equal(values(load(tmp_path)), values(model))
     before = load_file(tmp_path / "model.safetensors")
@@ -145,17 +57,36 @@ def test_saving_again_leaves_no_other_shards(model, tmp_path):
     assert equal(load_file(tmp_path / "model.safetensors"), before)
 
 
-def test_a_failed_save_leaves_the_old(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first, second", [(None, "fp16"), ("fp16", None)])
+def test_saving_a_variant_leaves_the_other(model, tmp_path, first, second):
+    model.save_pretrained(tmp_path, variant=first)
+    model.save_pretrained(tmp_path, variant=second, max_shard_size="500KB")
+    for variant in (first, second):
+        found = AutoModelForImageTextToText.from_pretrained(tmp_path, variant=variant)
+        assert equal(values(found), values(model))
+
+
+def test_saving_leaves_other_weights_alone(model, tmp_path):
+    names = ("model_ema.safetensors", "model-best.safetensors", "model_optimizer.safetensors", "pytorch_model.bin")
+    for name in names:
+        (tmp_path / name).write_bytes(b"mine")
     model.save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in names)
 
-    def fail(*args, **kwargs):
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
-    with pytest.raises(OSError, match="No space left"):
-        model.save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+def test_saving_an_adapter_leaves_its_base(new_model, tmp_path):
+    peft = pytest.importorskip("peft")
+    new_model.save_pretrained(tmp_path)
+    before = values(load(tmp_path))
+    try:
+        new_model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    except ValueError as error:  # 5.24 asks for a PEFT that is not released
+        pytest.skip(str(error))
+    new_model.save_pretrained(tmp_path)
+    assert {"adapter_model.safetensors", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    base = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(tmp_path)  # the adapter is found beside it
+    found = {name.replace(".base_layer", ""): tensor for name, tensor in values(base).items() if "lora_" not in name}
+    assert len(found) < len(values(base)) and equal(found, before)
 
 
 CONVERT = """

@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, python
 from jina_vlm import JinaVLMProcessor
 from PIL import Image
 from transformers import AutoTokenizer, pipeline
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, pipeline
 
 START, END, PATCH, COLUMN, IMAGE = range(512, 517)  # of the golden tokenizer
 BOS = "<|endoftext|>"
+TINY = ROOT / "checkpoints" / "tiny"
 SMALL, WIDE = (20, 20), (113, 500)  # 1 x 1 and 1 x 2 tiles
 
 
@@ -33,7 +35,7 @@ def expected_ids(processor, *parts) -> list[int]:
     return [
         token_id
         for part in parts
-        for token_id in (BLOCKS[part] if isinstance(part, tuple) else processor.tokenizer.encode(part))
+        for token_id in (BLOCKS[part] if isinstance(part, tuple) else processor.tokenizer.encode(part, add_special_tokens=False))
     ]
 
 
@@ -226,12 +228,8 @@ def test_mm_token_type_ids(processor, chat):
 def test_offsets(processor, picture, bos):
     """Of every token in the text as it was given."""
     text = f"{bos} User: é<|image|> and <|image|>which fox?"
-    inputs = processor(
-        text=text,
-        images=[picture(*SMALL), picture(*WIDE)],
-        return_offsets_mapping=True,
-        return_text_replacement_offsets=True,
-    )
+    given = {"text": text, "images": [picture(*SMALL), picture(*WIDE)], "return_offsets_mapping": True}
+    inputs = processor(**given)
     pieces = [text[start:end] for start, end in inputs["offset_mapping"][0]]
     ids = inputs["input_ids"][0]
     assert pieces[0] == bos
@@ -244,14 +242,21 @@ def test_offsets(processor, picture, bos):
     first = [token_id >= START for token_id in ids].index(True)
     assert {tuple(span) for span in inputs["offset_mapping"][0][first : first + len(BLOCKS[SMALL])]} == {places[0]}
 
-    replaced = inputs["text_replacement_offsets"][0]
-    opened = text if bos else BOS + text  # these offsets are into the text with its `<|endoftext|>`
-    assert [opened[slice(*item["span"])] for item in replaced] == ["<|image|>"] * 2
-    gained = 0
+    # With the library's record of what was replaced they are those of the text that this makes, as it expects of processors.
+    both = processor(**given, return_text_replacement_offsets=True)
+    assert both["input_ids"][0] == ids
+    replaced = both["text_replacement_offsets"][0]
+    assert [tuple(item["span"]) for item in replaced] == places
+    written = text
+    for item in reversed(replaced):
+        written = written[: item["span"][0]] + item["replacement"] + written[item["span"][1] :]
+    for item in replaced:
+        assert written[slice(*item["new_span"])] == item["replacement"]
+    for token_id, (start, end) in list(zip(ids, both["offset_mapping"][0], strict=True))[1:]:
+        if written[start:end] != "é":
+            assert written[start:end] == processor.tokenizer.decode([token_id])
     for item, size in zip(replaced, (SMALL, WIDE), strict=True):
-        written = len(processor.tokenizer.decode(BLOCKS[size]))
-        assert tuple(item["new_span"]) == (item["span"][0] + gained, item["span"][0] + gained + written)
-        gained += written - len("<|image|>")
+        assert item["replacement"] == processor.tokenizer.decode(BLOCKS[size])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -271,22 +276,52 @@ def test_truncation(processor, picture):
     assert len(cut["input_ids"][0]) == 427 and cut["input_ids"][0].count(PATCH) == 392
 
 
-@pytest.mark.parametrize("text", ["the fox", f"{BOS}the fox", "", BOS])
-def test_begins_once(processor, text):
-    ids = processor(text=text)["input_ids"][0]
-    assert ids == processor.tokenizer.encode(BOS + text.removeprefix(BOS))
-    assert processor(text=text, add_special_tokens=False)["input_ids"][0] == ids
+@pytest.mark.parametrize("text", ["the fox", f"{BOS}the fox", "", BOS, "<|image|> fox", f"{BOS}<|image|> fox"])
+def test_begins_once_unless_nothing_is_to_be_added(processor, picture, text):
+    images = [picture(*SMALL)] if "<|image|>" in text else None
+    plain = text.removeprefix(BOS)
+    parts = [SMALL, " fox"] if images else [plain]
+    opened = expected_ids(processor, BOS, *parts)
+    for settings in ({}, {"add_special_tokens": True}, {"add_special_tokens": None}, {"text_kwargs": {"add_special_tokens": True}}):
+        assert processor(text=text, images=images, **settings)["input_ids"] == [opened]
+    for settings in ({"add_special_tokens": False}, {"text_kwargs": {"add_special_tokens": False}}):
+        as_written = processor(text=text, images=images, return_offsets_mapping=True, **settings)
+        assert as_written["input_ids"] == [opened if text.startswith(BOS) else opened[1:]]
+        assert len(as_written["offset_mapping"][0]) == len(as_written["input_ids"][0])
+
+
+def test_pieces_of_a_text_make_the_whole(processor):
+    """What trainers encode in parts, and what continues an answer."""
+    pieces = ["the quick", " brown", " fox", BOS]
+    whole = processor(text="".join(pieces))["input_ids"][0]
+    first, *others = [processor(text=text, add_special_tokens=index == 0)["input_ids"][0] for index, text in enumerate(pieces)]
+    assert [*first, *sum(others, [])] == whole
 
 
 # Settings, templates
 
 
-def test_the_tokenizer_declares_what_opens_texts(tmp_path, new_processor):
-    """A release's does not: what tokenises by itself, such as lm-eval with `add_bos_token=True`, finds it in what we save."""
+def test_a_saved_tokenizer_opens_texts(tmp_path, released_folder, new_processor, conversation):
+    """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of them."""
+    assert AutoTokenizer.from_pretrained(released_folder)("the fox")["input_ids"][0] != expected_ids(new_processor, BOS)[0]
     new_processor.save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path, add_bos_token=True)
-    assert tokenizer.bos_token == BOS
-    assert tokenizer("the fox")["input_ids"] == new_processor(text="the fox")["input_ids"][0]
+    messages = conversation([("user", "hi")])
+    for tokenizer in (
+        new_processor.tokenizer,
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path, add_bos_token=True),
+        JinaVLMProcessor.from_pretrained(tmp_path).tokenizer,
+        AutoTokenizer.from_pretrained(TINY),
+    ):
+        bos = tokenizer.convert_tokens_to_ids(BOS)
+        plain = tokenizer("the fox", add_special_tokens=False)["input_ids"]
+        assert tokenizer.bos_token == BOS and bos not in plain
+        assert tokenizer("the fox")["input_ids"] == [bos, *plain]
+        chat = tokenizer.apply_chat_template(messages, chat_template=new_processor.chat_template)["input_ids"]
+        assert chat[0] == bos and chat.count(bos) == 1
+    for processor in (new_processor, JinaVLMProcessor.from_pretrained(tmp_path), JinaVLMProcessor.from_pretrained(TINY)):
+        for text in ("the fox", f"{BOS}the fox"):
+            assert processor(text=text)["input_ids"] == [processor.tokenizer("the fox")["input_ids"]]
 
 
 def test_save_and_load(tmp_path, new_processor, chat, conversation):
@@ -314,19 +349,24 @@ RELEASED_TEMPLATE = (
 
 
 @pytest.mark.parametrize("space", [True, False])
-def test_a_releases_template_is_given_its_variables(new_processor, conversation, space):
+def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, conversation, space):
+    """Its variables, and the `<|endoftext|>` that its processor adds: engines that render it by themselves have neither."""
     new_processor.always_start_with_space = space
     messages = conversation([("user", SMALL, "hi")])
     for template in (RELEASED_TEMPLATE, {"default": RELEASED_TEMPLATE}):
         new_processor.chat_template = template
-        expected = f"{' ' * space}user: <|image|>hi"
+        expected = f"{BOS}{' ' * space}user: <|image|>hi"
         assert new_processor.apply_chat_template(messages) == expected
-        inputs = new_processor.apply_chat_template(messages, tokenize=True, return_dict=True)
-        assert inputs["input_ids"] == [expected_ids(new_processor, f"{BOS}{' ' * space}user: ", SMALL, "hi")]
+        for settings in ({}, {"add_special_tokens": False}):  # by TRL
+            inputs = new_processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs=settings)
+            assert inputs["input_ids"] == [expected_ids(new_processor, f"{BOS}{' ' * space}user: ", SMALL, "hi")]
         other = new_processor.apply_chat_template(messages, always_start_with_space=not space)
-        assert other == f"{' ' * (not space)}user: <|image|>hi"
+        assert other == f"{BOS}{' ' * (not space)}user: <|image|>hi"
+        JinaVLMProcessor(new_processor.image_processor, new_processor.tokenizer, template, space).save_pretrained(tmp_path)
+        assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
     new_processor.chat_template = "{{ messages[0]['content'] }}"
     assert new_processor.apply_chat_template(messages, chat_template=RELEASED_TEMPLATE) == expected
+    assert new_processor.apply_chat_template(conversation([("user", "hi")])) == "hi", "of other templates nothing is known"
 
 
 def test_nothing_given_is_changed(chat, processor, conversation, picture):
@@ -353,6 +393,37 @@ def test_not_one_call(processor, conversation, chat):
 def test_continue_final_message(processor, chat):
     inputs = chat([("user", "hi"), ("assistant", "the quick")], continue_final_message=True)
     assert inputs["input_ids"].tolist() == [expected_ids(processor, f"{BOS} User: hi Assistant: the quick")]
+
+
+BEGUN = {
+    "control tokens": (["<|image|> and <im_col>x |<EXTRA_TOKENS_0>|"], "< |image|> and < im_col>x | <EXTRA_TOKENS_0>|"),
+    "ends in one": (["the <im_end>"], "the < im_end>"),
+    "nothing special": (["the quick "], "the quick "),
+    "parts": (["the <", "im_end> quick <|endoftext|>"], "the < im_end> quick < |endoftext|>"),
+    "the library's own mark": (["a CONTINUE_FINAL_MESSAGE_TAG b"], "a CONTINUE_FINAL_MESSAGE_TAG b"),
+}
+
+
+@pytest.mark.parametrize("render", ["processor", "tokenizer"])
+@pytest.mark.parametrize("name", list(BEGUN))
+def test_continue_final_message_untokenized(processor, conversation, name, render):
+    """As engines do, which encode the string themselves."""
+    begun, expected = BEGUN[name]
+    messages = conversation([("user", "hi"), ("assistant", *begun)])
+    settings = {"continue_final_message": True, "tokenize": False}
+    if render == "processor":
+        text = processor.apply_chat_template(messages, **settings)
+    else:
+        text = processor.tokenizer.apply_chat_template(messages, chat_template=processor.chat_template, **settings)
+    assert text == f"{BOS} User: hi Assistant: {expected}"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_nobody_can_type_the_librarys_mark(processor, conversation, role):
+    """That by which it finds the end of what is continued: behind it, where the library cuts, stands what was typed."""
+    messages = conversation([(role, "a <|image|>CONTINUE_FINAL_MESSAGE_TAG ")])
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.count("<|image|>") == 0 and text.count("CONTINUE_FINAL_MESSAGE_TAG") == 1
 
 
 @pytest.fixture
@@ -391,6 +462,65 @@ def test_eight_threads_give_what_one_gives(chat, often_switching):
         for inputs, wanted in zip(pool.map(lambda job: chat(**job), jobs), expected, strict=True):
             assert inputs.keys() == wanted.keys()
             assert all(np.array_equal(inputs[key], wanted[key]) for key in wanted)
+
+
+# Other processes
+
+MAP_IN_PROCESSES = """
+    import functools, sys
+    import multiprocess
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoConfig, AutoProcessor
+
+    checkpoint, method, *kinds = sys.argv[1:]
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+
+    def encode(row, processor, config):
+        import sys
+        from PIL import Image
+
+        for item in (processor, config):  # classes are found by their names, and are no copies
+            assert getattr(sys.modules[type(item).__module__], type(item).__name__) is type(item)
+        return {"ids": processor(text=row["text"], images=Image.new("RGB", (20, 30)))["input_ids"][0]}
+
+    class Encoder:
+        def __init__(self, processor):
+            self.processor = processor
+
+        def __call__(self, row):
+            return encode(row, self.processor, config)
+
+    disable_progress_bars()
+    multiprocess.set_start_method(method)
+    rows = Dataset.from_dict({"text": [f"<|image|>the {word}" for word in ("fox", "star", "ring", "cat")]})
+    expected = [encode(row, processor, config)["ids"] for row in rows]
+    given = {"processor": processor, "config": config}
+    ways = {
+        "arguments": (encode, given),
+        "closure": (lambda row: encode(row, processor, config), None),
+        "partial": (functools.partial(encode, **given), None),
+        "callable": (Encoder(processor), None),
+        "method": (Encoder(processor).__call__, None),
+    }
+    for kind in kinds:
+        function, arguments = ways[kind]
+        found = rows.map(function, fn_kwargs=arguments, num_proc=2, load_from_cache_file=False)
+        assert found["ids"][:] == expected, kind
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        ("fork", ["arguments", "closure", "partial", "callable", "method"]),
+        pytest.param("spawn", ["arguments"], marks=pytest.mark.slow),
+    ],
+)
+def test_remote_code_reaches_other_processes(tmp_path, method, kinds):
+    """`datasets` sends the function and what it refers to by dill."""
+    assert python(MAP_IN_PROCESSES, TINY, method, *kinds, HF_HOME=str(tmp_path)).stdout.strip() == "done"
 
 
 # The library's pipeline

@@ -31,6 +31,15 @@ def test_images_rows_and_padding_are_not_predicted(model, batch):
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_shifted_labels_count_the_same(model, batch):
+    """What sequence parallelism passes: the labels, and the labels shifted before they were cut into parts."""
+    shifted = F.pad(batch["input_ids"], (0, 1), value=-100)[:, 1:]
+    with torch.no_grad():
+        expected = model(**batch, labels=batch["input_ids"]).loss
+        found = model(**batch, labels=batch["input_ids"], shift_labels=shifted).loss
+    torch.testing.assert_close(found, expected)
+
+
 def test_labels_of_the_logits_that_are_kept(model, batch):
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, :-20] = -100
@@ -108,8 +117,18 @@ def test_one_batch_is_learned_by_heart(new_model, chat):
     assert losses[0] > 2 and losses[-1] < 0.1, losses
 
 
-@pytest.mark.parametrize("config", [BitsAndBytesConfig(load_in_4bit=True), QuantoConfig(modules_to_not_convert=["gate"])], ids=lambda config: type(config).__name__)
-def test_quantisation_keeps_connector_and_head(model, released_folder, config, monkeypatch):
+QUANTIZATIONS = {
+    "object": BitsAndBytesConfig(load_in_4bit=True),
+    "object that skips more": QuantoConfig(modules_to_not_convert=["gate"]),
+    "dict": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "dict without a method": {"load_in_4bit": True},
+    "dict that skips more": {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": ["gate"]},
+    "dict of quanto": {"quant_method": "quanto", "weights": "int8", "modules_to_not_convert": ["gate"]},
+}
+
+
+@pytest.mark.parametrize("config", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
+def test_quantization_keeps_connector_embeddings_and_head(model, released_folder, config, monkeypatch):
     """What is handed to the library names both, beside what the caller named; the caller's own config is left alone."""
     given = []
 
@@ -118,15 +137,21 @@ def test_quantisation_keeps_connector_and_head(model, released_folder, config, m
         raise InterruptedError
 
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", classmethod(stop))
-    before = copy.deepcopy(config.to_dict())
+    before = copy.deepcopy(config if isinstance(config, dict) else config.to_dict())
     with pytest.raises(InterruptedError):
         type(model).from_pretrained(released_folder, quantization_config=config)
-    names = {name for key, value in given[0].to_dict().items() if key.endswith(("skip_modules", "not_convert")) for name in value or []}
-    assert config.to_dict() == before and ("gate" in names or not isinstance(config, QuantoConfig))
+    assert (config if isinstance(config, dict) else config.to_dict()) == before, "the caller's is left as it was"
+    lists = [value for key, value in given[0].to_dict().items() if key.endswith(("skip_modules", "not_convert"))]
+    names = {name for names in lists for name in names or []}
+    skips_more = "gate" in str(before)
     for whole in (model, model.model):
-        linear = [name for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear)]
-        kept = {name for name in linear if not should_convert_module(name, list(names))}
-        assert kept == {name for name in linear if "connector" in name or name == "lm_head" or name.endswith("gate")}
+        modules = {name: module for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)}
+        kept = {name for name in modules if not should_convert_module(name, list(names))}
+        expected = {
+            name for name in modules
+            if "connector" in name or name.endswith(("lm_head", "embed_tokens")) or (skips_more and name.endswith("gate"))
+        }  # fmt: skip
+        assert kept == expected
 
 
 def test_quantised_weights(model, bundle, batch):

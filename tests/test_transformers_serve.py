@@ -254,14 +254,14 @@ PICTURE = png(draw_scene(SHAPES.scene))
 
 # What makes up the message, and what the error says. {url} is a server's, {dead} nobody's.
 REFUSED = {
-    "not a picture": ([image(b"just text")], "not a picture in a format that Pillow can read"),
-    "empty": ([image(b"")], "not a picture"),
+    "not a picture": ([image(b"just text")], "not an image in a format that Pillow can read"),
+    "empty": ([image(b"")], "not an image"),
     "truncated": ([image(PICTURE[: len(PICTURE) // 2])], "damaged or incomplete"),
     "not base64": ([image("data:image/png;base64,!?")], "base64"),
     "thin": ([image(Image.new("RGB", (3, 2000)))], "3 x 2000"),
-    "connection refused": ([image("{dead}/a.png")], "Could not download the picture at 'http://127.0.0.1:.*refused"),
-    "404": ([image("{url}/none.png")], "Could not download the picture.*404"),
-    "page": ([image("{url}/page.png")], "not a picture"),
+    "connection refused": ([image("{dead}/a.png")], "Could not download the image at 'http://127.0.0.1:.*refused"),
+    "404": ([image("{url}/none.png")], "Could not download the image.*404"),
+    "page": ([image("{url}/page.png")], "not an image"),
     "file of the server": ([image(str(ROOT / "docs" / "shapes.png"))], "Expected a picture's http.* URL or data URI, got '/"),
     "file, as a URL": ([image((ROOT / "docs" / "shapes.png").as_uri())], "Expected a picture's http.* URL or data URI, got 'file:"),
     "long text": (["word " * 5000], r"has \d+ tokens, the model takes 4096"),
@@ -316,7 +316,7 @@ def test_a_bad_request_leaves_a_running_stream_alone(ask, server, generated):
     messages = [user(shapes(), DESCRIBE)]
     stream = ask(messages, stream=True)
     beginning = [next(stream), next(stream)]
-    with new_client(server) as other, refused("not a picture"):
+    with new_client(server) as other, refused("not an image"):
         other.chat.completions.create(model=TINY, messages=[user(image(b"just text"))])
     assert text_of_stream([*beginning, *stream]) == generated(messages)[0]
 
@@ -333,13 +333,13 @@ def test_a_url_that_does_not_answer_leaves_the_others_their_answers(server, gene
             time.sleep(0.3)
             connection.close()
             assert text_of(answered.result()) == generated(messages)[0]
-            with refused("Could not download the picture"):
+            with refused("Could not download the image"):
                 fetching.result()
 
 
 def test_responses_refuse_too(client):
     content = [{"type": "input_image", "image_url": data_uri(b"just text")}]
-    with refused("not a picture"):
+    with refused("not an image"):
         client.responses.create(model=TINY, input=[{"role": "user", "content": content}], stream=False)
 
 

@@ -112,6 +112,7 @@ def make_processor(decoder: str, config: jina_vlm.JinaVLMConfig) -> jina_vlm.Jin
     if (found := tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))) != config.structural_token_ids:
         raise BackboneError(f"--decoder {decoder}: its tokenizer puts {', '.join(STRUCTURAL_TOKENS)} at {found}, expected {config.structural_token_ids}.")
     tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
+    tokenizer.add_bos_token = True
     tokenizer.padding_side = "left"
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     end = tokenizer.eos_token_id

@@ -61,6 +61,7 @@ def train_tokenizer(number_of_texts: int = 20_000) -> PreTrainedTokenizerFast:
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
+        add_bos_token=True,  # to prompts that engines encode without the processor
         padding_side="left",
         model_max_length=MODEL_MAX_LENGTH,
         clean_up_tokenization_spaces=False,

@@ -1,5 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What jina-vlm needs of the library's versions: the oldest that is supported, and what other versions than the newest need.
+"""What jina-vlm needs of the library's versions: the oldest that is supported, what other versions than the newest need, and
+what the newest still leaves undone.
 
 Everything else in the bundle follows the newest version's names. Each part below says when it can go.
 """
@@ -7,6 +8,7 @@ Everything else in the bundle follows the newest version's names. Each part belo
 import functools
 import inspect
 import re
+import sys
 
 from transformers import __version__
 from transformers.utils.deprecation import deprecate_kwarg
@@ -49,3 +51,18 @@ def accepts_past_key_values(forward):
         ]
     )
     return renamed
+
+
+# Goes when 5.23 is the oldest version: before it, `prefill_chunk_size` gave each chunk all images.
+CHUNKS_CAN_HAVE_IMAGES = VERSION >= (5, 23)
+
+
+def put_into_package(name: str) -> None:
+    """Make a module findable as an attribute of its package, as `import` does.
+
+    The library's loader of remote code does not. dill, by which `datasets` sends functions to other processes, looks for
+    classes there; those that it does not find it sends as code, and it cannot make typed dictionaries of that again. Goes once
+    the loader does it (not in 5.24).
+    """
+    package, _, short_name = name.rpartition(".")
+    setattr(sys.modules[package], short_name, sys.modules[name])
