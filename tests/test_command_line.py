@@ -440,10 +440,11 @@ def test_ctrl_c(environment, empty):
             ["jina-vlm", "upload", "--weights", TINY, "--repo-id", "me/page"],
             env={**environment, "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_TOKEN": TOKEN},
             cwd=empty, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=60)
         connection.close()
     assert process.returncode == 130 and not out
     assert err == b"\nInterrupted. Nothing is half-written; run the same command again to go on.\n"

@@ -14,11 +14,12 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from jina_vlm import compatibility_jina_vlm
 
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-ALLOWED_IMPORTS = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+ALLOWED_IMPORTS = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}  # transformers brings the last two
 
 
 def load_script(path: str):
@@ -135,7 +136,7 @@ def test_links_of_the_guide_lead_somewhere():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    for target in ("demo", "test", "test-slow", "test-newest", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
     named = re.findall(r"`make ([a-z-]+)", README.read_text(encoding="utf-8"))
     assert named and all(f"make {target} " in listed for target in named)
@@ -145,9 +146,21 @@ def test_versions_named_are_those_of_the_matrix():
     command = [sys.executable, "-m", "tools.test_matrix", "--list"]
     cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
-    assert {"3.11", "3.13", "5.19.0", "5.24.0"} <= versions
-    for version in versions:
-        assert version in README.read_text(encoding="utf-8"), version
+    assert {"3.11", "3.12", "3.13", "5.19.0", "5.22.2", "5.23.0", "5.24.0", "2.13.0", "2.15.0"} <= versions
+    told = "".join(path.read_text(encoding="utf-8") for path in (README, *(ROOT / "docs").glob("*.md")))
+    assert not [version for version in versions if version not in told]
+
+
+def test_the_oldest_versions_are_the_same_everywhere():
+    """What the package asks for, what the bundle refuses, and where the matrix begins."""
+    matrix = load_script("tools/test_matrix.py")
+    (transformers_oldest, torch_oldest) = (
+        re.search(rf'"{name}>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+        for name in ("transformers", "torch")
+    )
+    assert transformers_oldest == ".".join(map(str, compatibility_jina_vlm.OLDEST))
+    assert matrix.TRANSFORMERS[0].startswith(f"{transformers_oldest}.")
+    assert matrix.TORCH[0].startswith(f"{torch_oldest}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
