@@ -162,9 +162,10 @@ def test_what_a_page_names_is_there(page):
     listed = subprocess.run(
         [sys.executable, "-m", "jina_vlm_tools", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
-    for verb in re.findall(r"(?:^|`)jina-vlm ([a-z]+)", text, flags=re.MULTILINE):
+    code = "\n".join([*re.findall(r"^ *```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL), *re.findall("`([^`\n]+)`", text)])
+    for verb in re.findall(r"^\s*jina-vlm ([a-z]+)", code, flags=re.MULTILINE):
         assert re.search(rf"^\s+{verb}\b", listed, flags=re.MULTILINE), f"jina-vlm {verb}"
-    for targets in re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", text, flags=re.MULTILINE):
+    for targets in re.findall(r"^\s*make ((?:[a-z-]+ ?)+)", code, flags=re.MULTILINE):
         for target in targets.split():
             assert re.search(rf"^{target}:", read(ROOT / "Makefile"), flags=re.MULTILINE), f"make {target}"
     tests = " ".join(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/*.py"))
