@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, make_picture
+from jina_vlm.tiling_jina_vlm import get_image_token_indices
 
 
 CASES = json.loads((GOLDEN / "cases" / "index.json").read_text())
@@ -83,7 +84,7 @@ def test_pixels_are_bit_equal(case, processor):
 def test_order_and_use_of_pooled_vectors(case, processor, model):
     inputs, golden = inputs_of(case, processor), expected(case)
     lengths = model.model.get_image_lengths(inputs["tile_positions"])
-    order = model.model.get_token_order(inputs["tile_positions"])[: sum(lengths)]
+    order = get_image_token_indices(inputs["tile_positions"], tokens_per_side=14, overlap=2)[: sum(lengths)]
     places = np.flatnonzero(inputs["input_ids"][0] == model.config.image_token_id)
     assert sum(lengths) == len(order) == len(places)
     index = np.full(golden["image_input_idx"].size, -1)
