@@ -97,7 +97,7 @@ eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print ac
 benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
-bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write benchmarks/README.md and report.png (half an hour)
+bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 

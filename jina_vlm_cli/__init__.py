@@ -14,6 +14,6 @@ from pathlib import Path
 
 
 _BESIDE = Path(__file__).resolve().parent.parent
-# The folder of the package `jina_vlm`, with the five modules, README.md, LICENSE, pyproject.toml and chat_template.jinja.
+# The folder of the package `jina_vlm`, with the bundle's modules, LICENSE, pyproject.toml and chat_template.jinja.
 # A checkout is this folder itself.
 ROOT = _BESIDE / "jina_vlm" if (_BESIDE / "jina_vlm").is_dir() else _BESIDE

@@ -174,16 +174,15 @@ def test_the_peer_answers():
 def test_the_report_shows_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.load("growth") is None
-    row = {"grows": "picture", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
+    row = {"grows": "image", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
     row["peer"] = {"tokens": 146, "seconds": 2.5}
     results.save("growth", [row])
-    assert "| picture | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
+    assert "| image | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
     assert len([axes for axes in report.draw().axes if axes.axison]) == 3
 
 
 def test_the_committed_report_is_of_the_committed_results():
     """Run `python -m benchmarks.report` after a benchmark."""
     assert report.PAGE.read_text(encoding="utf-8") == report.page()
-    assert report.PICTURE.is_file()
-    readme = report.README.read_text(encoding="utf-8")
-    assert report.summary() in readme and report.with_summary(readme) == readme
+    assert report.FIGURE.is_file() and (report.PAGE.parent / report.link(report.PAGE, report.FIGURE)).samefile(report.FIGURE)
+    assert report.summary() in report.page()
