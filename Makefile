@@ -16,7 +16,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -40,7 +40,15 @@ test: $(VENV)/ready  ## run the fast tests
 test-slow: $(VENV)/ready  ## run the tests that take longer
 	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
-test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.17.0")
+test-newest:  ## run the fast tests with the newest release of everything, torchvision included, resolved anew (some GB)
+	$(python)
+	rm -rf $(VENV)/newest
+	$(PYTHON) -m venv $(VENV)/newest
+	$(VENV)/newest/bin/python -m pip install --disable-pip-version-check --quiet -e ".[test]" torchvision
+	$(VENV)/newest/bin/python -m pip freeze --exclude-editable | tee $(VENV)/newest/resolved.txt
+	OMP_NUM_THREADS=1 $(VENV)/newest/bin/python -m pytest tests -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.19.0")
 	$(RUN) -m scripts.test_matrix $(ARGS) $(PYTEST_ARGS)
 
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
@@ -89,7 +97,7 @@ eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print ac
 benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
-bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and report.png (half an hour)
+bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 
@@ -122,10 +130,14 @@ clean:  ## remove environments, caches and what the demo drew
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
-define environment
+define python
 	@test -n "$(PYTHON)" || { echo "No python found. Install Python 3.11, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}. Say where one is: make PYTHON=/path/to/python3.11")'
+endef
+
+# An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
+define environment
+	$(python)
 	@echo "Setting up $(@D), once, with $< (torch is large: this takes some minutes) ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<

@@ -1,6 +1,6 @@
-"""Sixteen pictures of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
+"""Sixteen images of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
 
-Mixed as they come, and with those of like size together: what a batch costs beside its pictures is the padding of its shorter prompts.
+Mixed as they come, and with those of like size together: what a batch costs beside its images is the padding of its shorter prompts.
 On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as they pass through the tower: none for
 padding, and none twice, with beams and several answers neither.
 """
@@ -87,7 +87,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Pictures at a time", "Pictures a second", "To one by one", "Padding", "Tiles through the tower / of the pictures"]
+    head = ["Images at a time", "Images a second", "To one by one", "Padding", "Tiles through the tower / of the images"]
     return markdown.table(
         head,
         [

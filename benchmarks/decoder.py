@@ -1,7 +1,7 @@
 """Prefill and decoding beside the text model alone: `python -m benchmarks.decoder`.
 
 The 2.4B model with random weights in bfloat16. The text model is the library's Qwen3 with the very same weights, given as many tokens.
-Prefill starts from the pictures' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one token after a cache of so many, which is
+Prefill starts from the images' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one token after a cache of so many, which is
 filled with noise. The limit of decoding: all weights that a token needs read once, by products of each matrix with one vector, and the cache copied
 once (the library's cache grows by copying).
 """
@@ -119,13 +119,13 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--tokens", type=int, default=2, help="decoded in each round (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="prefill of eight pictures too")
+    parser.add_argument("--full", action="store_true", help="prefill of eight images too")
     args = parser.parse_args()
     model = full_model.jina_vlm(device=args.device)
     text = full_model.text_model(model)
-    rows = [prefill(model, text, "prefill, one picture of 12 tiles", args.rounds, args.device, pictures=1, rows=3, columns=4, text_tokens=3)]
+    rows = [prefill(model, text, "prefill, one image of 12 tiles", args.rounds, args.device, pictures=1, rows=3, columns=4, text_tokens=3)]
     if args.full:
-        rows.append(prefill(model, text, "prefill, eight pictures of 4 tiles", args.rounds, args.device, pictures=8, rows=2, columns=2, text_tokens=32))
+        rows.append(prefill(model, text, "prefill, eight images of 4 tiles", args.rounds, args.device, pictures=8, rows=2, columns=2, text_tokens=32))
     rows += [decode(model, text, length, args.tokens, args.rounds, args.device) for length in LENGTHS]
     print(table(rows))
     save("decoder", rows, args.device)

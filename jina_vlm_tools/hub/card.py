@@ -1,5 +1,4 @@
-"""The model page: `model_card.md.jinja`, filled with what the folder itself says and with sections of the repository's
-README, so that neither repeats the other."""
+"""The model page: `model_card.md.jinja`, which holds its text, filled with what the folder and its origin say."""
 
 import json
 import math
@@ -12,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
+from jina_vlm_tools.cli.options import RELEASED
 from jina_vlm_tools.files import ROOT
 
 from . import PublishingError
@@ -19,9 +19,8 @@ from .check import weight_files
 from .origin import Origin
 
 
-README = ROOT / "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-PICTURE = "photo.png"  # in the page's code
+TAGS = ["jina-vlm", "custom_code"]  # of any weights that this code runs
 
 # The first that fits counts.
 PARTS = {
@@ -49,16 +48,15 @@ def write_card(
         PublishingError: the results cannot be read, or the metadata would not be valid.
     """
     command, evaluations = read_results(results) if results else (None, [])
-    guide = ModelCard.load(README)
     data = ModelCardData(
-        library_name=guide.data.library_name,
-        pipeline_tag=guide.data.pipeline_tag,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
         license=origin.license,
         license_name=origin.license_name,
         license_link=origin.license_link,
         base_model=origin.base_model,
         language=origin.languages,
-        tags=guide.data.tags,
+        tags=[*TAGS, *(origin.tags or [])],
         model_name=name.split("/")[-1] if evaluations else None,
         eval_results=evaluations or None,
     )
@@ -69,12 +67,11 @@ def write_card(
         origin=origin,
         changes=changes,
         commit=commit,
-        usage=usage(name),
         license_url=license_url(origin),
         dependencies=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"],
         command=command,
         evaluations=evaluations,
-        section=section,
+        released=RELEASED,
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
         **weights_facts(folder),
     )
@@ -102,29 +99,11 @@ def weights_facts(folder: Path) -> dict:
 
 
 def license_url(origin: Origin) -> str | None:
-    """Of the licence's text. Creative Commons' licences ask for it on every copy."""
+    """Find the license's text, which Creative Commons' licenses ask for on every copy."""
     if origin.license.startswith("cc-"):
         name, _, version = origin.license.removeprefix("cc-").rpartition("-")
         return f"https://creativecommons.org/licenses/{name}/{version}/"
     return "https://www.apache.org/licenses/LICENSE-2.0" if origin.license == "apache-2.0" else origin.license_link
-
-
-def section(heading: str) -> str:
-    """The text under a heading of the repository's README, up to the next heading of its level."""
-    match = re.search(rf"^(##+) {re.escape(heading)}\n(.*?)(?=^#{{2,}} |\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    if match is None:
-        raise PublishingError(f"README.md has no section {heading!r}, which the model card takes. Name the new one in {TEMPLATE.name}.")
-    return match[2].strip()
-
-
-def usage(name: str) -> str:
-    """The README's first way in, for this page's weights and a picture of one's own."""
-    code = re.search(r"```python\n(.*?)```", section("1. A folder that brings its code"), re.DOTALL)[1]
-    for old, new in (('"checkpoints/tiny"', f'"{name}"'), ("docs/shapes.png", PICTURE)):
-        if old not in code:
-            raise PublishingError(f"The README's first example lacks {old}, in whose place the model card puts {new}.")
-        code = code.replace(old, new)
-    return code
 
 
 def read_results(file: Path) -> tuple[str, list[EvalResult]]:

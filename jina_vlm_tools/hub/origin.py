@@ -7,21 +7,39 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from jina_vlm_tools.files import ROOT, TINY
+from jina_vlm_tools.cli.options import RELEASED
+from jina_vlm_tools.files import TINY
 
 from . import PublishingError
 
 
+# The metadata of the release's own card that hold for its weights wherever they are published.
+RELEASED_CARD = ModelCardData(
+    license="cc-by-nc-4.0",
+    base_model=RELEASED,
+    language=(
+        "en zh ar pt ru tr de es fr it ja ko vi th id hi bn nl pl sv fi da no cs el he uk ro hu multilingual".split()
+    ),
+    tags=["multimodal", "multilingual", "vlm", "vision-language", "qwen3", "siglip2"],
+)
+TINY_CARD = ModelCardData(license="apache-2.0", language=["en", "de", "es", "fr"])
+
+
 @dataclass(frozen=True)
 class Origin:
-    """`text` says where the weights come from; `base_model` is the same as an id of the Hub, where it is one. `about` is
-    the heading of the guide's section on them. `license_name` and `license_link` go with the licence `other`."""
+    """Where weights come from.
+
+    `text` says it in a sentence; `base_model` is the same as an id of the Hub, where it is one. `is_tiny` marks this
+    repository's small checkpoint, of which the page says more. `license_name` and `license_link` go with the license
+    `other`.
+    """
 
     license: str
     text: str
     base_model: str | None = None
     languages: list[str] | None = None
-    about: str | None = None
+    tags: list[str] | None = None
+    is_tiny: bool = False
     license_name: str | None = None
     license_link: str | None = None
 
@@ -46,15 +64,12 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
     is_folder = Path(weights).is_dir()
     if not is_folder and not is_repo_id(weights):
         raise PublishingError(f"--weights {weights}: neither a folder nor the name of a repository on the Hub (owner/name).")
-    guide = ModelCard.load(ROOT / "README.md").data
-    if Path(weights).resolve() == TINY.resolve():
-        about = "The small checkpoint"
-        known = ModelCardData(license="apache-2.0", language=["en", "de", "es", "fr"])
+    is_tiny = Path(weights).resolve() == TINY.resolve()
+    if is_tiny:
+        known = TINY_CARD
         origin = origin or "The weights were trained from nothing by the repository that this code comes from."
-    elif weights == guide.base_model:
-        known, about = guide, None
     else:
-        known, about = _own_card(weights), None
+        known = RELEASED_CARD if weights == RELEASED else _own_card(weights)
 
     if license and known.license and license != known.license:
         raise PublishingError(
@@ -89,7 +104,8 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
         text=link if is_repo_id(origin) else origin.rstrip("."),
         base_model=base_model,
         languages=[known.language] if isinstance(known.language, str) else known.language,
-        about=about,
+        tags=RELEASED_CARD.tags if known is RELEASED_CARD else None,
+        is_tiny=is_tiny,
         license_name=known.license_name,
         license_link=known.license_link,
     )

@@ -1,4 +1,4 @@
-"""The repository itself: files that are made from others are in step, the guide is right, the bundle needs little."""
+"""The repository itself: files made from others are in step, README and docs are right, the bundle needs little."""
 
 import ast
 import importlib.util
@@ -7,18 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jina_vlm
 import pytest
 import torch
 import transformers
-from huggingface_hub import ModelCard
+from jina_vlm import compatibility_jina_vlm
 
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-ALLOWED_IMPORTS = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments" / "README.md"])
+ALLOWED_IMPORTS = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}  # transformers brings the last two
 
 
 def load_script(path: str):
@@ -78,23 +80,43 @@ def test_bundle_holds_the_roots_modules():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The guide
+# README and docs
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_parameters_are_those_of_the_guide():
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked to by."""
+    text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_short():
+    text = read(README)
+    assert text.count("\n") <= 200 and len(text.encode()) <= 12_000
+
+
+def test_parameters_are_those_of_the_docs():
     parameters = load_script("benchmarks/parameters.py")
     parts = parameters.count(jina_vlm.JinaVLMConfig.from_pretrained(ROOT))
     assert parts["Total"] == sum(number for part, number in parts.items() if part != "Total")
     assert parts["Total"] == 2_450_807_760
-    assert parameters.table(parts) in README.read_text(encoding="utf-8"), "run `make parameters`"
+    assert parameters.table(parts) in read(ROOT / "docs" / "architecture.md"), "run `make parameters`"
     with torch.device("meta"):
         model = jina_vlm.JinaVLMForConditionalGeneration(jina_vlm.JinaVLMConfig())
     assert model.num_parameters() == parts["Total"]
 
 
-def test_token_counts_of_the_guide(processor):
-    rows = re.findall(r"^\| (\d+) x (\d+) \| (.*) \|$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def test_token_counts_of_the_readme(processor):
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (.*) \|$", read(README), flags=re.MULTILINE)
     assert len(rows) >= 5
     for width, height, cells in rows:
         size = (int(height), int(width))
@@ -104,50 +126,89 @@ def test_token_counts_of_the_guide(processor):
             assert cell == f"{grid[0]} x {grid[1]}: {counted:,}"
 
 
-def test_front_matter_is_what_the_hub_reads():
-    card = ModelCard.load(README)
-    data = card.data.to_dict()
-    assert data["library_name"] == "transformers"
-    assert data["pipeline_tag"] == "image-text-to-text"
-    assert data["license"] == "cc-by-nc-4.0"
-    assert data["base_model"] == "jinaai/jina-vlm"
-    assert all(isinstance(entry, str) for key in ("tags", "language") for entry in data[key])
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_snippets_are_python(page):
+    for snippet in re.findall(r"^ *```python\n(.*?)^ *```", read(page), flags=re.MULTILINE | re.DOTALL):
+        ast.parse(textwrap.dedent(snippet))
 
 
-def python_snippets() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_tables_are_whole(page):
+    """Every row has as many cells as the table's head."""
+    text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", re.sub("`[^`]*`", "", row))) for row in table.splitlines()}) == 1, table
 
 
-def test_snippets_of_the_guide_are_python():
-    snippets = python_snippets()
-    assert len(snippets) >= 5
-    for snippet in snippets:
-        ast.parse(snippet)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#[^)]+)?\)", read(page)):
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), target
+        assert linked.is_relative_to(ROOT), f"{target} leads out of the repository"
+        assert not anchor or anchor[1:] in heading_anchors(linked), f"{target}{anchor}"
 
 
-def test_links_of_the_guide_lead_somewhere():
-    text = README.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
-        if not target.startswith("checkpoints/") or generated.TINY.is_dir():
-            assert (ROOT / target).exists(), target
+# What was true of an older layout is told in the changelog.
+@pytest.mark.skipif(not (ROOT / "jina_vlm_tools").is_dir(), reason="the pages name things as they are after the move")
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_name)
+def test_what_a_page_names_is_there(page):
+    """Modules, files, verbs of the command, make targets, and what picks tests out."""
+    text = read(page)
+    for module in re.findall(r"-m ((?:benchmarks|evaluation|experiments|jina_vlm_tools|scripts)[\w.]*)", text):
+        assert importlib.util.find_spec(module), f"python -m {module}"
+    tops = "benchmarks|checkpoints|docs|evaluation|experiments|jina_vlm_tools|requirements|scripts|tests"
+    for path in re.findall(rf"(?<![\w/.])((?:{tops})/[\w./*-]*\w)", text):
+        assert list(ROOT.glob(path)), path
+    listed = subprocess.run(
+        [sys.executable, "-m", "jina_vlm_tools", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    code = "\n".join([*re.findall(r"^ *```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL), *re.findall("`([^`\n]+)`", text)])
+    for verb in re.findall(r"^\s*jina-vlm ([a-z]+)", code, flags=re.MULTILINE):
+        assert re.search(rf"^\s+{verb}\b", listed, flags=re.MULTILINE), f"jina-vlm {verb}"
+    for targets in re.findall(r"^\s*make ((?:[a-z-]+ ?)+)", code, flags=re.MULTILINE):
+        for target in targets.split():
+            assert re.search(rf"^{target}:", read(ROOT / "Makefile"), flags=re.MULTILINE), f"make {target}"
+    tests = " ".join(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/*.py"))
+    sources = "".join(read(path) for path in ROOT.glob("tests/**/*.py"))
+    for expression in re.findall(r"""-k (?:'([^']+)'|"([^"]+)"|([\w]+))""", text):
+        for word in set("".join(expression).split()) - {"or", "and", "not"}:
+            assert word in tests or re.search(rf"def test_\w*{word}", sources), f"-k {word}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    for target in ("demo", "test", "test-slow", "test-newest", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
-    named = re.findall(r"`make ([a-z-]+)", README.read_text(encoding="utf-8"))
-    assert named and all(f"make {target} " in listed for target in named)
 
 
 def test_versions_named_are_those_of_the_matrix():
     command = [sys.executable, "-m", "scripts.test_matrix", "--list"]
     cells = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    versions = {version for cell in cells for version in re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()}
-    assert {"3.11", "3.13", "5.19.0", "5.24.0"} <= versions
-    for version in versions:
-        assert version in README.read_text(encoding="utf-8"), version
+    assert cells
+    for cell in cells:
+        python, transformers_version, torch_version = re.fullmatch(r"python(.+)-transformers(.+)-torch(.+)", cell).groups()
+        row = f"\n| {python} | {transformers_version} | {torch_version} |"
+        assert row in read(ROOT / "docs" / "verification.md"), f"run `make test-matrix`, and put its table there: {cell}"
+
+
+def test_other_files_name_the_versions_that_count():
+    assert f"\nversion: {jina_vlm.__version__}\n" in read(ROOT / "CITATION.cff")
+    ruff = re.search(r"^RUFF := (.*)$", read(ROOT / "Makefile"), flags=re.MULTILINE)[1]
+    assert f"rev: v{ruff}\n" in read(ROOT / ".pre-commit-config.yaml")
+
+
+def test_the_oldest_versions_are_the_same_everywhere():
+    """What the package asks for, what the bundle refuses, and where the matrix begins."""
+    matrix = load_script("scripts/test_matrix.py")
+    (transformers_oldest, torch_oldest) = (
+        re.search(rf'"{name}>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+        for name in ("transformers", "torch")
+    )
+    assert transformers_oldest == ".".join(map(str, compatibility_jina_vlm.OLDEST))
+    assert matrix.TRANSFORMERS[0].startswith(f"{transformers_oldest}.")
+    assert matrix.TORCH[0].startswith(f"{torch_oldest}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,6 +254,6 @@ def test_imports_go_one_way():
 
 
 @pytest.mark.parametrize("name", [*generated.MODULES, "__init__.py"])
-def test_module_names_its_licence(name):
+def test_module_names_its_license(name):
     assert "Apache License" in (ROOT / name).read_text(encoding="utf-8").partition("\n")[0]
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -20,9 +20,8 @@ from benchmarks import (
     tower,
     training_step,
 )
-
-
 from jina_vlm_tools.files import TINY as CHECKPOINT  # noqa: E402
+
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="checkpoints/tiny has not been trained yet")
 
@@ -65,6 +64,7 @@ def test_straight_torch_calls_make_the_same_tiles(monkeypatch):
         torch.set_num_threads(threads)
     assert row["picture"] == preprocessing.ALL and row["tiles"] == len(tiler([preprocessing.picture(n) for n in preprocessing.SIZES])["pixel_values"])
     assert "| all five |" in preprocessing.table([row])
+    assert row["without_fit_to_ours"] > 0 and "`do_resize=False`, ms" in preprocessing.table([row])
 
 
 @torch.no_grad()
@@ -173,16 +173,15 @@ def test_the_peer_answers():
 def test_the_report_shows_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.load("growth") is None
-    row = {"grows": "picture", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
+    row = {"grows": "image", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
     row["peer"] = {"tokens": 146, "seconds": 2.5}
     results.save("growth", [row])
-    assert "| picture | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
+    assert "| image | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
     assert len([axes for axes in report.draw().axes if axes.axison]) == 3
 
 
 def test_the_committed_report_is_of_the_committed_results():
     """Run `python -m benchmarks.report` after a benchmark."""
     assert report.PAGE.read_text(encoding="utf-8") == report.page()
-    assert report.PICTURE.is_file()
-    readme = report.README.read_text(encoding="utf-8")
-    assert report.summary() in readme and report.with_summary(readme) == readme
+    assert report.FIGURE.is_file() and (report.PAGE.parent / report.link(report.PAGE, report.FIGURE)).samefile(report.FIGURE)
+    assert report.summary() in report.page()

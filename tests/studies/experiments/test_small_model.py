@@ -18,8 +18,8 @@ from PIL import Image
 
 from experiments import eval_pages, leave_one_out, seeing, small_model
 from jina_vlm_tools.synthetic import pages_data
-from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.synthetic.page_questions import TASKS
+from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.stages import read_stage
 
 
