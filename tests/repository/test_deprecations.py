@@ -65,7 +65,7 @@ def test_deprecated_calls_of_ours_fail(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "helpers"), "PYTHONWARNINGS": ""},
     )
     failed = set(re.findall(r"^ERROR test_calls_jina_vlm.py::(\w+)", result.stdout, flags=re.MULTILINE))
     assert failed == {

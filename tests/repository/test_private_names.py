@@ -80,10 +80,11 @@ def is_ours(cls: type) -> bool:
 def read_names(trees: list[ast.Module]) -> Iterator[str]:
     """Private names that are imported, or read or set on something, and that no class in these modules has of itself."""
     own, used = set(), set()
+    ours = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not node.bases}
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ClassDef):
             own |= {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-            if not node.bases:  # what a subclass sets may be its base's
+            if all(getattr(base, "id", None) in ours for base in node.bases):  # else what it sets may be its base's
                 own |= {
                     item.attr
                     for item in ast.walk(node)
