@@ -11,6 +11,7 @@ seeds). Runs that are done are kept: a second call goes on. (The paper's study o
 import argparse
 import csv
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -47,7 +48,8 @@ def write_run(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
 
     def absolute(base: Path, name: str) -> str:
-        return str((base.parent / name).resolve())
+        nearby = base.parent / name
+        return str((nearby if glob.glob(str(nearby), recursive=True) else Path(name)).resolve())
 
     mixture_file = beside(file, stage.mixture)
     sources = [

@@ -113,7 +113,9 @@ def shares(mixture: MixtureSettings) -> dict[str, dict[str, float]]:
 
 
 def _files(source: SourceSettings, file: str | Path, key: str) -> list[str]:
-    found = sorted(glob.glob(str(Path(file).parent / source.path), recursive=True))
+    # beside the file, else in the working directory
+    patterns = (str(Path(file).parent / source.path), source.path)
+    found = next((sorted(names) for pattern in patterns if (names := glob.glob(pattern, recursive=True))), [])
     if not found:
         raise SettingsError(file, f"{key}.path", source.path, "no file has this name.")
     endings = {Path(name).suffix for name in found}

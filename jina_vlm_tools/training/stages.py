@@ -128,5 +128,6 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
 
 
 def beside(file: str | Path, name: str) -> Path:
-    """A file named in another."""
-    return Path(file).parent / name
+    """A file or folder that a YAML file names: beside it, else in the working directory."""
+    nearby = Path(file).parent / name
+    return nearby if nearby.exists() else Path(name)

@@ -238,7 +238,7 @@ def test_imports_go_one_way():
         "conversion": set(),
         "control_tokens": set(),
         "messages": set(),
-        "configuration": {"compatibility", "conversion"},
+        "configuration": {"compatibility", "conversion", "tiling"},
         "tiling": set(),
         "image_loading": set(),
         "image_processing": {"conversion", "image_loading", "tiling"},
