@@ -23,7 +23,7 @@ from benchmarks.fuzz import encode, mutate, seeds, with_checksums
 
 
 SEEDS = seeds()
-BYTES_PER_PIXEL = 30  # more than before, while a picture is read: docs/trust.md
+BYTES_PER_PIXEL = 30  # more than before, while a picture is read: docs/robustness.md
 DAMAGED = "damaged or incomplete|not an image in a format that Pillow can read"
 PAST_LIMIT = "more pixels than Pillow's limit against decompression bombs"
 
