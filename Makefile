@@ -16,7 +16,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve answer-pictures publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -40,7 +40,15 @@ test: $(VENV)/ready  ## run the fast tests
 test-slow: $(VENV)/ready  ## run the tests that take longer
 	$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
-test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.17.0")
+test-newest:  ## run the fast tests with the newest release of everything, torchvision included, resolved anew (some GB)
+	$(python)
+	rm -rf $(VENV)/newest
+	$(PYTHON) -m venv $(VENV)/newest
+	$(VENV)/newest/bin/python -m pip install --disable-pip-version-check --quiet -e ".[test]" torchvision
+	$(VENV)/newest/bin/python -m pip freeze --exclude-editable | tee $(VENV)/newest/resolved.txt
+	OMP_NUM_THREADS=1 $(VENV)/newest/bin/python -m pytest tests -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.19.0")
 	$(RUN) -m tools.test_matrix $(ARGS) $(PYTEST_ARGS)
 
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
@@ -122,10 +130,14 @@ clean:  ## remove environments, caches and what the demo drew
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png page_tests/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
-define environment
+define python
 	@test -n "$(PYTHON)" || { echo "No python found. Install Python 3.11, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}. Say where one is: make PYTHON=/path/to/python3.11")'
+endef
+
+# An environment is marked by a file that is newer than what it was made from: a second run finds it and starts at once.
+define environment
+	$(python)
 	@echo "Setting up $(@D), once, with $< (torch is large: this takes some minutes) ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<

@@ -11,7 +11,6 @@ import re
 import sys
 
 from transformers import __version__
-from transformers.utils.deprecation import deprecate_kwarg
 
 
 OLDEST = (5, 19)  # what the newest vLLM for CPUs, 0.32, runs on
@@ -32,6 +31,8 @@ CHECKPOINTING = "activation_checkpointing" if VERSION >= (5, 23) else "gradient_
 def accepts_past_key_values(forward):
     """Let callers of `forward(cache=...)` use the argument's older name as well. Goes with 5.40, as in the library."""
     if VERSION >= (5, 24):
+        from transformers.utils.deprecation import deprecate_kwarg
+
         return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache", raise_if_both_names=True)(forward)
 
     @functools.wraps(forward)

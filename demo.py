@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         default=str(CHECKPOINT),
         help="a folder or a repository of the Hub, in this layout or the released one (default: checkpoints/tiny)",
     )
-    parser.add_argument("--max-tiles", type=int, metavar="1..12", help="at most so many tiles beside the thumbnail")
+    parser.add_argument("--max-tiles", type=int, metavar="N", help="at most so many tiles beside the thumbnail")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     parser.add_argument("--dtype", help='such as "bfloat16" (default: float32 on a CPU, the checkpoint\'s own on a GPU)')
     args = parser.parse_args()

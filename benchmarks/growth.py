@@ -69,7 +69,7 @@ class Stages:
 def measure(stages: Stages, other: peer.Peer) -> list[dict]:
     stages.run([PICTURES[0]], 1)
     rows = [{"grows": "image", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
-    question = len(stages.processor.tokenizer(QUESTION)["input_ids"])
+    question = len(stages.processor.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
     other.first_token(noise(*PICTURES[0][::-1]), question)
     for row, size in zip(rows, PICTURES, strict=True):
         row["peer"] = other.first_token(noise(*size[::-1]), question)

@@ -20,6 +20,10 @@ CAPTION = 171  # between what is above and what is below
 VEILED = 110  # of 255
 
 
+def get_tile_colour(index: int) -> tuple[int, int, int]:
+    return TILE_COLOURS[index % len(TILE_COLOURS)]
+
+
 def draw_page(tiling: Tiling) -> Image.Image:
     """Four parts: the picture; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens; the
     tiles, each with the region of it that is kept."""
@@ -55,9 +59,9 @@ def draw_page(tiling: Tiling) -> Image.Image:
     for index, tile in enumerate(tiling.tiles):
         x = RIGHT + index % tiling.columns * (TILE + GAP)
         y = middle + index // tiling.columns * (TILE + GAP)
-        page.paste(draw_tokens(tile, tiling.token_side, TILE_COLOURS[index]).resize((TILE, TILE), Image.LANCZOS), (x, y))
+        page.paste(draw_tokens(tile, tiling.token_side, get_tile_colour(index)).resize((TILE, TILE), Image.LANCZOS), (x, y))
         canvas.rectangle((x - 1, y - 1, x + TILE, y + TILE), outline=PALE)
-        label(canvas, x + TILE / 2, y + TILE / 2, count(tile).removesuffix(" tokens"), TILE_COLOURS[index])
+        label(canvas, x + TILE / 2, y + TILE / 2, count(tile).removesuffix(" tokens"), get_tile_colour(index))
 
     y = middle + side + 70
     canvas.line((LEFT, y, LEFT + LEFT_WIDTH, y), fill=PALE, width=3)
@@ -89,11 +93,12 @@ def draw_canvas(tiling: Tiling) -> Image.Image:
         veil.rectangle((0, y, stretched.width, y + thickness), fill=VEILED)
     shown = Image.composite(Image.new("RGB", stretched.size, VEIL), stretched, overlap)
     marks = ImageDraw.Draw(shown)
-    for index, ((x, y), colour) in enumerate(zip([tile.corner for tile in tiling.tiles], TILE_COLOURS, strict=False)):
-        inset = 3 + 5 * (index % 2) + 4 * (index // tiling.columns % 2)  # so that neighbours' frames do not hide each other
-        marks.rectangle((x + inset, y + inset, x + side - 1 - inset, y + side - 1 - inset), outline=colour, width=5)
     for index, tile in enumerate(tiling.tiles):
-        label(marks, tile.corner[0] + side / 2, tile.corner[1] + side / 2, f"tile {index + 1}", TILE_COLOURS[index], 28)
+        x, y = tile.corner
+        inset = 3 + 5 * (index % 2) + 4 * (index // tiling.columns % 2)  # so that neighbours' frames do not hide each other
+        marks.rectangle((x + inset, y + inset, x + side - 1 - inset, y + side - 1 - inset), outline=get_tile_colour(index), width=5)
+    for index, tile in enumerate(tiling.tiles):
+        label(marks, tile.corner[0] + side / 2, tile.corner[1] + side / 2, f"tile {index + 1}", get_tile_colour(index), 28)
     return shown
 
 

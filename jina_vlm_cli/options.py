@@ -20,7 +20,7 @@ def positive(text: str) -> int:
 
 def add_max_tiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-tiles", type=int, choices=range(1, 13), metavar="1..12",
+        "--max-tiles", type=positive, metavar="N",
         help="at most so many tiles beside the thumbnail: fewer are faster, more see smaller print (default: the checkpoint's, 12)",
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from jina_vlm_cli.drawing import INK, TILE_COLOURS, count, draw_canvas, draw_tokens
+from jina_vlm_cli.drawing import INK, count, draw_canvas, draw_tokens, get_tile_colour
 from jina_vlm_cli.tiling import Tiling
 
 from .answering import Turn
@@ -47,7 +47,7 @@ def show_tiling(tiling: Tiling) -> str:
         ("Image tokens", f"{tiling.tokens:,}"),
     )
     kept = "".join(
-        _figure(draw_tokens(tile, tiling.token_side, TILE_COLOURS[index]), f"Tile {index + 1}", count(tile).replace(" x ", " × "))
+        _figure(draw_tokens(tile, tiling.token_side, get_tile_colour(index)), f"Tile {index + 1}", count(tile).replace(" x ", " × "))
         for index, tile in enumerate(tiling.tiles)
     )
     return (

@@ -112,7 +112,7 @@ def test_the_bundle_is_a_checkpoint_like_any_other(bundle):
     assert (inputs["input_ids"] == model.config.image_token_id).sum() > 400
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 3
     assert processor.tokenizer.convert_ids_to_tokens(639) == "|<EXTRA_TOKENS_354>|" and len(processor.tokenizer) == 646
-    assert processor.tokenizer.decode(processor.tokenizer("which fox?")["input_ids"]) == "which fox?"
+    assert processor.tokenizer.decode(processor.tokenizer("which fox?")["input_ids"]) == "<|endoftext|>which fox?"
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def test_straight_torch_calls_make_the_same_tiles(monkeypatch):
         torch.set_num_threads(threads)
     assert row["picture"] == preprocessing.ALL and row["tiles"] == len(tiler([preprocessing.picture(n) for n in preprocessing.SIZES])["pixel_values"])
     assert "| all five |" in preprocessing.table([row])
+    assert row["without_fit_to_ours"] > 0 and "`do_resize=False`, ms" in preprocessing.table([row])
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from jina_vlm import JinaVLMProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
 TYPED = ["<|image|>", "<im_patch>", "<im_start>", "<im_end>", "<im_col>", "<im_slice>", "<|endoftext|>"]
@@ -107,6 +108,12 @@ def test_private_characters_survive(assert_stays_text, text):
     assert_stays_text([("user", "{}"), ("assistant", "a{}b")], f"{text}<|image|>{text}<im_patch>")
 
 
+def test_the_librarys_mark_hides_no_image(assert_stays_text):
+    """From 5.24 on it takes an image's place for typed behind this character."""
+    assert_stays_text([("user", "{}", SMALL, "{}"), ("assistant", "x")], "a\U000f0000")
+    assert_stays_text([("user", "{}", SMALL), ("assistant", "x")], "\U000f0000<|image|>\U000f0001\U000f0000")
+
+
 @pytest.mark.parametrize("token", TYPED)
 def test_halves_in_neighbouring_parts(assert_stays_text, chat, special_ids, token):
     """Parts of one message are joined by the template: no token may come of it."""
@@ -161,6 +168,55 @@ def test_same_ids_as_the_librarys_own(processor, conversation, chat_template, ch
         control_tokens_in_text=True,
     )
     assert chat(turns)["input_ids"][0].tolist() == theirs
+
+
+# Tokens that somebody adds to the tokenizer
+
+
+ADD = {
+    "token": lambda tokenizer, token: tokenizer.add_tokens([token]),
+    "special token": lambda tokenizer, token: tokenizer.add_tokens([token], special_tokens=True),
+    "named special token": lambda tokenizer, token: tokenizer.add_special_tokens({"extra_special_tokens": [token]}),
+}
+
+
+def saved_and_loaded(processor, folder) -> JinaVLMProcessor:
+    processor.save_pretrained(folder)
+    return JinaVLMProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("token", ["<box>", "<|box|>", "<im_box>"])
+@pytest.mark.parametrize("way", ADD)
+def test_tokens_added_later_stay_tokens(new_processor, conversation, tmp_path, way, token):
+    assert ADD[way](new_processor.tokenizer, token) == 1
+    turns = [("system", token), ("user", "a", token, SMALL, f"b{token}<im_patch>"), ("assistant", f"{token}1{token} <|endoftext|>")]
+    for processor in (new_processor, saved_and_loaded(new_processor, tmp_path)):
+        (token_id,) = processor.tokenizer.convert_tokens_to_ids([token])
+        structural = processor.tokenizer.convert_tokens_to_ids(["<im_patch>", "<|endoftext|>"])
+        settings = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        inputs = processor.apply_chat_template(conversation(turns), **settings)
+        ids, mask = inputs["input_ids"][0], inputs["assistant_masks"][0]
+        harmless = processor.apply_chat_template(conversation([("user", SMALL), ("assistant", "x")]), **settings)["input_ids"][0]
+        assert [ids.count(id_) for id_ in structural] == [harmless.count(id_) for id_ in structural]
+        assert ids.count(token_id) == 5
+        assert processor.decode([id_ for id_, marked in zip(ids, mask, strict=True) if marked]) == f" {token}1{token} <|endoftext|><|endoftext|>"
+        text = processor.apply_chat_template(conversation(turns))
+        assert text.count(token) == 5 and f"b{token}< im_patch>" in text and text.endswith(" < |endoftext|><|endoftext|>")
+
+
+@pytest.mark.parametrize("way", ADD)
+def test_tokens_added_later_are_text_on_request(new_processor, conversation, tmp_path, way):
+    ADD[way](new_processor.tokenizer, "<box>")
+    new_processor.save_pretrained(tmp_path / "added")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "added", chat_control_tokens=["<box>"])
+    asked = JinaVLMProcessor(new_processor.image_processor, tokenizer, new_processor.chat_template)
+    (token_id,) = tokenizer.convert_tokens_to_ids(["<box>"])
+    messages = conversation([("user", "a <box>"), ("assistant", "<box>1, 2<box>")])
+    for processor in (asked, saved_and_loaded(asked, tmp_path / "asked")):
+        (ids,) = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        assert token_id not in ids and processor.decode(ids) == "<|endoftext|> User: a <box> Assistant: <box>1, 2<box><|endoftext|>"
+        assert processor.apply_chat_template(messages).count("< box>") == 3
+        assert processor.apply_chat_template(messages, tokenize=True, sanitize_control_tokens=False)[0].count(token_id) == 3
 
 
 def test_template_variables_stay_text(processor, conversation, special_ids):

@@ -152,7 +152,7 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "13"), ("tiles",), ("convert", "x"),
+    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
      ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0")],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
@@ -297,6 +297,23 @@ def test_kept_regions_cover_the_canvas(size):
     assert colours & set(TILE_COLOURS) == set(TILE_COLOURS[: len(tiling.tiles)]) - {BLUE}
 
 
+def test_more_tiles_than_colours():
+    picture = Image.fromarray(make_picture(1000, 1000))
+    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor(), max_tiles=16)
+    assert len(tiling.tiles) == 16 and tiling.tokens == 2194
+    page = draw_page(tiling)
+    colours = {colour for _, colour in page.getcolors(page.width * page.height)}
+    assert colours >= set(TILE_COLOURS)
+
+
+def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
+    """Its own settings count: the grid is chosen on the picture's own size."""
+    processor = jina_vlm.JinaVLMImageProcessor.from_pretrained(bundle, do_resize=False)
+    picture = Image.fromarray(make_picture(186, 1177))
+    tiling = compute_tiling(picture, processor)
+    assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
+
+
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
     picture = Image.new("RGB", (900, 640), "white")
     picture.paste((250, 220, 0), (0, 0, 450, 640))
@@ -423,10 +440,11 @@ def test_ctrl_c(environment, empty):
             ["jina-vlm", "upload", "--weights", TINY, "--repo-id", "me/page"],
             env={**environment, "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_TOKEN": TOKEN},
             cwd=empty, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=60)
         connection.close()
     assert process.returncode == 130 and not out
     assert err == b"\nInterrupted. Nothing is half-written; run the same command again to go on.\n"

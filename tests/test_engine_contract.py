@@ -142,8 +142,8 @@ def test_template_needs_no_variables(chat_template, processor, conversation, cha
 
 
 @pytest.mark.parametrize("space", [True, False])
-def test_a_releases_template_is_saved_with_its_variables(new_processor, conversation, tmp_path, space):
-    """A release's template expects two variables, of which engines know nothing. They are written into it."""
+def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conversation, tmp_path, space):
+    """Two variables, and a processor that opens chats: engines have neither. They are written into it."""
     loaded = JinaVLMProcessor(
         new_processor.image_processor,
         new_processor.tokenizer,
@@ -153,11 +153,11 @@ def test_a_releases_template_is_saved_with_its_variables(new_processor, conversa
     )
     loaded.save_pretrained(tmp_path)
     messages = conversation([("user", (20, 20), "hi")])
-    expected = " " * space + "<|image|>hi"
+    expected = "<|endoftext|>" + " " * space + "<|image|>hi"
     assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
     again = JinaVLMProcessor.from_pretrained(tmp_path)
     assert again.apply_chat_template(messages) == expected and again.chat_template == loaded.chat_template
-    assert again.apply_chat_template(messages, image_prompt_token="<picture>") == " " * space + "<picture>hi"
+    assert again.apply_chat_template(messages, image_prompt_token="<picture>") == expected.replace("<|image|>", "<picture>")
 
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 7, 12])

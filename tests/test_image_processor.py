@@ -96,18 +96,19 @@ def reference_tiling(height: int, width: int, max_tiles: int) -> tuple[int, int]
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
-@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 12))
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 30))
 def test_tiling_is_the_papers(height, width, max_tiles):
+    tiler = JinaVLMImageProcessor()
+    assert tiler.get_tiling(height, width, do_resize=False, max_tiles=max_tiles) == ((height, width), reference_tiling(height, width, max_tiles))
     if max(height, width) > 200 * min(height, width):
         return
-    tiler = JinaVLMImageProcessor()
     (fitted_height, fitted_width), tiling = tiler.get_tiling(height, width, max_tiles=max_tiles)
     assert fitted_height % 14 == fitted_width % 14 == 0
     assert 3136 <= fitted_height * fitted_width <= max(1003520, 14 * 14 * 200)
     assert tiling == reference_tiling(fitted_height, fitted_width, max_tiles)
 
 
-@pytest.mark.parametrize("max_tiles", range(1, 13))
+@pytest.mark.parametrize("max_tiles", [*range(1, 13), 16, 24, 1000])
 def test_max_tiles(processor, picture, max_tiles):
     tiler = processor.image_processor
     rows, columns = reference_tiling(714, 1274, max_tiles)
@@ -123,10 +124,16 @@ def test_max_tiles(processor, picture, max_tiles):
 
 @pytest.mark.parametrize(
     ("setting", "fitted"),
-    [({"max_pixels": 400 * 400}, (392, 392)), ({"min_pixels": 1_000_000}, (1008, 1008)), ({"max_tiles": 4}, (770, 770))],
+    [
+        ({"max_pixels": 400 * 400}, (392, 392)),
+        ({"min_pixels": 1_000_000}, (1008, 1008)),
+        ({"max_tiles": 4}, (770, 770)),
+        ({"do_resize": False}, (775, 770)),
+        ({"do_resize": False, "max_tiles": 16}, (775, 770)),
+    ],
 )
 def test_settings_per_call_and_saved(tmp_path, picture, setting, fitted):
-    image = picture(770, 770)
+    image = picture(775, 770)
     tiling = reference_tiling(*fitted, setting.get("max_tiles", 12))
     changed = JinaVLMImageProcessor(**setting)
     changed.save_pretrained(tmp_path)
@@ -135,7 +142,7 @@ def test_settings_per_call_and_saved(tmp_path, picture, setting, fitted):
     assert len(expected) == 1 + tiling[0] * tiling[1]
     assert loaded.to_dict() == changed.to_dict()
     plain = JinaVLMImageProcessor()
-    assert plain.get_tiling(770, 770, **setting) == loaded.get_tiling(770, 770) == (fitted, tiling)
+    assert plain.get_tiling(775, 770, **setting) == loaded.get_tiling(775, 770) == (fitted, tiling)
     assert torch.equal(pixels(plain, image, **setting), expected)
     assert torch.equal(pixels(loaded, image), expected)
     assert not torch.equal(pixels(plain, image), expected)
@@ -182,6 +189,56 @@ def test_untouched_pixels_are_left_out_and_no_others(tiler, size):
     expected = plainly(rgb, fitted, *grid)
     for image in (Image.fromarray(rgb), rgb, torch.from_numpy(rgb)):
         assert torch.equal(pixels(tiler, image), expected)
+
+
+def plainly_without_fit(rgb: np.ndarray, rows: int, columns: int) -> torch.Tensor:
+    """Thumbnail and tiles by whole images, each resized from the image itself and rounded to 8 bits."""
+    channels = torch.from_numpy(rgb).permute(2, 0, 1).float()
+
+    def resize(*size):
+        resized = [F.interpolate(channel[None, None], size=size, mode="bilinear") for channel in channels]
+        return torch.cat(resized)[:, 0].round() / 255 * 2 - 1
+
+    tiles = resize(266 * rows + 112, 266 * columns + 112).unfold(1, SIDE, 266).unfold(2, SIDE, 266)
+    return torch.cat([resize(SIDE, SIDE)[None], tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)])
+
+
+@pytest.mark.parametrize(
+    "size", [(2160, 3840), (3508, 2480), (7000, 61), (90, 9000), (2, 900), (700, 2000), (31, 47), (378, 378), (910, 644)], ids=str
+)
+@pytest.mark.parametrize("max_tiles", [12, 40])
+def test_without_fit(tiler, size, max_tiles):
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    fitted, grid = tiler.get_tiling(*size, do_resize=False, max_tiles=max_tiles)
+    assert fitted == size
+    expected = plainly_without_fit(rgb, *grid)
+    for image in (Image.fromarray(rgb), rgb, torch.from_numpy(rgb)):
+        assert torch.equal(pixels(tiler, image, do_resize=False, max_tiles=max_tiles), expected)
+    small = rgb[:60, :90]
+    both = pixels(tiler, [rgb, small], do_resize=False, max_tiles=max_tiles)
+    assert torch.equal(both, torch.cat([expected, pixels(tiler, small, do_resize=False, max_tiles=max_tiles)]))
+
+
+def test_without_fit_pixels_do_not_depend_on_threads(tiler, picture, threads):
+    made = []
+    for count in (1, 2, 4):
+        threads(count)
+        made.append(pixels(tiler, picture(500, 700, seed=9), do_resize=False))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+def test_images_of_more_tokens_than_positions_are_refused(tiler, processor):
+    """Before memory is taken for their tiles; a small one takes no more for a large `max_tiles`."""
+    large = Image.new("L", (9000, 9000))
+    for attempt in (
+        lambda: tiler(large, do_resize=False, max_tiles=10**9),
+        lambda: tiler.get_tiling(9000, 9000, do_resize=False, max_tiles=10**9),
+        lambda: processor(images=large, text="<|image|>", do_resize=False, max_tiles=10**9),
+    ):
+        with pytest.raises(ValueError, match=r"9000 x 9000 pixels and becomes 34 x 34 tiles, 118,\d+ tokens; the model takes 40,960"):
+            attempt()
+    assert len(tiler(large, max_tiles=10**9)["pixel_values"]) == 1 + 4 * 4
+    assert len(tiler(Image.new("L", (640, 480)), do_resize=False, max_tiles=10**9)["pixel_values"]) == 5
 
 
 def test_tiles_overlap_and_cover(tiler, picture):

@@ -352,5 +352,5 @@ def test_an_old_library_gets_one_clear_error():
         lines = python(code, folder).stdout.strip().split("\n")
     finally:
         shutil.rmtree(folder)
-    message = "jina-vlm needs transformers 5.16 or newer, found 4.57.6. Run `pip install -U transformers`."
+    message = "jina-vlm needs transformers 5.19 or newer, found 4.57.6. Run `pip install -U transformers`."
     assert lines == [message] * 5

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 
 import datasets
 import pytest
-import transformers
 from conftest import ROOT
-from jina_vlm.compatibility_jina_vlm import VERSION
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -49,12 +47,7 @@ PRIVATE = {
     },
     nn.Module: {"_apply": "casts keep the rotary embedding's frequencies in float32"},
     GenerationMixin: {
-        "_prepare_generation_config": "structural tokens are never generated, whatever is suppressed besides",
-        "_prepare_model_inputs": "a chat that goes on from its cache brings its new images alone",
         "_expand_inputs_for_generation": "beams repeat images by sample, not tile by tile",
-    },
-    transformers.generation.utils: {
-        "_slice_mm_encoder_output": "whether chunks of a prompt are given their own images"
     },
     GenerationConfig: {"_from_model_config": "a released config.json is full of another version's defaults"},
     ProcessorMixin: {
@@ -71,8 +64,6 @@ PRIVATE = {
     Trainer: {"_created_lr_scheduler": "a second `train` makes a scheduler anew, as of the library's own"},
     datasets.Dataset: {"_fingerprint": "what was measured of a data set is measured again once that changed"},
 }
-# Since which version there is what older ones do without.
-SINCE = {"_slice_mm_encoder_output": (5, 23)}
 
 BUNDLE = sorted(ROOT.glob("*_jina_vlm.py"))
 OTHERS = sorted(path for folder in ("jina_vlm_cli", "serving", "training") for path in (ROOT / folder).rglob("*.py"))
@@ -134,8 +125,6 @@ def test_private_names_are_these():
     [pytest.param(owner, name, id=f"{owner.__name__}.{name}") for owner, uses in PRIVATE.items() for name in uses],
 )
 def test_the_library_still_has(owner, name):
-    if SINCE.get(name, VERSION) > VERSION:
-        pytest.skip(f"since {SINCE[name]}")
     # What only instances have is set in the class's own code.
     if not hasattr(owner, name) and f"self.{name} = " not in inspect.getsource(owner):
         pytest.fail(

@@ -14,12 +14,13 @@ import jina_vlm
 import pytest
 import torch
 import transformers
+from jina_vlm import compatibility_jina_vlm
 
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments" / "README.md"])
-ALLOWED_IMPORTS = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}  # the last two come with transformers
+ALLOWED_IMPORTS = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}  # transformers brings the last two
 
 
 def load_script(path: str):
@@ -178,7 +179,7 @@ def test_what_a_page_names_is_there(page):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    for target in ("demo", "test", "test-slow", "test-newest", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
 
 
@@ -194,6 +195,18 @@ def test_other_files_name_the_versions_that_count():
     assert f"\nversion: {jina_vlm.__version__}\n" in read(ROOT / "CITATION.cff")
     ruff = re.search(r"^RUFF := (.*)$", read(ROOT / "Makefile"), flags=re.MULTILINE)[1]
     assert f"rev: v{ruff}\n" in read(ROOT / ".pre-commit-config.yaml")
+
+
+def test_the_oldest_versions_are_the_same_everywhere():
+    """What the package asks for, what the bundle refuses, and where the matrix begins."""
+    matrix = load_script("tools/test_matrix.py")
+    (transformers_oldest, torch_oldest) = (
+        re.search(rf'"{name}>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+        for name in ("transformers", "torch")
+    )
+    assert transformers_oldest == ".".join(map(str, compatibility_jina_vlm.OLDEST))
+    assert matrix.TRANSFORMERS[0].startswith(f"{transformers_oldest}.")
+    assert matrix.TORCH[0].startswith(f"{torch_oldest}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Geometry, by itself: the grid of tiles, and the tokens that are kept of each."""
 
 import json
+import random
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from jina_vlm.tiling_jina_vlm import (
     count_tokens,
     get_canvas_size,
     get_kept_tokens,
+    get_most_rows,
+    get_size_of_most_tokens,
     get_stride,
+    get_tiling,
     get_token_grid,
     get_tokens_per_side,
     select_tiling,
@@ -89,3 +94,68 @@ def test_kept_tokens_are_those_that_the_release_uses(processor, case):
             kept[start + 1 + index, top:bottom, left:right] = True
         start += 1 + rows * columns
     assert start == len(used) and np.array_equal(used, kept)
+
+
+def test_more_tiles_than_an_image_can_use():
+    """The number of grids that are tried is bounded by the image's size."""
+    start = time.process_time()
+    assert select_tiling(480, 640, 378, 266, 10**9) == (2, 2)
+    assert select_tiling(13_377, 13_377, 378, 266, 10**9) == (50, 50)
+    assert select_tiling(1, 10**6, 378, 266, 10**9) == (1, 1)
+    assert time.process_time() - start < 1
+
+
+SETTINGS = {"do_resize": True, "max_tiles": 12, "min_pixels": 3136, "max_pixels": 1003520}
+PARTS = ("tile_size", "patch_size", "overlap_margin", "pooling_size")
+PLANS = [
+    *({"max_tiles": max_tiles} for max_tiles in (1, 3, 12, 16, 24, 40)),
+    *({"max_tiles": max_tiles, "do_resize": False} for max_tiles in (1, 12, 24, 60)),
+    {"min_pixels": 1_000_000},
+    {"max_tiles": 4, "max_pixels": 20_000},
+    {"max_pixels": 4_000_000, "max_tiles": 24},
+    {"tile_size": 64, "patch_size": 8, "overlap_margin": 0, "max_pixels": 60_000, "max_tiles": 60},
+    {"tile_size": 64, "patch_size": 8, "overlap_margin": 3, "pooling_size": 1, "max_pixels": 60_000, "max_tiles": 60},
+]
+
+
+@pytest.mark.parametrize("changes", PLANS, ids=str)
+def test_no_size_becomes_more_tokens_than_the_planned_one(changes):
+    settings = {**SETTINGS, **dict(zip(PARTS, GEOMETRIES["released"], strict=True)), **changes}
+    patch, sizes = settings["patch_size"], random.Random(0)
+
+    def count(size: tuple[int, int]) -> int:
+        rows, columns = get_tiling(*size, **settings)[1]
+        side = get_tokens_per_side(settings["tile_size"], patch, settings["pooling_size"])
+        return count_tokens(rows, columns, side, settings["overlap_margin"] // settings["pooling_size"])
+
+    planned = count(get_size_of_most_tokens(**settings))
+    if settings["do_resize"]:  # what is fitted stays as it is when it is fitted again: these are all that there are
+        most = settings["max_pixels"] // patch**2
+        fitted = [(rows * patch, columns * patch) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
+        tried = sizes.sample([size for size in fitted if max(size) <= 200 * min(size)], 3000 if most > 3000 else most // 2)
+    else:
+        tried = [(int(2 ** sizes.uniform(0, 15)), int(2 ** sizes.uniform(0, 15))) for _ in range(3000)]
+    assert planned >= max(map(count, tried))
+
+
+def test_the_planned_size_holds_for_calls_that_change_the_settings():
+    """Engines read it once, and may override the settings for all calls."""
+    released = dict(zip(PARTS, GEOMETRIES["released"], strict=True))
+    size = get_size_of_most_tokens(**SETTINGS, **released)
+    for max_tiles in range(1, 35):
+        for do_resize in (True, False):
+            grid = get_tiling(*size, **{**SETTINGS, **released, "max_tiles": max_tiles, "do_resize": do_resize})[1]
+            assert grid == (max_tiles, 1)
+
+
+@pytest.mark.parametrize(("max_tiles", "rows"), [(271, 271), (272, None)])
+def test_tokens_of_one_image_are_bounded(max_tiles, rows):
+    settings = {**SETTINGS, **dict(zip(PARTS, GEOMETRIES["released"], strict=True)), "max_tiles": max_tiles, "do_resize": False}
+    if rows:
+        assert get_tiling(100_000, 112, **settings)[1] == (rows, 1)
+        assert get_most_rows(1, 14, 2) == rows
+        return
+    message = r"The image is 112 x 100000 pixels and becomes 272 x 1 tiles, 41,074 tokens; the model takes 40,960. Lower `max_tiles` \(272\)"
+    with pytest.raises(ValueError, match=message):
+        get_tiling(100_000, 112, **settings)
+    assert get_tiling(480, 640, **settings)[1] == (2, 2)

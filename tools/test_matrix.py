@@ -1,55 +1,66 @@
 """Run the fast tests in every cell of the version matrix, and print what came of each: `make test-matrix`, or some cells,
 
-    python -m tools.test_matrix --only 5.17.0 --only python3.12
+    python -m tools.test_matrix --only 5.19.0 --only python3.12
 
-A cell is a Python, a transformers and a torch. Its environment, kept in `.venv/matrix`, holds what `requirements.txt` or, for
-another transformers, `requirements/transformers-<version>.txt` pins. A Python that this machine lacks, or a torch that has no
-build for it, is told as such and is no failure.
+A cell is a Python, a transformers and a torch. Its environment, kept in `.venv/matrix`, holds what `requirements.txt` pins but
+for these two. A Python is looked for on the path, then among pyenv's: `pyenv install 3.12 3.13` is enough. One that this machine
+lacks, or a torch that has no build for it, is told as such and is no failure.
 """
 
 import argparse
+import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
+
+from tools import markdown
 
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ROOT / ".venv" / "matrix"
-NEWEST = {
-    name: re.search(rf"^{name}==(.*)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)[1]
-    for name in ("transformers", "torch")
-}
-OLDER_TRANSFORMERS = sorted(path.stem.removeprefix("transformers-") for path in (ROOT / "requirements").glob("transformers-*.txt"))
-OLDER_TORCH = ("2.9.1",)
+REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+
+
+def pinned(name: str) -> str:
+    return re.search(rf"^{name}==(.*)$", REQUIREMENTS, flags=re.MULTILINE)[1]
+
+
+# From the oldest that are supported (`pyproject.toml`) to the newest
+TRANSFORMERS = ("5.19.0", "5.22.2", "5.23.0", pinned("transformers"))
+TORCH = ("2.10.0", "2.13.0", "2.14.1", "2.15.0")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
 @dataclass(frozen=True)
 class Cell:
     python: str = PYTHONS[0]
-    transformers: str = NEWEST["transformers"]
-    torch: str = NEWEST["torch"]
+    transformers: str = TRANSFORMERS[-1]
+    torch: str = pinned("torch")
 
     def __str__(self) -> str:
         return f"python{self.python}-transformers{self.transformers}-torch{self.torch}"
 
     def requirements(self) -> str:
-        path = ROOT / "requirements.txt"
-        if self.transformers != NEWEST["transformers"]:
-            path = ROOT / "requirements" / f"transformers-{self.transformers}.txt"
-        return re.sub(r"^torch==.*$", f"torch=={self.torch}", path.read_text(), flags=re.MULTILINE)
+        wanted = {"transformers": f"=={self.transformers}", "torch": f"=={self.torch}"}
+        if self.torch != pinned("torch"):
+            wanted["setuptools"] = ">=77"  # some do not take the newest
+        text = REQUIREMENTS
+        for name, version in wanted.items():
+            text = re.sub(rf"^{name}==.*$", f"{name}{version}", text, flags=re.MULTILINE)
+        return text
 
 
 CELLS = (
-    *(Cell(transformers=version) for version in (*OLDER_TRANSFORMERS, NEWEST["transformers"])),
-    *(Cell(python=version) for version in PYTHONS[1:]),
-    *(Cell(torch=version) for version in OLDER_TORCH),
+    *(Cell(python, version) for version in TRANSFORMERS for python in PYTHONS),
+    *(Cell(torch=version) for version in TORCH if version != Cell.torch),
 )
 
 
@@ -90,7 +101,8 @@ def run_tests(cell: Cell, python: str, arguments: list[str]) -> dict:
     report = ENVIRONMENTS / str(cell) / "report.xml"
     report.unlink(missing_ok=True)
     started = time.perf_counter()
-    command = [python, "-m", "pytest", "tests", "-m", "not slow", "-n", "2", "--dist", "loadfile", "-q", f"--junitxml={report}", *arguments]
+    command = [python, "-m", "pytest", "tests", "-m", "not slow", "-n", "2", "--dist", "loadfile", "-q"]
+    command += [f"--junitxml={report}", *arguments]
     returncode = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
     minutes = (time.perf_counter() - started) / 60
     if not report.is_file():
@@ -103,27 +115,45 @@ def run_tests(cell: Cell, python: str, arguments: list[str]) -> dict:
     return {"passed": total - failed - skipped, "skipped": skipped, "failed": failed, "minutes": f"{minutes:.1f}"}
 
 
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"
+
+
+def table(results: dict[Cell, dict]) -> str:
+    head = ["Python", "transformers", "torch", "passed", "skipped", "failed", "minutes", ""]
+    rows = [
+        [cell.python, cell.transformers, cell.torch, *(str(result.get(name, "")) for name in (*head[3:7], "note"))]
+        for cell, result in results.items()
+    ]
+    return markdown.table(head, rows, figures=3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", action="append", default=[], help="cells whose name contains this (repeatable)")
     parser.add_argument("--list", action="store_true", help="list the cells' names")
+    parser.add_argument("--resume", action="store_true", help="leave out cells that passed at this commit")
     args, pytest_arguments = parser.parse_known_args()
     cells = [cell for cell in CELLS if not args.only or any(text in str(cell) for text in args.only)]
     if args.list:
         print("\n".join(map(str, cells)))
         return
-    rows, broken = [], False
+    run = {"commit": commit(), "arguments": pytest_arguments}
+    results = {}
     for cell in cells:
+        kept = ENVIRONMENTS / str(cell) / "result.json"
+        if args.resume and kept.is_file() and (before := json.loads(kept.read_text()))["run"] == run:
+            results[cell] = before["result"]
+            continue
         print(f"== {cell}", flush=True)
         python, note = set_up(cell)
-        result = run_tests(cell, python, pytest_arguments) if python else {"note": note}
-        broken |= bool(result.get("failed"))
-        numbers = [str(result.get(name, "")) for name in ("passed", "skipped", "failed", "minutes")]
-        rows.append([cell.python, cell.transformers, cell.torch, *numbers, result.get("note", "")])
-    header = ["Python", "transformers", "torch", "passed", "skipped", "failed", "minutes", ""]
-    for row in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(row)} |")
-    sys.exit(broken)
+        results[cell] = run_tests(cell, python, pytest_arguments) if python else {"note": note}
+        kept.unlink(missing_ok=True)
+        if python and not results[cell]["failed"] and not run["commit"].endswith("dirty"):
+            kept.write_text(json.dumps({"run": run, "result": results[cell]}))
+    print(f"{run['commit']}, {date.today()}, {platform.platform()}:\n\n{table(results)}")
+    sys.exit(any(result.get("failed") for result in results.values()))
 
 
 if __name__ == "__main__":
