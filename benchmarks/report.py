@@ -33,18 +33,23 @@ BENCHMARKS = {
     "growth": "How cost grows",
 }
 INTRODUCTION = """\
-This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all of it anew in half an hour of two cores; `make bench-full` takes more rounds;
-`make bench-gpu` adds absolute figures and the share of a card's rate, and has not been run: no GPU was at hand.
+This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all
+of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures and
+the share of a card's rate, and has not been run: no GPU was at hand.
 
 Every ratio is the median of runs in turns: below 1 is faster, or less. The 2.4B model has random weights here."""
 NOTES = """\
 What is not as fast as one could wish, and why:
 
-- **Images to tiles**: with one thread torch takes a slower kernel for straight calls, which gives other bits as well; against the faster one, which two threads get, there is less to gain. The least
-  for the same bits is the channels taken out of Pillow's image, torch's own `interpolate`s and the output written, and nothing else.
-- **The tower**: its matrix products and attention alone, as torch computes them, take nearly all of its time on this processor.
-- **Batches**: the library's `generate` pads prompts of unlike length, and one image keeps two cores busy. No tile is computed for padding, and none twice, with beams and several answers neither.
-- **The released layout**: the embeddings of words and images lie in two tensors, which must be put together. `jina-vlm convert` does it once."""
+- **Images to tiles**: with one thread torch takes a slower kernel for straight calls, which gives other bits as well;
+  against the faster one, which two threads get, there is less to gain. The least for the same bits is the channels
+  taken out of Pillow's image, torch's own `interpolate`s and the output written, and nothing else.
+- **The tower**: its matrix products and attention alone, as torch computes them, take nearly all of its time on this
+  processor.
+- **Batches**: the library's `generate` pads prompts of unlike length, and one image keeps two cores busy. No tile is
+  computed for padding, and none twice, with beams and several answers neither.
+- **The released layout**: the embeddings of words and images lie in two tensors, which must be put together.
+  `jina-vlm convert` does it once."""
 OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
 
 

@@ -39,7 +39,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
     side, dropped = tiling.tile_side, (tiling.tile_side - tiling.stride) // 2 // tiling.token_side
 
     fitted = "{} x {}".format(*tiling.fitted)
-    caption(canvas, LEFT, TOP, "1", "The picture", f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {fitted}")
+    caption(canvas, LEFT, TOP, "1", "The image", f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {fitted}")
     page.paste(tiling.picture.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 
     caption(
@@ -48,13 +48,13 @@ def draw_page(tiling: Tiling) -> Image.Image:
     )  # fmt: skip
     page.paste(draw_canvas(tiling), (RIGHT, TOP))
 
-    caption(canvas, LEFT, middle, "3", "The thumbnail", f"the whole picture at {side} x {side} pixels")
+    caption(canvas, LEFT, middle, "3", "The thumbnail", f"the whole image at {side} x {side} pixels")
     page.paste(draw_tokens(tiling.thumbnail, tiling.token_side, INK), (LEFT, middle))
     canvas.text((LEFT, middle + side + 26), count(tiling.thumbnail), font=font(27), fill=INK, anchor="lm")
 
     caption(
         canvas, RIGHT, middle, "4", "What is kept of each tile",
-        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: a neighbour shows them",
+        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: a neighbor shows them",
     )  # fmt: skip
     for index, tile in enumerate(tiling.tiles):
         x = RIGHT + index % tiling.columns * (TILE + GAP)
@@ -71,7 +71,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
             (f"{tiling.thumbnail.tokens:,}  of the thumbnail", 29, INK),
             (f"{tiling.tile_tokens:,}  of the tiles: {rows} rows of {columns}", 29, INK),
             (f"{tiling.structural_tokens}  that begin, end and break rows", 29, INK),
-            (f"{tiling.tokens:,} tokens stand for this picture", 36, BLUE),
+            (f"{tiling.tokens:,} tokens stand for this image", 36, BLUE),
         )
     ):
         canvas.text((LEFT, y + 42 + 45 * step), text, font=font(size), fill=colour, anchor="lm")

@@ -57,11 +57,11 @@ def test_front_matter_for_the_released_weights_is_the_releases(folder):
 
 
 def test_page_says_which_code_the_release_needs_and_what_replaces_it(folder):
-    replaced = "brings code for transformers 4.57, which does not load on transformers 5. The modules on this page replace it"
-    assert replaced in card.write_card(folder, "me/page", find_origin("jinaai/jina-vlm"), []).text
+    replaced = "code for transformers 4.57, which does not load on transformers 5. The modules on this page replace it"
     derived = Origin(license="mit", text="The weights derive from it", base_model="jinaai/jina-vlm")
-    assert replaced in card.write_card(folder, "me/page", derived, []).text
-    assert replaced not in card.write_card(folder, "me/page", find_origin(str(TINY)), []).text
+    for origin, says_so in ((find_origin("jinaai/jina-vlm"), True), (derived, True), (find_origin(str(TINY)), False)):
+        text = " ".join(card.write_card(folder, "me/page", origin, []).text.split())
+        assert (replaced in text) == says_so
 
 
 @pytest.mark.parametrize("weights", [str(TINY), "jinaai/jina-vlm"])
