@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
-from .compatibility_jina_vlm import CACHE_NAME
+from .compatibility_jina_vlm import CACHE_NAME, put_into_package
 from .conversion_jina_vlm import convert_config, is_released_config
 
 
@@ -200,3 +200,5 @@ def _translated(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 __all__ = ["JinaVLMConfig"]
+
+put_into_package(__name__)

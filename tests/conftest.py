@@ -27,6 +27,11 @@ if importlib.util.find_spec("jina_vlm") is None:  # not installed: the checkout 
     spec.loader.exec_module(sys.modules["jina_vlm"])
 
 import jina_vlm  # noqa: E402
+from deprecations import DeprecatedCalls  # noqa: E402
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(DeprecatedCalls())
 
 
 # By EXIF orientation: what shows a stored picture, an array, upright.
@@ -84,6 +89,7 @@ def python(code: str, *args, expect: int = 0, **environment) -> subprocess.Compl
         capture_output=True, text=True, env=environment, cwd="/",
     )  # fmt: skip
     assert result.returncode == expect, result.stderr
+    assert "deprecat" not in result.stderr.lower(), result.stderr
     return result
 
 

@@ -3,31 +3,27 @@
 
 import re
 import threading
-from bisect import bisect_right
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from transformers import BatchFeature, PreTrainedTokenizerFast
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
+from .compatibility_jina_vlm import put_into_package
+from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
+from .messages_jina_vlm import check_conversation
+
+
+class JinaVLMTextKwargs(TextKwargs, total=False):
+    sanitize_control_tokens: bool | None  # the library's own in 5.24
 
 
 class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
+    text_kwargs: JinaVLMTextKwargs
     images_kwargs: JinaVLMImageProcessorKwargs
     _defaults = {}  # read by the library before 5.20
 
-
-# How a special token that somebody typed travels through a chat template: as an escape and a character that stands for
-# the token. Both are private to Unicode's plane 16; the escape itself is escaped where it occurs in a text.
-_ESCAPE = "\U0010fffd"
-_FIRST_STAND_IN = 0x10F000
-_ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
-
-# Parts of a message whose strings are paths or URLs
-_MEDIA_TYPES = ("image", "image_url", "video", "audio")
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 # Known to `apply_chat_template` itself
@@ -43,8 +39,9 @@ class JinaVLMProcessor(ProcessorMixin):
 
     with one `<im_patch>` for each image feature of the model. `<|endoftext|>` opens every sequence.
 
-    Through [`~JinaVLMProcessor.apply_chat_template`] text of messages stays text: special tokens in it (`<|image|>`,
-    `<|endoftext|>`, ...) are encoded like any other characters. In `text=` the caller is in charge.
+    Through [`~JinaVLMProcessor.apply_chat_template`] text of messages stays text: the checkpoint's own special tokens in it
+    (`<|image|>`, `<|endoftext|>`, ...) are encoded like any other characters. In `text=` the caller is in charge. Tokens
+    that somebody adds to the tokenizer (`<box>`) stay tokens in both, unless `tokenizer.chat_control_tokens` names them.
 
     Args:
         image_processor ([`JinaVLMImageProcessor`]): Makes tiles of pictures.
@@ -79,8 +76,12 @@ class JinaVLMProcessor(ProcessorMixin):
         # What an expansion is made of; `mm_token_type_ids` marks these.
         self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
         self.patch_token_id = vocabulary["<im_patch>"]
-        if tokenizer.bos_token is None:  # a release's: what tokenises by itself, such as lm-eval, looks here for what opens a text
+        if tokenizer.bos_token is None:
+            # A release's tokenizer adds nothing, its processor `<|endoftext|>`. Engines have the tokenizer alone: it is to add
+            # the same to prompts, and is saved so. It adds none to chats: their templates do, and all engines (the library,
+            # vLLM, lm-eval, TRL) encode these with `add_special_tokens=False`.
             tokenizer.bos_token = tokenizer.eos_token
+            tokenizer.add_bos_token = True
         super().__init__(image_processor, tokenizer)
         templates = chat_template or tokenizer.chat_template
         if isinstance(templates, dict):
@@ -101,19 +102,21 @@ class JinaVLMProcessor(ProcessorMixin):
         """
         Args:
             images: Pictures, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
-            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each picture.
+            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each picture. `<|endoftext|>` is put in
+                front of those that do not begin with it, unless `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer's call (`padding`, `truncation`, `max_length`, ...) and of the image
                 processor's (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
-                `return_text_replacement_offsets`. Several texts are padded, on the left by default, when
+                `return_text_replacement_offsets`; `sanitize_control_tokens`, whether control tokens typed in `text` are
+                marked, as `apply_chat_template` marks them. Several texts are padded, on the left by default, when
                 `return_tensors` is given.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with pictures `pixel_values`
             [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the pictures in the texts. On request
             `mm_token_type_ids` [texts, length], 1 for the tokens of pictures, and `offset_mapping`: the characters of
-            each token in the text as it was given, where all tokens of a picture stand for its `<|image|>`.
-            `text_replacement_offsets`, the library's record of what became of each `<|image|>`, count from the text with
-            its `<|endoftext|>` in front.
+            each token in the text as it was given, where all tokens of a picture stand for its `<|image|>`. Together with
+            `text_replacement_offsets`, the library's record of what became of each `<|image|>`, they are characters of the
+            text with its pictures written out, as of the library's own processors.
 
         Raises:
             ValueError, TypeError: pictures and their places in the texts do not match, a prompt is longer than the model
@@ -123,10 +126,6 @@ class JinaVLMProcessor(ProcessorMixin):
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
         if any(item is not None and not (isinstance(item, list) and not item) for item in media):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
-        escaped = kwargs.pop("_escaped", False)
-        if kwargs.pop("_masked", False):
-            # By these the library would shift the marks past expanded pictures; our offsets need no such shift.
-            kwargs["return_text_replacement_offsets"] = False
         self._check_kwargs(kwargs)
         if text is None and images is None:
             raise ValueError("Expected `text`, `images` or both, got neither.")
@@ -147,7 +146,7 @@ class JinaVLMProcessor(ProcessorMixin):
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two beside the groups.
         on_request = {name: kwargs[name] for name in _ON_REQUEST if name in kwargs}
-        text_inputs = self._encode(texts, replacements, escaped, **{**kwargs["text_kwargs"], **on_request})
+        text_inputs = self._encode(texts, replacements, **{**kwargs["text_kwargs"], **on_request})
         return BatchFeature(
             {**text_inputs, **data},
             tensor_type=kwargs["text_kwargs"].get("return_tensors"),
@@ -194,7 +193,6 @@ class JinaVLMProcessor(ProcessorMixin):
         self,
         texts: list[str],
         replacements: list[str],
-        escaped: bool,
         padding: bool | str | None = None,
         padding_side: str | None = None,
         pad_to_multiple_of: int | None = None,
@@ -205,32 +203,29 @@ class JinaVLMProcessor(ProcessorMixin):
         return_offsets_mapping: bool = False,
         return_mm_token_type_ids: bool = False,
         return_text_replacement_offsets: bool = False,
-        add_special_tokens: bool = True,  # `<|endoftext|>` is there in any case
+        add_special_tokens: bool | None = None,
+        sanitize_control_tokens: bool = False,
         verbose: bool = True,
         **unsupported,
     ) -> dict[str, Any]:
         """Texts to token ids, padded. Nothing is set on the tokenizer, which other threads may be using."""
         if unsupported := sorted(name for name, value in unsupported.items() if value):
             raise TypeError(f"{', '.join(unsupported)}: not supported with images. Call `processor.tokenizer` for text alone.")
-        bos = self.tokenizer.bos_token or self.tokenizer.eos_token
-        opened = [sample if sample.startswith(bos) else bos + sample for sample in texts]
-        expanded, replacement_offsets = self.get_text_with_replacements(list(opened), replacements)
-        plain, typed = zip(*(self._unescape(sample) if escaped else (sample, []) for sample in expanded), strict=True)
-        encoded = self.tokenizer(
-            list(plain),
-            padding=False,
-            truncation=False,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
         limit = self.tokenizer.model_max_length if max_length is None else max_length
         if limit < 1:
             raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
+        bos = self.tokenizer.bos_token or self.tokenizer.eos_token
+        expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
+        if sum(map(len, replacement_offsets)) != len(replacements):
+            raise ValueError(f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out.")
+        encodings = encode(self.tokenizer, expanded, self._control_tokens if sanitize_control_tokens else None)
         rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
-        for index, sample in enumerate(texts):
-            ids, offsets = self._retype(encoded["input_ids"][index], encoded["offset_mapping"][index], typed[index])
+        for index, (ids, offsets) in enumerate(encodings):
+            if replacement_offsets and not return_text_replacement_offsets:
+                edits = [Edit(item["new_span"], item["span"]) for item in replacement_offsets[index]]
+                offsets = [in_source(offset, edits) for offset in offsets]
+            if add_special_tokens in (None, True) and not texts[index].startswith(bos):
+                ids, offsets = [self.tokenizer.convert_tokens_to_ids(bos), *ids], [(0, 0), *offsets]
             if truncation and truncation != "do_not_truncate" and len(ids) > limit:
                 kept = slice(limit) if self.tokenizer.truncation_side == "right" else slice(-limit, None)
                 if ids[kept].count(self.patch_token_id) != ids.count(self.patch_token_id):
@@ -243,8 +238,7 @@ class JinaVLMProcessor(ProcessorMixin):
                     f"Sample {index} has {len(ids)} tokens, the model takes {self.tokenizer.model_max_length}. Shorten the text, or take fewer or smaller images (`max_tiles`)."
                 )
             rows["input_ids"].append(ids)
-            edits = _edits(len(opened[index]) - len(sample), replacement_offsets[index] if replacement_offsets else [], typed[index])
-            rows["offset_mapping"].append([_to_source(offset, edits) for offset in offsets])
+            rows["offset_mapping"].append(offsets)
 
         if padding is None:
             padding = return_tensors is not None and len(texts) > 1
@@ -261,7 +255,7 @@ class JinaVLMProcessor(ProcessorMixin):
         if return_offsets_mapping:
             result["offset_mapping"] = [
                 # of no width; and in order, as transformers before 5.19 expect
-                _pad(offsets, len(ids), (0, 0) if padding_side != "right" else (offsets[-1][1],) * 2, padding_side or "left")
+                _pad(offsets, len(ids), (0, 0) if padding_side != "right" or not offsets else (offsets[-1][1],) * 2, padding_side or "left")
                 for ids, offsets in zip(result["input_ids"], rows["offset_mapping"], strict=True)
             ]
         if return_text_replacement_offsets:
@@ -318,31 +312,36 @@ class JinaVLMProcessor(ProcessorMixin):
     ):
         """
         As [`~ProcessorMixin.apply_chat_template`], with two differences: arguments of the processor (`max_tiles`,
-        `padding`, ...) may be given directly, and text in messages stays text unless `sanitize_control_tokens=False`:
-        special tokens typed into a message are encoded as the characters they are made of. This also works together with
-        `return_assistant_tokens_mask=True`. It needs `tokenize=True`: a rendered string cannot carry the distinction.
+        `padding`, ...) may be given directly, and text in messages stays text unless `sanitize_control_tokens=False`: the
+        checkpoint's own special tokens typed into a message are encoded as the characters they are made of. This also works
+        together with `return_assistant_tokens_mask=True`. A rendered string cannot carry the distinction: with
+        `tokenize=False` they are broken up by a space.
 
         What it cannot prevent: the template has no tokens that end a user's turn, so that " Assistant:" in a user's
         message reads like the start of an answer.
+
+        Raises:
+            TypeError, ValueError: the conversation is not made of messages, content and parts as a template expects them, or
+                what is raised by a call.
         """
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
+        conversation = check_conversation(conversation)
         template = self._template(chat_template)
-        variables = {}
-        if "control_tokens_in_text" in template:  # the library takes what a template does not use for ours
-            variables["control_tokens_in_text"] = tokenize or not sanitize_control_tokens  # else it breaks them up by a space
+        tokens = self._control_tokens
+        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens, "control_tokens": tokens}
+        # The library takes what a template does not use for ours.
+        variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
         if tokenize and sanitize_control_tokens:
-            escapes = _escapes(self._special_tokens)
-            conversation = _escape_messages(conversation, *escapes)
+            conversation = mark_chat(conversation, tokens)
             kwargs = {
                 # a template may be told what stands for a picture
-                name: value if name == "image_token" and value == self.image_token else _escape(value, *escapes)
+                name: value if name == "image_token" and value == self.image_token else mark(value, tokens)
                 for name, value in kwargs.items()
             }
-            processor_kwargs["_escaped"] = True
+            processor_kwargs["sanitize_control_tokens"] = True
         if tokenize and kwargs.get("return_assistant_tokens_mask"):
-            processor_kwargs["_masked"] = True
             # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
             template = template and f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}"
         return super().apply_chat_template(
@@ -350,8 +349,7 @@ class JinaVLMProcessor(ProcessorMixin):
             chat_template=template or None,
             tokenize=tokenize,
             processor_kwargs=processor_kwargs,
-            **variables,
-            **kwargs,
+            **{**variables, **kwargs},
         )
 
     def _template(self, name_or_text: str | None) -> str:
@@ -359,14 +357,16 @@ class JinaVLMProcessor(ProcessorMixin):
         return self._self_contained(templates.get(name_or_text or "default") or name_or_text or "")
 
     def _self_contained(self, template: str) -> str:
-        """A release's template with the two variables that it expects: engines that render it themselves give it none."""
+        """A release's template with the two variables that it expects and the `<|endoftext|>` that its processor adds: engines
+        that render it themselves give it none of these."""
         variables = {"image_prompt_token": f"'{self.image_token}'", "always_start_with_space": str(self.always_start_with_space).lower()}
-        defaults = [
-            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
-            for name, value in variables.items()
-            if name in template and f"{name} is not defined" not in template
-        ]
-        return "".join([*defaults, template])
+        missing = {name: value for name, value in variables.items() if name in template and f"{name} is not defined" not in template}
+        if not missing:
+            return template
+        bos, head = self.tokenizer.bos_token, re.split(r"\{%-?\s*for\b", template)[0]
+        opening = "" if bos in head or "bos_token" in head else f"{{{{- '{bos}' }}}}"
+        defaults = [f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}" for name, value in missing.items()]
+        return "".join([*defaults, opening, template])
 
     @property
     def _own_kwargs(self) -> set[str]:
@@ -374,45 +374,8 @@ class JinaVLMProcessor(ProcessorMixin):
         return {*groups, *groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__, *_ON_REQUEST}
 
     @property
-    def _special_tokens(self) -> tuple[str, ...]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        return tuple(sorted((token.content for token in added if token.special), key=lambda token: (-len(token), token)))
-
-    def _unescape(self, text: str) -> tuple[str, list["_Typed"]]:
-        """The text that was typed, and where in it stand special tokens that must not be taken as such."""
-        originals = {}
-        if _ESCAPE in text:
-            originals = {stand_in: original for original, stand_in in _escapes(self._special_tokens)[1].items()}
-        typed, pieces, last, shrunk = [], [], 0, 0
-        for match in _ESCAPED.finditer(text):
-            original = originals.get(match[1], match[1])
-            start = match.start() - shrunk
-            typed.append(_Typed(match.span(), (start, start + len(original))))
-            pieces += [text[last : match.start()], original]
-            last = match.end()
-            shrunk += len(match[0]) - len(original)
-        return "".join([*pieces, text[last:]]), typed
-
-    def _retype(self, ids: list[int], offsets: list[tuple[int, int]], typed: list["_Typed"]) -> tuple[list, list]:
-        """Puts the tokens of ordinary text in the place of special tokens that begin where one was typed."""
-        if not typed:
-            return list(ids), [tuple(offset) for offset in offsets]
-        starts = {item.plain[0] for item in typed}
-        special = {token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        new_ids, new_offsets = [], []
-        for token_id, offset in zip(ids, map(tuple, offsets), strict=True):
-            was_typed = token_id in special and offset[0] in starts
-            replaced = self._encode_as_text(special[token_id]) if was_typed else [token_id]
-            new_ids += replaced
-            new_offsets += [offset] * len(replaced)
-        return new_ids, new_offsets
-
-    def _encode_as_text(self, text: str) -> list[int]:
-        # The tokenizer's parts, without its table of special tokens. Its own switch for this is a state that threads share.
-        backend = self.tokenizer.backend_tokenizer
-        if backend.normalizer is not None:
-            text = backend.normalizer.normalize_str(text)
-        return [token.id for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text) for token in backend.model.tokenize(piece)]
+    def _control_tokens(self) -> tuple[str, ...]:
+        return control_tokens(self.tokenizer, STRUCTURAL_TOKENS)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Loading
@@ -444,83 +407,11 @@ def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
         raise TypeError(f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}.")
 
 
-@lru_cache
-def _escapes(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
-    """What to escape in a text, and the stand-in of each: special tokens and, where half of one ends the text, its first
-    character: the template may put the other half, from a message's next part, right behind it."""
-    halves = {token[:length] for token in tokens for length in range(1, len(token))}
-    heads = [f"{re.escape(half[0])}(?={re.escape(half[1:])}\\Z)" for half in sorted(halves)]
-    end = rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"  # elsewhere not tried, for speed
-    pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), end]))
-    originals = [*tokens, *sorted({token[0] for token in tokens})]
-    return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
-
-
-def _escape_messages(conversation: Any, pattern: re.Pattern, stand_ins: dict[str, str]) -> Any:
-    """A copy of the conversation, or of each of several, with special tokens in its text replaced by stand-ins."""
-    if isinstance(conversation, (list, tuple)):
-        return [_escape_messages(item, pattern, stand_ins) for item in conversation]
-    if hasattr(conversation, "messages"):  # the library's `Chat`
-        return _escape_messages(conversation.messages, pattern, stand_ins)
-    if not isinstance(conversation, dict):
-        raise TypeError(f"Expected a list of messages, each a dictionary with `role` and `content`, got {conversation!r}.")
-    message = {name: value if name == "content" else _escape(value, pattern, stand_ins) for name, value in conversation.items()}
-    if isinstance(content := message.get("content"), (list, tuple)):
-        message["content"] = [
-            part if isinstance(part, dict) and part.get("type") in _MEDIA_TYPES else _escape(part, pattern, stand_ins) for part in content
-        ]
-    else:
-        message["content"] = _escape(content, pattern, stand_ins)
-    return message
-
-
-def _escape(value: Any, pattern: re.Pattern, stand_ins: dict[str, str]) -> Any:
-    if isinstance(value, str):
-        return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
-    if isinstance(value, dict):
-        return {name: _escape(item, pattern, stand_ins) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_escape(item, pattern, stand_ins) for item in value]
-    return value
-
-
-@dataclass
-class _Typed:
-    """An escape sequence: its span in the expanded text, and its span once it is undone."""
-
-    escaped: tuple[int, int]
-    plain: tuple[int, int]
-
-
-def _edits(bos_length: int, replacements: list[dict], typed: list[_Typed]) -> list[tuple[int, int, int, int]]:
-    """What separates the text that was tokenised from the one that was given, in order: (start, end) in the former,
-    (start, end) in the latter, in characters."""
-    edits = [(0, bos_length, 0, 0)] if bos_length else []
-    grown, shrunk = bos_length, 0  # of the expanded text against the given one, and against the tokenised one
-    changes = [(item["new_span"], item["span"], None) for item in replacements] + [(item.escaped, None, item.plain) for item in typed]
-    for (start, end), given, plain in sorted(changes, key=lambda change: change[0]):
-        given_length = given[1] - given[0] if given else end - start
-        plain_length = plain[1] - plain[0] if plain else end - start
-        edits.append((start - shrunk, start - shrunk + plain_length, start - grown, start - grown + given_length))
-        grown += end - start - given_length
-        shrunk += end - start - plain_length
-    return edits
-
-
-def _to_source(offset: tuple[int, int], edits: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-    """A token's characters in the text that was given. Tokens inside an edit stand for all of what was edited."""
-    index = bisect_right(edits, offset[0], key=lambda edit: edit[0]) - 1
-    if index < 0:
-        return offset
-    _, end, source_start, source_end = edits[index]
-    if offset[0] < end:
-        return source_start, source_end
-    return offset[0] - end + source_end, offset[1] - end + source_end
-
-
 def _pad(values: list, length: int, filler: Any, side: str) -> list:
     padding = [filler] * (length - len(values))
     return padding + values if side == "left" else values + padding
 
 
 __all__ = ["JinaVLMProcessor"]
+
+put_into_package(__name__)

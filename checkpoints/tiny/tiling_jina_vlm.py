@@ -8,6 +8,8 @@ so that neighbors overlap. Each tile has `tokens_per_side` x `tokens_per_side` t
 
 import math
 
+import torch
+
 
 MAX_ASPECT_RATIO = 200
 MAX_IMAGE_TOKENS = 40_960  # of one image: the positions of the released model
@@ -137,6 +139,61 @@ def count_tokens(rows: int, columns: int, tokens_per_side: int, overlap: int) ->
     and one at the end of each row."""
     grids = [get_token_grid(*size, tokens_per_side, overlap) for size in ((1, 1), (rows, columns))]
     return sum(2 + height * (width + 1) for height, width in grids)
+
+
+def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> list[int]:
+    """Count the tokens of each image that carry a feature.
+
+    Args:
+        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+
+    Raises:
+        ValueError: the tiles are not those of whole images, in order.
+    """
+    positions = tile_positions.tolist()
+    lengths, start = [], 0
+    while start < len(positions):
+        _, _, rows, columns = positions[start]
+        expected = [[-1, -1, rows, columns]]
+        expected += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
+        given = positions[start : start + len(expected)]
+        if rows < 1 or columns < 1 or given != expected:
+            raise ValueError(
+                f"`tile_positions` from tile {start} on is {given}, expected {expected}: an image's thumbnail, then its "
+                "rows x columns tiles. Pass both image tensors as the processor made them, or slice them by whole images."
+            )
+        height, width = get_token_grid(rows, columns, tokens_per_side, overlap)
+        lengths.append(tokens_per_side**2 + height * width)
+        start += len(expected)
+    return lengths
+
+
+def get_image_token_indices(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> torch.Tensor:
+    """Find the order in which a prompt has the tokens of its tiles.
+
+    Args:
+        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+
+    Returns:
+        [tiles * tokens_per_side ** 2] indices of all tokens: of each image those of the thumbnail, then, row by row across
+        the grid, those of its tiles that no neighbor shows. Dropped ones come last. No value is read, so that graphs can
+        be traced.
+    """
+    side = tokens_per_side
+    row, column, rows, columns = tile_positions[:, :, None, None].unbind(1)
+    y = torch.arange(side, device=tile_positions.device)[:, None]
+    x = y.T
+    is_kept = (
+        (y >= overlap * (row > 0))
+        & (y < side - overlap * (row < rows - 1))
+        & (x >= overlap * (column > 0))
+        & (x < side - overlap * (column < columns - 1))
+    )
+    step = side - 2 * overlap
+    in_grid = side**2 + (row * step + y) * (columns * step + 2 * overlap) + column * step + x
+    is_thumbnail = row < 0
+    place = torch.where(is_thumbnail, y * side + x, torch.where(is_kept, in_grid, 2**60))
+    return (is_thumbnail.cumsum(0) * 2**32 + place).flatten().argsort()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

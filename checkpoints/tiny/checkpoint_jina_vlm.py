@@ -1,0 +1,110 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Strict loading: a mixin below the model that raises where the library would warn, and what quantization leaves whole."""
+
+import copy
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.quantizers import AutoQuantizationConfig
+
+from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
+
+
+# By full names, in the model with the head and in the one without. The connector and the head are a hundredth of the
+# weights; all that an image says goes through the first.
+NEVER_QUANTIZED = ["model.connector", "connector", "lm_head", "embed_tokens"]
+DISTRIBUTED_ARGUMENTS = ("tp_plan", "tp_size", "distributed_config")
+
+
+class CheckpointMixin:
+    """`from_pretrained` and `save_pretrained` of every jina-vlm model."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
+    ):
+        """
+        Load a checkpoint of this layout or of the released one. See [`PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: tensors are missing, or have other shapes (with `output_loading_info=True` the missing ones are
+                returned instead); or tensors hold what this model cannot honor.
+            OSError: a file of weights is damaged.
+        """
+        register_released_layout()  # again: another copy of this code may have put its own there
+        kwargs.setdefault("use_safetensors", True)  # the library would open pickles where there are none
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _keep_whole(kwargs["quantization_config"])
+        info, cause = {"missing_keys": [], "mismatched_keys": []}, None
+        with collect_conversion_problems() as problems:
+            try:
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path,
+                    *args,
+                    # both are reported below, by name
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+            except SafetensorError as error:
+                raise OSError(_name_damaged(pretrained_model_name_or_path, error)) from error
+            except RuntimeError as error:
+                if not problems:
+                    raise
+                cause = error
+        if not ignore_mismatched_sizes:
+            problems += [
+                f"{_both_names(name)} has shape {list(given)}, expected {list(expected)}."
+                for name, given, expected in sorted(info["mismatched_keys"])
+            ]
+        if kwargs.get("state_dict") is None and not output_loading_info:
+            mismatched = {name for name, _, _ in info["mismatched_keys"]}
+            problems += [f"{_both_names(name)} is missing." for name in sorted(set(info["missing_keys"]) - mismatched)]
+        if problems:
+            if any(kwargs.get(name) is not None for name in DISTRIBUTED_ARGUMENTS):
+                problems.append(
+                    "The released layout, whose tensors hold several of ours, cannot be loaded in parts by several "
+                    "processes. If this is one, load it in one process, `save_pretrained` it, and load what that wrote."
+                )
+            message = f"Cannot load {cls.__name__} from {pretrained_model_name_or_path}:\n" + "\n".join(problems)
+            raise ValueError(message) from cause
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """Save in this layout; the released one is read, not written. See [`PreTrainedModel.save_pretrained`]."""
+        if save_original_format:
+            raise ValueError("jina-vlm saves its own layout only, got `save_original_format=True`. Leave it out.")
+        return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+
+
+def _name_damaged(checkpoint, error: Exception) -> str:
+    damaged = []
+    for path in sorted(Path(checkpoint).glob("*.safetensors")) if checkpoint else []:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(path.name)
+    what = ", ".join(damaged) or "a file of its weights"
+    return f"Cannot load {checkpoint}: {what}: damaged or incomplete ({error}). Copy or download it again."
+
+
+def _both_names(name: str) -> str:
+    released = released_name(name)
+    return f"`{name}`" if released == name else f"`{name}` (released: `{released}`)"
+
+
+def _keep_whole(quantization_config):
+    """Copy a quantization config, given as an object or a dictionary, and add to what it skips."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(dict(quantization_config))
+    else:
+        quantization_config = copy.deepcopy(quantization_config)
+    never = NEVER_QUANTIZED
+    if getattr(quantization_config, "include_input_output_embeddings", False):  # the caller asks for these two
+        never = [name for name in never if name not in ("lm_head", "embed_tokens")]
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
+        if hasattr(quantization_config, name):
+            skipped = getattr(quantization_config, name) or []
+            setattr(quantization_config, name, list(dict.fromkeys([*skipped, *never])))
+    return quantization_config

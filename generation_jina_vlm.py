@@ -1,0 +1,154 @@
+# Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What `generate` needs to know of images: which ones a cache holds, which sample each belongs to, and what is no answer."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, GenerationMixin
+
+from .compatibility_jina_vlm import CACHE_NAME, CHUNKS_CAN_HAVE_IMAGES, accepts_past_key_values
+
+
+IMAGE_ARGUMENTS = ("pixel_values", "tile_positions", "mm_encoder_outputs")
+
+
+class JinaVLMGenerationMixin(GenerationMixin):
+    """Generation for a model whose base has `get_image_features` and `get_image_lengths`."""
+
+    @accepts_past_key_values
+    def generate(self, inputs=None, generation_config: GenerationConfig | None = None, *args, cache=None, **kwargs):
+        """
+        Generate as [`GenerationMixin.generate`] does, without structural tokens.
+
+        A conversation that goes on from its `cache` may bring all its images, or the new ones alone.
+
+        Raises:
+            ValueError: an assistant model or prompt lookup goes on from a `cache`; or `prefill_chunk_size` comes with
+                images on a transformers that cannot share them among chunks.
+        """
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        self._refuse_what_would_lose_images(generation_config, cache, kwargs)
+        images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
+        kwargs |= self._images_to_come(images, input_ids, cache, kwargs.get("attention_mask"))
+        if generation_config is None:
+            kwargs["suppress_tokens"] = self._with_structural_tokens(kwargs.get("suppress_tokens"))
+        else:
+            given = kwargs.pop("suppress_tokens", None)
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.suppress_tokens = self._with_structural_tokens(
+                generation_config.suppress_tokens if given is None else given
+            )
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):
+        """Begin continuous batching as [`GenerationMixin.init_continuous_batching`] does, without structural tokens."""
+        generation_config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
+        generation_config.suppress_tokens = self._with_structural_tokens(generation_config.suppress_tokens)
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    def _with_structural_tokens(self, suppressed: list[int] | None) -> list[int]:
+        if suppressed is None:
+            suppressed = self.generation_config.suppress_tokens or []
+        return sorted({*suppressed, *self.config.structural_token_ids})
+
+    def _refuse_what_would_lose_images(self, generation_config: GenerationConfig | None, cache, kwargs: dict) -> None:
+        def setting(name: str) -> Any:
+            for value in (kwargs.get(name), getattr(generation_config, name, None)):
+                if value is not None:
+                    return value
+            return getattr(self.generation_config, name, None)
+
+        is_assisted = kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens") is not None
+        if is_assisted and cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                f"Got a `cache` of {cache.get_seq_length()} tokens with an `assistant_model` or "
+                "`prompt_lookup_num_tokens`: the library would put the whole prompt into it again. Leave out the cache, "
+                "or decode without the two."
+            )
+        has_images = any(kwargs.get(name) is not None for name in IMAGE_ARGUMENTS)
+        if has_images and setting("prefill_chunk_size") and not CHUNKS_CAN_HAVE_IMAGES:
+            raise ValueError(
+                "`prefill_chunk_size` with images needs transformers 5.23 or newer, which shares them among the chunks. "
+                "Leave it out, or run `pip install -U transformers`."
+            )
+
+    def _images_to_come(
+        self, images: dict, input_ids: torch.Tensor | None, cache: Cache | None, attention_mask: torch.Tensor | None
+    ) -> dict:
+        """Of the arguments that are images, those of images that the cache lacks."""
+        encoded = images.get("mm_encoder_outputs") or {}
+        features = encoded.get("image")
+        if features is not None:  # the library changes it
+            features = copy.copy(features)
+            images = {**images, "mm_encoder_outputs": {**encoded, "image": features}}
+        past_length = 0 if cache is None else cache.get_seq_length()
+        # The library's own rule of when the inputs hold what is in the cache.
+        holds_past = input_ids is not None and (
+            attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
+        )
+        positions = images.get("tile_positions")
+        if not past_length or not holds_past or (features is None and positions is None):
+            return images
+        if features is None:
+            lengths = self.base_model.get_image_lengths(positions)
+        else:
+            lengths = [len(image) for image in features.pooler_output]
+        is_new = _find_new_images(input_ids == self.config.image_token_id, past_length, lengths)
+        if not any(is_new):
+            return {}
+        if features is None:
+            kept = torch.tensor(is_new, device=positions.device)[(positions[:, 0] < 0).cumsum(0) - 1]
+            return {name: images[name][kept.to(images[name].device)] for name in images}
+        features.pooler_output = [image for image, new in zip(features.pooler_output, is_new, strict=True) if new]
+        return images
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeat each sample's images beside it. The library counts the places of those that a cache holds as well."""
+        encoded = model_kwargs.get("mm_encoder_outputs") or {}
+        features = encoded.get("image")
+        has_ids = input_ids is not None and input_ids.numel()
+        if expand_size == 1 or features is None or not has_ids:
+            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        is_place = input_ids == self.config.image_token_id
+        if is_place.sum() != sum(map(len, features.pooler_output)):  # the cache holds the others
+            is_place = is_place[:, model_kwargs[CACHE_NAME].get_seq_length() :]
+        images, repeated = iter(features.pooler_output), []
+        for places in is_place.sum(dim=1).tolist():
+            sample = []
+            while places > 0:
+                sample.append(next(images))
+                places -= len(sample[-1])
+            repeated += sample * expand_size
+        features = copy.copy(features)
+        features.pooler_output = repeated
+        model_kwargs["mm_encoder_outputs"] = {**encoded, "image": None}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        model_kwargs["mm_encoder_outputs"]["image"] = features
+        return input_ids, model_kwargs
+
+
+def _find_new_images(is_place: torch.Tensor, past_length: int, lengths: list[int]) -> list[bool]:
+    """
+    Args:
+        is_place (`torch.Tensor` [batch, length], bool): Where image features go.
+        past_length (`int`): The number of tokens that the cache holds, the same for each sample.
+        lengths (`list[int]`): The number of features of each image that is given.
+
+    Returns:
+        For each image whether the cache lacks it. All are new if there are fewer than places for them.
+    """
+    if sum(lengths) != is_place.sum():
+        return [True] * len(lengths)
+    is_new, images = [], iter(lengths)
+    cached = is_place[:, :past_length].sum(dim=1).tolist()
+    for places, held in zip(is_place.sum(dim=1).tolist(), cached, strict=True):
+        while places > 0:
+            length = next(images)
+            is_new.append(held < length)
+            places, held = places - length, held - length
+    return is_new
