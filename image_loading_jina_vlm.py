@@ -97,6 +97,9 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         data = BytesIO(_decode_base64(payload, shown))
     elif os.path.isfile(source):
         data = source
+    elif os.path.isdir(source) or not source.strip():
+        what = "is a folder" if source.strip() else "is empty"
+        raise ValueError(f"{shown!r} {what}. Expected a file, an http(s) URL, a data URI or base64.")
     elif len(source) > 255 or not os.path.splitext(source)[1]:
         # a path cannot be so long, and base64 knows no dot
         data = BytesIO(_decode_base64(source, shown))
@@ -261,6 +264,8 @@ def _check_file(image: Image.Image, shown: str) -> None:
     """Refuse what should not be decoded at all, of an image that Pillow has opened and not decoded yet."""
     if not getattr(image, "tile", None):
         return
+    if image.fp is None:
+        raise ValueError(f"{shown}: its file was closed before its pixels were read. Call its `load()` before that.")
     if image.format not in FORMATS:
         raise ValueError(
             f"{shown}: images in the format {image.format} are not read. Convert it to one of {', '.join(FORMATS)}."
@@ -291,7 +296,11 @@ def _checked_uint16(values: np.ndarray) -> np.ndarray:
 
 
 def _from_array(image: Any, input_data_format: str | None = None) -> torch.Tensor:
-    image = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().to_dense()
+        if image.is_floating_point() and image.dtype not in (torch.float16, torch.float32, torch.float64):
+            image = image.float()  # numpy knows neither bfloat16 nor floats of 8 bits
+    image = np.asarray(image)
     if image.ndim == 2:
         image = image[None]
     elif image.ndim == 3:
