@@ -162,8 +162,26 @@ def test_missing(tiler, web):
     (folder / "page.html").write_text("<html>")
     with refused("page.html: not an image"):
         tiler(f"{url}/page.html")
-    with refused("neither an existing file"):
-        tiler(folder)
+    for source in (folder, str(folder)):
+        with refused(f"'{folder}' is a folder. Expected a file"):
+            tiler(source)
+    for source in ("", " ", "\n"):
+        with refused("is empty. Expected a file, an http"):
+            tiler(source)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
+def test_closed(tiler, picture, tmp_path, file_format):
+    """As `with Image.open(path) as image: ...` leaves it, where nothing read its pixels."""
+    path = tmp_path / "image"
+    path.write_bytes(encoded(picture, file_format))
+    with Image.open(path) as image:
+        pass
+    with refused("its file was closed before its pixels were read. Call its `load"):
+        tiler(image)
+    with Image.open(path) as image:
+        image.load()
+    assert len(tiler(image)["pixel_values"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,25 @@ import base64
 import binascii
 import os
 import re
-import threading
 import time
-import urllib.request
+import zlib
 from collections.abc import Callable
-from concurrent import futures
-from http.client import HTTPException
 from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from huggingface_hub.utils import httpx  # version 2 of the hub's client brings it by another name
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
 
 
 URL_TIMEOUT_SECONDS = 20  # without a byte
 DOWNLOAD_SECONDS = 60  # in all
-MAX_DOWNLOAD_BYTES = 256 * 2**20
+MAX_DOWNLOAD_BYTES = 256 * 2**20  # as sent, and decompressed
+MAX_REDIRECTS = 10
+_ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
+_HEADERS = {"User-Agent": "jina-vlm-transformers", "Accept-Encoding": "gzip, deflate"}
 # What is decoded, of all that Pillow can: an EPS file is a program, which Ghostscript would run, and rare formats have
 # rarely been attacked. HEIF and JXL are read where a plugin for Pillow is registered.
 FORMATS = (
@@ -34,6 +35,7 @@ FORMATS = (
 )  # fmt: skip
 # Of a JPEG file, as in libtiff. A scan can take 250 bytes, and the time of going over the whole image.
 MAX_JPEG_SCANS = 100
+_CREDENTIALS = re.compile(r"^(https?://)[^/?#@]*@", re.IGNORECASE)  # of a URL: not to be shown
 # Neither stuffed bytes of a scan's data, nor markers without a length.
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
@@ -84,16 +86,20 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         FileNotFoundError, ValueError: nothing there, or not an image that Pillow can open.
     """
     source = os.fspath(source)
-    shown = source if len(source) <= 100 else f"{source[:80]}..."
-    if source.startswith(("http://", "https://")):
-        data = BytesIO(_download(source))
-    elif source.startswith("data:"):
+    shown = _CREDENTIALS.sub(r"\1***@", source)
+    shown = shown if len(shown) <= 100 else f"{shown[:80]}..."
+    if source[:8].lower().startswith(("http://", "https://")):
+        data = BytesIO(_download(source, shown))
+    elif source[:5].lower() == "data:":
         header, comma, payload = source.partition(",")
         if not comma or not header.endswith(";base64"):
             raise ValueError(f"Expected a data URI of the form `data:image/...;base64,...`, got {shown!r}.")
         data = BytesIO(_decode_base64(payload, shown))
     elif os.path.isfile(source):
         data = source
+    elif os.path.isdir(source) or not source.strip():
+        what = "is a folder" if source.strip() else "is empty"
+        raise ValueError(f"{shown!r} {what}. Expected a file, an http(s) URL, a data URI or base64.")
     elif len(source) > 255 or not os.path.splitext(source)[1]:
         # a path cannot be so long, and base64 knows no dot
         data = BytesIO(_decode_base64(source, shown))
@@ -103,40 +109,76 @@ def open_image(source: str | os.PathLike) -> Image.Image:
     return _guarded(lambda: Image.open(data, formats=[name for name in FORMATS if name in Image.OPEN]), shown)
 
 
-def _download(url: str) -> bytes:
-    # In a thread: the time-out of a connection begins anew with each byte, and looking a name up has none.
-    outcome = futures.Future()
-
-    def run():
-        try:
-            outcome.set_result(_read_url(url))
-        except Exception as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+def _download(url: str, shown: str) -> bytes:
+    deadline = _Deadline()
     try:
-        return outcome.result(timeout=DOWNLOAD_SECONDS)
-    except futures.TimeoutError as error:
-        reason = str(error) or f"it took more than {DOWNLOAD_SECONDS} seconds"
-        raise ValueError(f"Could not download the image at {url!r}: {reason}.") from error
-    except (HTTPException, OSError, ValueError) as error:
-        raise ValueError(f"Could not download the image at {url!r}: {error or type(error).__name__}.") from error
+        with (
+            httpx.Client(
+                follow_redirects=True, max_redirects=MAX_REDIRECTS, event_hooks={"request": [deadline.begin]}
+            ) as client,
+            client.stream("GET", url, headers=_HEADERS, extensions={"trace": deadline.trace}) as response,
+        ):
+            return _read_body(response)
+    except Exception as error:  # of any type: of the URL, of the connection, of the file of certificates
+        reason = str(deadline if deadline.has_passed() else error) or type(error).__name__
+        raise ValueError(f"Could not download the image at {shown!r}: {reason.rstrip('.')}.") from error
 
 
-def _read_url(url: str) -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
-    request = urllib.request.Request(url, headers={"User-Agent": "jina-vlm-transformers"})
-    with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-        announced, data = response.length or 0, bytearray()
-        if announced > MAX_DOWNLOAD_BYTES:
-            raise ValueError(f"it is larger than {MAX_DOWNLOAD_BYTES} bytes")
-        while (part := response.read1()) and time.monotonic() < deadline:
-            data += part
-            if len(data) > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"it is larger than {MAX_DOWNLOAD_BYTES} bytes")
-    if len(data) < announced:
-        raise ValueError(f"the connection ended after {len(data)} of {announced} bytes")
-    return bytes(data)
+class _Deadline:
+    """That of a download. httpx's own time-outs begin anew with each byte."""
+
+    def __init__(self):
+        self.end = time.monotonic() + DOWNLOAD_SECONDS
+
+    def __str__(self) -> str:
+        return f"it took more than {DOWNLOAD_SECONDS} seconds"
+
+    def has_passed(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def timeout(self) -> float:
+        if self.has_passed():
+            raise TimeoutError(str(self))
+        return min(URL_TIMEOUT_SECONDS, self.end - time.monotonic())
+
+    def begin(self, request) -> None:
+        """Called with each request: the first, and those by redirects."""
+        request.extensions["timeout"] = httpx.Timeout(self.timeout()).as_dict()
+
+    def trace(self, event: str, info: dict) -> None:
+        """Called with each step of a connection: gives its every read what time is left."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            stream = info["return_value"]
+            read = stream.read
+            stream.read = lambda max_bytes, timeout=None: read(max_bytes, self.timeout())
+
+
+def _read_body(response) -> bytes:
+    if not response.is_success:
+        raise ValueError(f"the server answered {response.status_code} {response.reason_phrase}")
+    encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in _ENCODINGS:
+        raise ValueError(f"its Content-Encoding is {encoding!r}; expected one of {', '.join(_ENCODINGS)}")
+    too_large = f"it is larger than {MAX_DOWNLOAD_BYTES} bytes"
+    if int(response.headers.get("content-length", 0)) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(too_large)
+    data = bytearray()
+    for part in response.iter_raw():  # as sent: httpx would decompress to any size
+        data += part
+        if len(data) > MAX_DOWNLOAD_BYTES:
+            raise ValueError(too_large)
+    if encoding == "identity":
+        return bytes(data)
+    # Servers call two formats deflate: one with a header, which zlib tells from gzip's by itself, and one without.
+    header = int.from_bytes(data[:2], "big")
+    is_bare = encoding == "deflate" and (header % 31 or header >> 8 & 15 != 8)
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
+    data = decompressor.decompress(data, MAX_DOWNLOAD_BYTES + 1)
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(too_large)
+    if not decompressor.eof:
+        raise ValueError("its compressed data end too early")
+    return data
 
 
 def _decode_base64(payload: str, shown: str) -> bytes:
@@ -222,6 +264,8 @@ def _check_file(image: Image.Image, shown: str) -> None:
     """Refuse what should not be decoded at all, of an image that Pillow has opened and not decoded yet."""
     if not getattr(image, "tile", None):
         return
+    if image.fp is None:
+        raise ValueError(f"{shown}: its file was closed before its pixels were read. Call its `load()` before that.")
     if image.format not in FORMATS:
         raise ValueError(
             f"{shown}: images in the format {image.format} are not read. Convert it to one of {', '.join(FORMATS)}."
@@ -252,7 +296,11 @@ def _checked_uint16(values: np.ndarray) -> np.ndarray:
 
 
 def _from_array(image: Any, input_data_format: str | None = None) -> torch.Tensor:
-    image = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().to_dense()
+        if image.is_floating_point() and image.dtype not in (torch.float16, torch.float32, torch.float64):
+            image = image.float()  # numpy knows neither bfloat16 nor floats of 8 bits
+    image = np.asarray(image)
     if image.ndim == 2:
         image = image[None]
     elif image.ndim == 3:

@@ -60,7 +60,7 @@ def check_picture(source: str) -> None:
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
     """
-    if source == STDIN or source.startswith(("http://", "https://", "data:")) or Path(source).is_file():
+    if source == STDIN or source.lower().startswith(("http://", "https://", "data:")) or Path(source).is_file():
         return
     if Path(source).is_dir():
         raise IsADirectoryError(f"{source} is a folder. Name one picture in it.")

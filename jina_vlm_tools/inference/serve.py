@@ -43,7 +43,7 @@ def _check(conversation: list[dict]) -> None:
     for part in (part for message in conversation for part in message["content"]):
         if part["type"] not in ("text", "image"):
             raise ValueError(f"jina-vlm takes text and images, got {part['type']}.")
-        if part["type"] == "image" and not str(part["url"]).startswith(("http://", "https://", "data:")):
+        if part["type"] == "image" and not str(part["url"]).lower().startswith(("http://", "https://", "data:")):
             raise ValueError(f"Expected a picture's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
 
 

@@ -1,13 +1,16 @@
 """Files and servers made to do harm: only documented errors, in bounded time and memory. `make fuzz` tries far more of them."""
 
 import base64
+import gzip
 import http.server
 import io
 import random
 import struct
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 
 import jina_vlm.image_loading_jina_vlm as image_loading
 import numpy as np
@@ -230,28 +233,47 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     """By path: what a server should not do."""
 
     picture = encode(Image.fromarray(np.arange(4800, dtype=np.uint8).reshape(40, 40, 3)), "picture.bmp")
+    bomb = gzip.compress(bytes(50_000_000))  # a thousandth
+    bombs = gzip.compress(bomb)
 
     def do_GET(self):
+        whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.picture) + self.picture
         raw = {
             "/nonsense": b"NONSENSE\r\n\r\n",
             "/chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            "/header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+            "/header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 2_000_000 + b"\r\n\r\n",
             "/closed": b"",
             "/huge": b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
-            "/short": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.picture) + self.picture[:3000],
+            "/endless": b"HTTP/1.1 200 OK\r\n\r\n",
+            "/short": whole[:-1854],
             "/file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+            "/nowhere": b"HTTP/1.1 302 Found\r\n\r\n",
             "/loop": b"HTTP/1.1 302 Found\r\nLocation: /loop\r\n\r\n",
-            "/whole": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.picture) + self.picture,
+            "/whole": whole,
             "/slow-body": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.picture),
             "/slow-header": b"HTTP/1.1 200 OK\r\n",
-        }
-        self.wfile.write(raw[self.path])
-        while self.path.startswith("/slow"):
+            "/slow-loop": b"HTTP/1.1 302 Found\r\nLocation: /slow-loop\r\n\r\n",
+            "/silent": b"",
+            "/continue": b"HTTP/1.1 100 Continue\r\n\r\n",
+            "/bomb": self.compressed("gzip", self.bomb),
+            "/bombs": self.compressed("gzip, gzip", self.bombs),
+            "/brotli": self.compressed("br", self.bomb),
+            "/half": self.compressed("gzip", gzip.compress(self.picture)[:-200]),
+            "/no-gzip": self.compressed("gzip", self.picture),
+            "/no-deflate": self.compressed("deflate", self.picture),
+        }[self.path]
+        if self.path == "/slow-loop":
+            time.sleep(0.4)
+        self.wfile.write(raw)
+        while self.path in ("/slow-body", "/slow-header", "/silent", "/continue", "/endless"):
             try:
-                self.wfile.write(b"x")
-                time.sleep(0.05)
+                self.wfile.write({"/silent": b"", "/continue": raw, "/endless": bytes(100_000)}.get(self.path, b"x"))
+                time.sleep(0.05 if self.path.startswith("/s") else 0)
             except OSError:
                 break
+
+    def compressed(self, encoding: str, data: bytes) -> bytes:
+        return f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
     def log_message(self, *args):
         pass
@@ -261,27 +283,57 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     ("path", "message"),
     [
         ("/nonsense", "NONSENSE"),
-        ("/chunks", "IncompleteRead"),
-        ("/header", "65536"),
-        ("/closed", "Remote end closed connection"),
-        ("/huge", "larger than 268435456 bytes"),
-        ("/short", "the connection ended after 3000 of 4854 bytes"),
-        ("/file", "not allowed"),
-        ("/loop", "infinite loop"),
-        ("/slow-body", "it took more than 1 seconds|ended after"),
+        ("/chunks", "illegal chunk header"),
+        ("/header", "Receive buffer too long"),
+        ("/closed", "disconnected without sending a response"),
+        ("/huge", "larger than 10000000 bytes"),
+        ("/endless", "larger than 10000000 bytes"),
+        ("/short", "received 3000 bytes, expected 4854"),
+        ("/file", "unsupported protocol 'file://'"),
+        ("/nowhere", "the server answered 302 Found"),
+        ("/loop", "Exceeded maximum allowed redirects"),
+        ("/slow-body", "it took more than 1 seconds"),
         ("/slow-header", "it took more than 1 seconds"),
-        ("/a b", "control characters"),
+        ("/slow-loop", "it took more than 1 seconds"),
+        ("/continue", "it took more than 1 seconds"),
+        ("/silent", "timed out"),
+        ("/bomb", "larger than 10000000 bytes"),
+        ("/bombs", "its Content-Encoding is 'gzip, gzip'; expected one of identity, gzip"),
+        ("/brotli", "its Content-Encoding is 'br'; expected one of identity, gzip"),
+        ("/half", "its compressed data end too early"),
+        ("/no-gzip", "incorrect header check"),
+        ("/no-deflate", "while decompressing"),
     ],
 )
 def test_servers(tiler, monkeypatch, path, message):
     monkeypatch.setattr(image_loading, "DOWNLOAD_SECONDS", 1)
+    monkeypatch.setattr(image_loading, "MAX_DOWNLOAD_BYTES", 10_000_000)
+    if path == "/silent":
+        monkeypatch.setattr(image_loading, "URL_TIMEOUT_SECONDS", 0.3)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serve(Hostile) as url:
         start = time.monotonic()
         with pytest.raises(ValueError, match=f"Could not download the image at '{url}{path}': .*({message})"):
             tiler(f"{url}{path}")
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 3
+        waiting = [thread.name for thread in threading.enumerate() if "run" in thread.name or "Executor" in thread.name]
+        assert not waiting, "a thread still waits for the server"
         assert len(tiler(f"{url}/whole")["pixel_values"]) == 2
+
+
+def test_memory_of_a_decompression_bomb(monkeypatch, tiler):
+    """50 MB of zeros in 50 kB: they are not decompressed past the limit."""
+    monkeypatch.setattr(image_loading, "MAX_DOWNLOAD_BYTES", 1_000_000)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve(Hostile) as url:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match="larger than 1000000 bytes"):
+                tiler(f"{url}/bomb")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 @pytest.mark.parametrize("url", ["http://", "https://[::1", "http://a..b/x.png", "http://\0/x", "http://127.0.0.1:abc/x", "http://\ud800/"])

@@ -257,7 +257,8 @@ def test_loaders_get_through(bundle, released_folder):
     code = {"trust_remote_code": False, "code_revision": None}
     for folder in (bundle, released_folder):
         for load in (JinaVLMImageProcessor.from_pretrained, AutoImageProcessor.from_pretrained):
-            assert load(folder, max_tiles=5, use_fast=False, **hub, **code).max_tiles == 5
+            assert load(folder, max_tiles=5, backend="pil", **hub, **code).max_tiles == 5
+        assert JinaVLMImageProcessor.from_pretrained(folder, max_tiles=5, use_fast=False).max_tiles == 5
         # lm-eval, TRL, sentence-transformers
         loaded = AutoProcessor.from_pretrained(
             folder, use_fast=True, padding_side="right", truncation_side="left", max_pixels=50_000, **hub, **code

@@ -353,6 +353,12 @@ def test_arrays(tiler, rgb, kind, as_tensor):
     assert_shows(tiler, torch.from_numpy(array.copy()) if as_tensor else array, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_tensors_of_types_that_numpy_lacks(tiler, rgb, dtype):
+    tensor = torch.from_numpy(rgb // 64 * 64 / 256).to(dtype)  # quarters, which both hold exactly
+    assert_shows(tiler, tensor, np.rint(rgb // 64 * 64 / 256 * 255).astype(np.uint8))
+
+
 @pytest.mark.parametrize("channels", ["first", "last"])
 def test_array_with_alpha(tiler, rgb, channels):
     array = np.dstack([rgb, rgb[..., 0]])
