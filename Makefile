@@ -16,20 +16,20 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve answer-pictures publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-pictures bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
-	@$(RUN) demo.py --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+	@$(RUN) -m jina_vlm_tools demo --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
-	@$(RUN) -m serving.transformers_serve $(CHECKPOINT) $(ARGS)
+	@$(RUN) -m jina_vlm_tools serve $(CHECKPOINT) $(ARGS)
 
-answer-pictures: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
-	@$(RUN) -m serving.answer_pictures $(ARGS)
+batch: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
+	@$(RUN) -m jina_vlm_tools batch $(ARGS)
 
 publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jinaai/jina-vlm --repo-id me/name")
 	@$(RUN) upload_to_hub.py $(ARGS)
@@ -49,55 +49,55 @@ test-newest:  ## run the fast tests with the newest release of everything, torch
 	OMP_NUM_THREADS=1 $(VENV)/newest/bin/python -m pytest tests -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-matrix: $(VENV)/ready  ## run the fast tests on other versions of transformers, torch and Python (ARGS="--only 5.19.0")
-	$(RUN) -m tools.test_matrix $(ARGS) $(PYTEST_ARGS)
+	$(RUN) -m scripts.test_matrix $(ARGS) $(PYTEST_ARGS)
 
 test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo2 and LFM2-VL (fetches them)
 	@$(RUN) -c "import parameterized" 2>/dev/null || $(RUN) -m pip install parameterized==$(PARAMETERIZED)
-	$(RUN) -m library_tests.run $(ARGS)
+	$(RUN) tests/external/library/run.py $(ARGS)
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
-	$(VENV)/vllm/bin/python -m pytest engine_tests $(PYTEST_ARGS)
+	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
 
 test-evaluation: $(VENV)/evaluation/ready  ## run lm-eval and lmms-eval on checkpoints/tiny (its own environment, some GB)
-	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest evaluation_tests $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
-	$(VENV)/page/bin/python app.py $(ARGS)
+	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
-test-page: $(VENV)/page/ready page_tests/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
-	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest page_tests $(PYTEST_ARGS)
+test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
+	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-page-picture: $(VENV)/page/ready page_tests/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
-	$(VENV)/page/bin/python -m page_tests.screenshot $(ARGS)
+page-picture: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
+	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
 	@$(RUN) -c "import atheris" 2>/dev/null || $(RUN) -m pip install atheris==$(ATHERIS)
 	$(RUN) -m benchmarks.fuzz $(ARGS)
 
-train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="training/recipes/finetune_lora.yaml --output mine")
-	$(RUN) -m training.train $(ARGS)
+train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="jina_vlm_tools/training/recipes/finetune_lora.yaml --output mine")
+	$(RUN) -m jina_vlm_tools train $(ARGS)
 
 train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some minutes on a CPU)
-	$(RUN) -m training.shapes_data --output training/runs/shapes
-	$(RUN) -m training.train training/recipes/tiny.yaml --output training/runs/tiny $(ARGS)
+	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
+	$(RUN) -m jina_vlm_tools train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
-	$(RUN) -m training.pages_data --output training/runs/pages
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.seeing --model $(CHECKPOINT) --output training/runs/seeing
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage1.yaml --output training/runs/small_stage1
-	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m training.train training/recipes/small_stage2.yaml --output training/runs/small_stage2
-	$(RUN) -m training.eval_pages --checkpoint training/runs/small_stage2
+	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.seeing --model $(CHECKPOINT) --output runs/seeing
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage1.yaml --output runs/small_stage1
+	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage2.yaml --output runs/small_stage2
+	$(RUN) -m experiments.eval_pages --checkpoint runs/small_stage2
 
 leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
-	$(RUN) -m training.leave_one_out training/recipes/small_leave_one_out.yaml --output training/runs/leave_one_out --workers 2 $(ARGS)
+	$(RUN) -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out --workers 2 $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
-	$(RUN) -m training.eval_tiny $(ARGS)
+	$(RUN) -m experiments.eval_tiny $(ARGS)
 
-benchmark-pictures: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
+benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.answer_pictures $(ARGS)
 
-bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write benchmarks/README.md and report.png (half an hour)
+bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 
@@ -111,23 +111,23 @@ bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the sh
 	$(RUN) -m benchmarks.report --device cuda
 
 bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny
-	$(RUN) -m tools.generated_files bundle
+	$(RUN) -m scripts.generated_files bundle
 
 root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json
-	$(RUN) -m tools.generated_files root
+	$(RUN) -m scripts.generated_files root
 
 parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by part
 	@$(RUN) -m benchmarks.parameters
 
 pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
-	$(RUN) -m docs.draw_tiling
+	$(RUN) -m scripts.draw_tiling
 
 lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)
 	$(RUN) -m ruff check .
 
 clean:  ## remove environments, caches and what the demo drew
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png page_tests/node_modules
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define python
@@ -153,8 +153,8 @@ $(VENV)/evaluation/ready: requirements/evaluation.txt pyproject.toml
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
 
-page_tests/node_modules/ready: page_tests/package-lock.json
-	npm ci --prefix page_tests
+tests/external/web/node_modules/ready: tests/external/web/package-lock.json
+	npm ci --prefix tests/external/web
 	@touch $@
 
 $(VENV)/ready: requirements.txt pyproject.toml

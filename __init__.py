@@ -28,6 +28,8 @@ from .modeling_jina_vlm import (
 from .processing_jina_vlm import JinaVLMProcessor
 
 
+__version__ = "0.1.0"
+
 AutoConfig.register(JinaVLMConfig.model_type, JinaVLMConfig, exist_ok=True)
 # Not by `AutoConfig.register`: a released config is translated, and is of this layout's type from then on.
 CONFIG_MAPPING.register(RELEASED_MODEL_TYPE, JinaVLMConfig, exist_ok=True)

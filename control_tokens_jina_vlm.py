@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerFast
 _ESCAPE = "\U0010fffd"
 _FIRST_STAND_IN = 0x100000
 _ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
+# From 5.24 on the library has marks of its own, and replaces no `<|image|>` behind this one. Typed, it is marked as well.
+_LIBRARY_MARK = "\U000f0000"
 
 # Where a part of a message names its image: paths and URLs, which no template writes out
 _MEDIA_KEYS = {"image", "image_url", "url", "path", "base64", "video", "audio"}
@@ -44,9 +46,10 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast, structural_tokens: Iterab
     List the tokens that stay text where somebody types them.
 
     These are the checkpoint's own: the tokenizer's special tokens up to the last structural token. Whoever adds tokens to a
-    tokenizer gives them higher ids, which saving and loading keep, so that these are told from the checkpoint's own by
-    their ids alone. Of the added ones, special or not, those count that `tokenizer.chat_control_tokens` names (an argument
-    of the library's tokenizers, saved with them).
+    tokenizer gives them higher ids, which saving and loading keep, so that they are told from the checkpoint's own by their
+    ids alone. (Making a token special that the checkpoint had already adds none: it is the checkpoint's own.) Of those that
+    were added, special or not, the ones count that `tokenizer.chat_control_tokens` names, an argument of the library's
+    tokenizers that is saved with them.
 
     Returns:
         `tuple[str, ...]`: The longest first, so that a token is looked for before those it contains.
@@ -119,10 +122,8 @@ def encode(
     )
     encodings = []
     for index, (plain, edits) in enumerate(zip(plain_texts, all_edits, strict=True)):
-        ids, offsets = (
-            list(encoded["input_ids"][index]),
-            [tuple(offset) for offset in encoded["offset_mapping"][index]],
-        )
+        ids = list(encoded["input_ids"][index])
+        offsets = [tuple(offset) for offset in encoded["offset_mapping"][index]]
         if edits:
             ids, offsets = _as_text(tokenizer, ids, offsets, plain, edits, set(tokens))
         encodings.append(Encoding(ids, [in_source(offset, edits) for offset in offsets]))
@@ -149,8 +150,8 @@ def _stand_ins(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
     end = (
         rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"  # elsewhere not tried, for speed
     )
-    pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, *tokens]), end]))
-    originals = [*tokens, *sorted({token[0] for token in tokens})]
+    pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, _LIBRARY_MARK, *tokens]), end]))
+    originals = [_LIBRARY_MARK, *tokens, *sorted({token[0] for token in tokens})]
     return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
 
 

@@ -214,7 +214,7 @@ _SUPPORTED_IMAGE_SETTINGS = {
     "cropping_method": "overlap-and-resize", "interpolation": "bilinear", "antialias": False,
     "normalization_method": "minmax", "image_min": -1.0, "image_max": 1.0, "resize_in_float32": False,
     "random_interpolation": False, "preserve_aspect_ratio": False, "padding_mask": False, "use_column_tokens": True,
-    "do_convert_rgb": True, "do_resize": True,
+    "do_convert_rgb": True,
 }  # fmt: skip
 
 
@@ -252,8 +252,8 @@ def convert_image_processor_config(released: dict) -> dict:
         "patch_size": released.get("patch_size", 14),
         "overlap_margin": squares["overlap_margins"],
         "pooling_size": squares["pooling"],
-        # one that is given when the checkpoint is loaded goes before
-        "max_tiles": released.get("max_tiles", released.get("max_crops", 12)),
+        "do_resize": released.get("do_resize", True),
+        "max_tiles": released.get("max_crops", 12),
         "min_pixels": released.get("min_pixels", 3136),
         "max_pixels": released.get("max_pixels", 1003520),
     }

@@ -1,6 +1,7 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Image processor of jina-vlm: an image becomes a thumbnail and up to twelve overlapping tiles."""
+"""Image processor of jina-vlm: an image becomes a thumbnail and overlapping tiles, twelve at most by default."""
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,28 +11,58 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 from .image_loading_jina_vlm import flatten, open_images, to_rgb, to_tensor
 from .tiling_jina_vlm import (
-    MAX_ASPECT_RATIO,
+    check_geometry,
     get_canvas_size,
+    get_size_of_most_tokens,
     get_stride,
+    get_tiling,
     get_token_grid,
     get_tokens_per_side,
-    select_tiling,
-    smart_resize,
 )
 
 
 BAND_ROWS = 64  # that are taken out of an image at a time
 
+# Settings that a call may override, and those that are the model's
+_PER_CALL = ("do_resize", "max_tiles", "min_pixels", "max_pixels")
+_OF_THE_MODEL = ("tile_size", "patch_size", "overlap_margin", "pooling_size")
+# What files and loaders say beside the settings: about the class, and where its code comes from
+_NO_SETTINGS = ("auto_map", "image_processor_type", "processor_class", "feature_extractor_type")
+_OF_LOADERS = ("trust_remote_code", "code_revision", "use_fast", "backend")
+# The library's arguments of which only one value is supported, and what to do instead of giving another
+_FIXED = {
+    "do_convert_rgb": "Images of any mode are converted.",
+    "do_rescale": "Images of floats between 0 and 1 need no other: leave it out.",
+    "rescale_factor": "Images of floats must lie between 0 and 1, those of integers are divided by their largest value.",
+    "do_normalize": "The model was trained with it.",
+    "image_mean": "The model was trained with it.",
+    "image_std": "The model was trained with it.",
+    "resample": "The model was trained with it.",
+    "default_to_square": "`min_pixels` and `max_pixels` bound an image's size.",
+    "do_center_crop": "Crop images before you pass them.",
+    "crop_size": "Crop images before you pass them.",
+    "do_pad": "All tiles are of one size.",
+    "pad_size": "All tiles are of one size.",
+    "data_format": "The model takes no other.",
+    "image_seq_length": "An image's number of tokens follows from its size.",
+}
+
 
 class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     """
+    do_resize (`bool`, *optional*, defaults to `True`):
+        Fit an image to `min_pixels` and `max_pixels` before its grid of tiles is chosen. Without it, as the release's
+        own command works, the grid is chosen on the image's own size, of any aspect ratio.
     max_tiles (`int`, *optional*, defaults to 12):
-        At most so many tiles, 1 to 12, beside the thumbnail.
+        At most so many tiles beside the thumbnail. The model was trained with 12; more show smaller print.
+    max_crops (`int`, *optional*):
+        The release's name for `max_tiles`.
     min_pixels (`int`, *optional*, defaults to 3136):
         Images with fewer pixels are enlarged to about this many.
     max_pixels (`int`, *optional*, defaults to 1003520):
@@ -46,22 +77,23 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
         Side, in patches, of the windows that the connector pools to one token.
     """
 
-    max_tiles: int
-    min_pixels: int
-    max_pixels: int
-    tile_size: int
-    patch_size: int
-    overlap_margin: int
-    pooling_size: int
+    max_tiles: int | None
+    max_crops: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+    tile_size: int | None
+    patch_size: int | None
+    overlap_margin: int | None
+    pooling_size: int | None
 
 
 class JinaVLMImageProcessor(BaseImageProcessor):
     """
     Makes [tiles, 3, 378, 378] float32 pixels in [-1, 1] and, for each tile, its place in its image.
 
-    An image is fitted to a budget of pixels, stretched to a canvas of overlapping tiles, and cut; its thumbnail comes
-    before its tiles (arXiv 2512.04032, section 3.1; resizing as in the released checkpoint: bilinear, without
-    antialiasing). Any arithmetic is done in float32, with the same bits for any number of threads.
+    An image is fitted to a budget of pixels (unless `do_resize=False`), stretched to a canvas of overlapping tiles, and
+    cut; its thumbnail comes before its tiles (arXiv 2512.04032, section 3.1; resizing as in the released checkpoint:
+    bilinear, without antialiasing). Any arithmetic is done in float32, with the same bits for any number of threads.
 
     Images may be PIL images, numpy arrays or torch tensors (height x width, with 1, 3 or 4 channels first or last;
     uint8, uint16, bool, or floats between 0 and 1), paths, http(s) URLs, data URIs or base64 strings. EXIF rotation is
@@ -72,6 +104,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     valid_kwargs = JinaVLMImageProcessorKwargs
     _auto_class = "AutoImageProcessor"
 
+    do_resize = True
     max_tiles = 12
     min_pixels = 3136
     max_pixels = 1003520
@@ -80,20 +113,45 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     overlap_margin = 4
     pooling_size = 2
 
+    # What is done to every image: `_FIXED`. Libraries and engines read it here.
+    do_convert_rgb = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    resample = PILImageResampling.BILINEAR
+    do_center_crop = False
+    crop_size = None
+    do_pad = False
+    pad_size = None
+    data_format = "channels_first"
+    image_seq_length = None
+
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
         if is_released_image_processor_config(kwargs):
             kwargs = convert_image_processor_config(kwargs)
-        kwargs.pop("auto_map", None)  # written anew on saving
+        kwargs = _get_given({name: value for name, value in kwargs.items() if name not in _NO_SETTINGS})
+        self._refuse_unknown(kwargs)
+        size = kwargs.pop("size", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        self._settings({})
-        self.size = self._size_of_most_tokens()
+        for name in _OF_THE_MODEL:
+            setattr(self, name, _to_integer(name, getattr(self, name), least=0 if name == "overlap_margin" else 1))
+        check_geometry(**self._geometry)
+        for name, value in self._settings({}).items():
+            setattr(self, name, value)
+        # Engines set memory aside for it; of themselves they would try a square, which takes fewer tokens than a strip.
+        most_tokens = get_size_of_most_tokens(**self._settings({}), **self._geometry)
+        self.size = dict(zip(("height", "width"), most_tokens, strict=True))
+        self._settings({"size": size})
 
     def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         """
         Args:
             images: One image, or a (nested) list of them.
-            max_tiles, min_pixels, max_pixels (`int`, *optional*): Override the processor's settings.
+            do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other argument
+                of the library's must say what is done in any case: it is refused where it does not.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
             device (`str` or `torch.device`, *optional*): Where to compute. Only the CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
@@ -103,79 +161,87 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             columns) of each tile in its image, (-1, -1, rows, columns) for the thumbnail that opens each image.
 
         Raises:
-            ValueError, TypeError: what was given is not an image that can be used; the message says why.
+            ValueError, TypeError: what was given is not an image that can be used, an argument asks for what is not done
+                here, or an image would take more tokens than the model has positions; the message says why.
         """
-        return super().preprocess(images, **kwargs)
+        return super().preprocess(images, **{**_get_given(kwargs), **self._settings(kwargs)})
 
     def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
         # Not `_preprocess`, which would be given all images as RGB tensors of their full size: here each one is decoded,
-        # fitted and dropped before the next, and Pillow's are read in bands (see `resize_image`).
+        # resized and dropped before the next, and Pillow's are read in bands (see `resize_image`).
         settings = self._settings(kwargs)
         images = flatten(self.fetch_images(images))
         if not images:
             raise ValueError("Got an empty list of images. Pass at least one, or leave `images` out.")
-        # Fitted images are small: with all of them there, the output is made once, in its full size.
-        fitted, grids = [], []
+        # Resized images are small: with all of them there, the output is made once, in its full size.
+        resized, grids = [], []
         for image in images:
             rgb = self._to_rgb(image, kwargs.get("input_data_format"), kwargs.get("device"))
-            size, grid = self.get_tiling(*_size(rgb), **settings)
-            fitted.append(resize_image(rgb, *size) if size != _size(rgb) else to_tensor(rgb))
+            size, grid = get_tiling(*_size(rgb), **settings, **self._geometry)
+            resized.append(resize_image(rgb, *([size] if settings["do_resize"] else self._get_view_sizes(*grid))))
             grids.append(grid)
         counts = [1 + rows * columns for rows, columns in grids]
-        shape, device = (sum(counts), 3, self.tile_size, self.tile_size), fitted[0].device
+        shape, device = (sum(counts), 3, self.tile_size, self.tile_size), resized[0][0].device
         # numpy asks for huge pages: fresh memory costs more time than writing to it does.
         on_cpu = device.type == "cpu"
         pixel_values = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=device)
         positions = []
-        for image, (rows, columns), tiles in zip(fitted, grids, pixel_values.split(counts), strict=True):
-            self._tile(image, tiles, rows, columns)
+        for views, (rows, columns), tiles in zip(resized, grids, pixel_values.split(counts), strict=True):
+            self._tile(views, tiles, rows, columns)
             positions.append((-1, -1, rows, columns))
             positions.extend((row, column, rows, columns) for row in range(rows) for column in range(columns))
         data = {"pixel_values": pixel_values, "tile_positions": torch.tensor(positions, dtype=torch.int64)}
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
-    def _tile(self, image: torch.Tensor, tiles: torch.Tensor, rows: int, columns: int) -> None:
-        """Write the normalized thumbnail and tiles of a fitted image, [3, height, width] uint8, to `tiles`
-        [1 + rows * columns, 3, 378, 378]."""
+    def _tile(self, views: list[torch.Tensor], tiles: torch.Tensor, rows: int, columns: int) -> None:
+        """Write an image's normalized thumbnail and tiles to `tiles` [1 + rows * columns, 3, 378, 378].
+
+        `views`, each [3, height, width] uint8: the fitted image, whose further resizing is in float32, or, without a
+        fit, thumbnail and canvas.
+        """
         side, stride = self.tile_size, self.stride
         grid = tiles[1:].unflatten(0, (rows, columns))
         # A channel at a time, which a processor's cache holds, and normalized before tiles repeat a part of it.
-        for index, channel in enumerate(image):
-            channel = channel.float().div_(255)  # not a multiplication by 1 / 255: that gives other bits
-            canvas = _normalize(resize(channel, *get_canvas_size(rows, columns, side, stride)))
+        for index in range(3):
+            # not a multiplication by 1 / 255: that gives other bits
+            planes = [view[index].float().div_(255) for view in views]
+            if len(planes) == 1:
+                planes = [resize(planes[0], *size) for size in self._get_view_sizes(rows, columns)]
+            thumbnail, canvas = map(_normalize, planes)
             grid[:, :, index] = canvas.unfold(0, side, stride).unfold(1, side, stride)
-            tiles[0, index] = _normalize(resize(channel, side, side))
+            tiles[0, index] = thumbnail
+
+    def _get_view_sizes(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """(height, width), in pixels, of an image's thumbnail and of its canvas."""
+        return [(self.tile_size, self.tile_size), get_canvas_size(rows, columns, self.tile_size, self.stride)]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Geometry, by this processor's settings
     # ------------------------------------------------------------------------------------------------------------------
 
     def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
-        """((fitted height, fitted width) in pixels, (rows, columns) of tiles) of an image of `height` x `width` pixels.
-        `max_tiles`, `min_pixels` and `max_pixels` may be given."""
-        settings = self._settings(settings)
-        fitted = smart_resize(height, width, self.patch_size, settings["min_pixels"], settings["max_pixels"])
-        return fitted, select_tiling(*fitted, self.tile_size, self.stride, settings["max_tiles"])
+        """
+        What becomes of an image of `height` x `width` pixels.
 
-    def _size_of_most_tokens(self) -> dict[str, int]:
-        """Height and width, in pixels, of an image that takes as many tokens as any. Engines set memory aside for it; of
-        themselves they would try a square, which takes fewer than a strip."""
-        sizes = []
-        for rows in range(1, self.max_tiles + 1):
-            height = get_canvas_size(rows, 1, self.tile_size, self.stride)[0]
-            width = min(self.tile_size, self.max_pixels // height // self.patch_size * self.patch_size)
-            sizes += [(height, max(width, -(-height // MAX_ASPECT_RATIO))), (height, height)]
+        Args:
+            settings: What a call takes, such as `max_tiles` and `do_resize`.
 
-        def tokens(size: tuple[int, int]) -> int:
-            rows, columns = self.get_token_grid(*self.get_tiling(*size)[1])
-            return rows * (columns + 1)
+        Returns:
+            (height, width) in pixels of the fitted image, its own without a fit; (rows, columns) of tiles.
 
-        return dict(zip(("height", "width"), max(sizes, key=tokens), strict=True))
+        Raises:
+            ValueError, TypeError: as a call with such an image.
+        """
+        return get_tiling(height, width, **self._settings(settings), **self._geometry)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Tiles, the thumbnail included, that an image of `height` x `width` pixels becomes."""
         rows, columns = self.get_tiling(height, width, **(images_kwargs or {}))[1]
         return 1 + rows * columns
+
+    @property
+    def _geometry(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in _OF_THE_MODEL}
 
     @property
     def stride(self) -> int:
@@ -196,16 +262,80 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """Rows and columns of tokens that the tiles of an image have together, once their overlaps are dropped."""
         return get_token_grid(rows, columns, self.tokens_per_side, self.token_overlap)
 
-    def _settings(self, given: dict[str, Any]) -> dict[str, int]:
-        """What was given of these settings, else this processor's own, checked."""
-        names = ("max_tiles", "min_pixels", "max_pixels")
-        settings = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
-        max_tiles, min_pixels, max_pixels = settings.values()
-        if not 1 <= max_tiles <= 12:
-            raise ValueError(f"`max_tiles` must be between 1 and 12, got {max_tiles}.")
-        if not 1 <= min_pixels <= max_pixels:
-            raise ValueError(f"Expected 1 <= `min_pixels` <= `max_pixels`, got {min_pixels} and {max_pixels}.")
+    # ------------------------------------------------------------------------------------------------------------------
+    # Arguments: honored, or refused by name
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What is given of the settings that a call may override, else this processor's own.
+
+        Raises:
+            TypeError: an argument is unknown, or of another type.
+            ValueError: an argument asks for what is not done here, or a setting is out of range.
+        """
+        given = _get_given(given)
+        self._refuse_unknown(given)
+        for name, advice in _FIXED.items():
+            value, expected = given.get(name, getattr(self, name)), getattr(type(self), name)
+            if not _means(value, expected):
+                raise ValueError(f"`{name}` is {value!r}; jina-vlm supports only {expected!r}. {advice}")
+        if not _means(size := given.get("size", self.size), self.size):
+            raise ValueError(
+                f"`size` is {size!r}; jina-vlm supports only {self.size!r}. What an image is resized to follows from "
+                "`min_pixels`, `max_pixels` and `max_tiles`: give one of these."
+            )
+        for name in _OF_THE_MODEL:
+            if given.get(name, own := getattr(self, name)) != own:
+                raise ValueError(
+                    f"`{name}` is {given[name]!r} in a call, and {own} in this image processor. It belongs to the model: "
+                    "set it where the image processor is made."
+                )
+        if (data_format := given.get("input_data_format")) is not None:
+            ChannelDimension(data_format)  # raises ValueError
+        settings = {name: given.get(name, getattr(self, name)) for name in _PER_CALL}
+        if not isinstance(settings["do_resize"], bool):
+            raise TypeError(f"`do_resize` must be True or False, got {settings['do_resize']!r}.")
+        settings |= {name: _to_integer(name, settings[name]) for name in ("max_tiles", "min_pixels", "max_pixels")}
+        if settings["min_pixels"] > settings["max_pixels"]:
+            raise ValueError(
+                f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and {settings['max_pixels']}."
+            )
         return settings
+
+    @classmethod
+    def _refuse_unknown(cls, given: dict[str, Any]) -> None:
+        known = cls.valid_kwargs.__annotations__
+        if unknown := sorted(set(given) - set(known)):
+            raise TypeError(
+                f"Unknown argument {', '.join(map(repr, unknown))} of {cls.__name__}. Known are: "
+                f"{', '.join(sorted(known))}."
+            )
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        is_from_pipeline = "_from_pipeline" in kwargs
+        settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if is_from_pipeline:  # which hands the arguments of the model's loading to every part
+            known = {*cls.valid_kwargs.__annotations__, "return_unused_kwargs"}
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
+        return settings, kwargs
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """
+        As [`~ImageProcessingMixin.from_dict`], for the released settings too.
+
+        Raises:
+            TypeError: there are unknown arguments, and `return_unused_kwargs` does not ask for them.
+        """
+        if is_released_image_processor_config(image_processor_dict):
+            image_processor_dict = convert_image_processor_config(image_processor_dict)
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in cls.valid_kwargs.__annotations__}
+        return_unused = unused.pop("return_unused_kwargs", False)
+        if not return_unused:
+            cls._refuse_unknown({name: value for name, value in unused.items() if name not in _OF_LOADERS})
+        image_processor = super().from_dict(image_processor_dict, **_get_given(kwargs))
+        return (image_processor, unused) if return_unused else image_processor
 
     # ------------------------------------------------------------------------------------------------------------------
     # The library's hooks for loading
@@ -225,13 +355,45 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
-        # Only what this processor uses; the base class adds every setting that any processor has.
-        own = {
-            name: settings[name] for name in JinaVLMImageProcessorKwargs.__annotations__ if name in vars(type(self))
-        }
+        # Only what can differ; the base class adds every setting that any processor has.
+        own = {name: settings[name] for name in (*_PER_CALL, *_OF_THE_MODEL)}
         own["image_processor_type"] = type(self).__name__
         own["auto_map"] = {"AutoImageProcessor": "image_processing_jina_vlm.JinaVLMImageProcessor"}
         return own
+
+
+def _get_given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None, the release's name for `max_tiles` replaced by ours."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    max_crops = given.pop("max_crops", None)
+    if max_crops is not None and given.setdefault("max_tiles", max_crops) != max_crops:
+        raise ValueError(
+            f"Got `max_tiles` {given['max_tiles']!r} and `max_crops` {max_crops!r}, which are one setting. Give one of "
+            "them."
+        )
+    return given
+
+
+def _to_integer(name: str, value: Any, least: int = 1) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.") from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {number}.")
+    return number
+
+
+def _means(value: Any, expected: Any) -> bool:
+    """Whether an argument says what is done: also by one number for three channels, or with fewer digits of 1 / 255."""
+    try:
+        if isinstance(expected, (float, tuple)):
+            return value == expected or np.allclose(value, expected, rtol=1e-6)
+        return dict(value) == expected if isinstance(expected, dict) else bool(value == expected)
+    except (TypeError, ValueError):
+        return False
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -245,24 +407,28 @@ def resize(channel: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.interpolate(channel.float()[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
 
 
-def resize_image(image: Image.Image | torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """An RGB image, or its [3, H, W] uint8, to [3, height, width] uint8, each channel as by [`resize`]."""
+def resize_image(image: Image.Image | torch.Tensor, *sizes: tuple[int, int]) -> list[torch.Tensor]:
+    """An RGB image, or its [3, H, W] uint8, to [3, height, width] uint8 of each (height, width), each channel as by
+    [`resize`]."""
+    if sizes == (_size(image),):
+        return [to_tensor(image)]
     if isinstance(image, torch.Tensor) and image.device.type != "cpu":
-        return torch.stack([resize(channel, height, width).round_().to(torch.uint8) for channel in image])
-    resized = torch.empty(3, height, width, dtype=torch.uint8)
+        return [torch.stack([resize(channel, *size).round_().to(torch.uint8) for channel in image]) for size in sizes]
+    resized = [torch.empty(3, *size, dtype=torch.uint8) for size in sizes]
     full_height, full_width = _size(image)
-    rows = _rows_in_use(full_height, height)
+    rows = np.unique(np.concatenate([_rows_in_use(full_height, height) for height, _ in sizes]))
     # Of a large image, many rows are not used: they are never made floats, and their places here never take memory.
     plane = torch.empty(full_height, full_width)
     written = plane.numpy()
-    for index, channel in enumerate(resized):
+    for index in range(3):
         for top, band in bands(image, index):
             first, last = np.searchsorted(rows, (top, top + len(band)))
             if last - first == len(band):  # quicker without indices
                 written[top : top + len(band)] = band
             else:
                 written[rows[first:last]] = band[rows[first:last] - top]
-        channel.copy_(resize(plane, height, width).round_())
+        for view, size in zip(resized, sizes, strict=True):
+            view[index].copy_(resize(plane, *size).round_())
     return resized
 
 

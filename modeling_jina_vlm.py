@@ -19,6 +19,7 @@ from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values
 from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import register_released_layout
 from .generation_jina_vlm import JinaVLMGenerationMixin
+from .tiling_jina_vlm import get_image_lengths, get_image_token_indices, get_tokens_per_side
 
 
 TILES_AT_A_TIME = 4  # in the tower, on a CPU
@@ -245,65 +246,15 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         # Not among `_keys_to_ignore_on_load_unexpected`: vLLM, which puts a head of its own on this model, would ignore it.
         loading_info.unexpected_keys.discard("lm_head.weight")
 
-    @property
-    def _tile_geometry(self) -> tuple[int, int]:
-        """Tokens along a side of a tile, and how many of them are dropped at a side that a neighbor shows too."""
-        vision = self.config.vision_config
-        side = -(-vision.image_size // vision.patch_size // self.config.pooling_size)
-        return side, self.config.overlap_margin // self.config.pooling_size
-
-    def get_token_order(self, tile_positions: torch.Tensor) -> torch.Tensor:
-        """
-        Find the order in which the connector's tokens are read.
-
-        Args:
-            tile_positions (`torch.Tensor` [tiles, 4]): (row, column, rows, columns), see [`JinaVLMImageProcessor`].
-
-        Returns:
-            `torch.Tensor` [tiles * tokens of a tile]: indices of the tokens of all images, in prompt order: all of a
-            thumbnail, then, row by row across the grid, those of its tiles that no neighbor shows. The dropped ones
-            come last, so that nothing depends on values and graphs can be traced.
-        """
-        side, dropped = self._tile_geometry
-        row, column, rows, columns = tile_positions[:, :, None, None].unbind(1)
-        y = torch.arange(side, device=tile_positions.device)[:, None]
-        x = y.T
-        is_kept = (
-            (y >= dropped * (row > 0))
-            & (y < side - dropped * (row < rows - 1))
-            & (x >= dropped * (column > 0))
-            & (x < side - dropped * (column < columns - 1))
-        )
-        step = side - 2 * dropped
-        in_grid = side**2 + (row * step + y) * (columns * step + 2 * dropped) + column * step + x
-        is_thumbnail = row < 0
-        place = torch.where(is_thumbnail, y * side + x, torch.where(is_kept, in_grid, 2**60))
-        return (is_thumbnail.cumsum(0) * 2**32 + place).flatten().argsort()
-
     def get_image_lengths(self, tile_positions: torch.Tensor) -> list[int]:
-        """
-        Count the tokens of each image, in prompt order.
+        """Count the `<im_patch>` tokens of each image. Raises ValueError if `tile_positions` are not those of whole images."""
+        return get_image_lengths(tile_positions, *self._tokens_and_overlap)
 
-        Raises:
-            ValueError: the tiles are not those of whole images, in order.
-        """
-        side, dropped = self._tile_geometry
-        positions = tile_positions.tolist()
-        lengths, start = [], 0
-        while start < len(positions):
-            _, _, rows, columns = positions[start]
-            expected = [[-1, -1, rows, columns]]
-            expected += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
-            given = positions[start : start + len(expected)]
-            if rows < 1 or columns < 1 or given != expected:
-                raise ValueError(
-                    f"`tile_positions` from tile {start} on is {given}, expected {expected}: an image's thumbnail, then its "
-                    "rows x columns tiles. Pass both image tensors as the processor made them, or slice them by whole images."
-                )
-            height, width = (side * count - 2 * dropped * (count - 1) for count in (rows, columns))
-            lengths.append(side**2 + height * width)
-            start += len(expected)
-        return lengths
+    @property
+    def _tokens_and_overlap(self) -> tuple[int, int]:
+        vision, pooling_size = self.config.vision_config, self.config.pooling_size
+        tokens_per_side = get_tokens_per_side(vision.image_size, vision.patch_size, pooling_size)
+        return tokens_per_side, self.config.overlap_margin // pooling_size
 
     @can_return_tuple
     def get_image_features(
@@ -323,17 +274,20 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """
         if tile_positions is None:
             raise ValueError("Got `pixel_values` without `tile_positions`. Pass both, as the processor made them.")
-        if pixel_values.shape[0] != tile_positions.shape[0]:  # `len` would fix the number in a graph
+        # By `shape`: `len` would fix the number of tiles in a graph.
+        if pixel_values.ndim != 4 or pixel_values.shape[0] == 0 or tile_positions.shape != (pixel_values.shape[0], 4):
             raise ValueError(
-                f"Got {len(pixel_values)} tiles in `pixel_values` but {len(tile_positions)} in `tile_positions`. Pass both, as the processor made them."
+                f"Expected `pixel_values` [tiles, 3, height, width] and `tile_positions` [tiles, 4], got "
+                f"{list(pixel_values.shape)} and {list(tile_positions.shape)}. Pass both as the processor made them, those "
+                "of several samples concatenated along the tiles; or neither, where there are no images."
             )
         is_traced = torch.compiler.is_compiling()
         lengths = None if is_traced else self.get_image_lengths(tile_positions)
-        order = self.get_token_order(tile_positions)[: None if is_traced else sum(lengths)]
+        order = get_image_token_indices(tile_positions, *self._tokens_and_overlap)
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         is_last_tile = (tile_positions[:, :2] == tile_positions[:, 2:] - 1).all(dim=1)
         features = self.connector(outputs.last_hidden_state, is_last_tile.to(outputs.last_hidden_state.device))
-        features = features.flatten(0, 1)[order.to(features.device)]
+        features = features.flatten(0, 1)[order[: None if is_traced else sum(lengths)].to(features.device)]
         # Features are added to the embedding of their token. Here, because engines put them in its place.
         patch_token = torch.full((1,), self.config.image_token_id, device=features.device)
         features = features + self.get_input_embeddings()(patch_token).to(features)

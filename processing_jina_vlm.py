@@ -216,6 +216,8 @@ class JinaVLMProcessor(ProcessorMixin):
             raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
         expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
+        if sum(map(len, replacement_offsets)) != len(replacements):
+            raise ValueError(f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out.")
         encodings = encode(self.tokenizer, expanded, self._control_tokens if sanitize_control_tokens else None)
         rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
         for index, (ids, offsets) in enumerate(encodings):
@@ -383,7 +385,10 @@ class JinaVLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Not by the Auto classes: a released folder names other code in its files, which these would ask to run.
         kwargs.pop("trust_remote_code", None)
-        image_processor = JinaVLMImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The image processor's arguments, the tokenizer's and the loader's come together.
+        image_processor, _ = JinaVLMImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
+        )
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError) as error:

@@ -8,8 +8,32 @@ so that neighbors overlap. Each tile has `tokens_per_side` x `tokens_per_side` t
 
 import math
 
+import torch
+
 
 MAX_ASPECT_RATIO = 200
+MAX_IMAGE_TOKENS = 40_960  # of one image: the positions of the released model
+
+
+def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling_size: int) -> None:
+    """Raise ValueError where these do not fit together: pixels of a tile and of a patch, patches of a margin and of a
+    window that is pooled to one token."""
+    if tile_size % patch_size:
+        raise ValueError(f"`tile_size` ({tile_size}) must be a multiple of `patch_size` ({patch_size}).")
+    if 2 * overlap_margin >= tile_size // patch_size:
+        raise ValueError(
+            f"`overlap_margin` is {overlap_margin}; expected less than half of a tile's {tile_size // patch_size} patches."
+        )
+    if overlap_margin % pooling_size:
+        raise ValueError(
+            f"`overlap_margin` ({overlap_margin} patches) must be a multiple of `pooling_size` ({pooling_size})."
+        )
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise ValueError where an image has no pixels."""
+    if height < 1 or width < 1:
+        raise ValueError(f"The image is {width} x {height} pixels; both sides must be at least 1.")
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -26,8 +50,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     Raises:
         ValueError: a side is 0, or one is more than 200 times the other.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"The image is {width} x {height} pixels; both sides must be at least 1.")
+    check_size(height, width)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(
             f"The image is {width} x {height} pixels; its longer side may be at most {MAX_ASPECT_RATIO} times the "
@@ -54,6 +77,7 @@ def select_tiling(height: int, width: int, tile_size: int, stride: int, max_tile
     Returns:
         (rows, columns)
     """
+    check_size(height, width)
     margin = tile_size - stride
 
     def scale(rows: int, columns: int) -> float:
@@ -62,7 +86,13 @@ def select_tiling(height: int, width: int, tile_size: int, stride: int, max_tile
             for side, count in ((height, rows), (width, columns))
         )
 
-    grids = [(rows, columns) for rows in range(1, max_tiles + 1) for columns in range(1, max_tiles // rows + 1)]
+    # More rows or columns than these only enlarge more, whatever `max_tiles` allows.
+    most_rows, most_columns = (max(1, math.ceil((side - margin) / stride) + 1) for side in (height, width))
+    grids = [
+        (rows, columns)
+        for rows in range(1, min(max_tiles, most_rows) + 1)
+        for columns in range(1, min(max_tiles // rows, most_columns) + 1)
+    ]
     grids.sort(key=lambda grid: (grid[0] * grid[1], grid[0]))
     scales = [scale(*grid) for grid in grids]
     if all(value < 1 for value in scales):
@@ -109,3 +139,142 @@ def count_tokens(rows: int, columns: int, tokens_per_side: int, overlap: int) ->
     and one at the end of each row."""
     grids = [get_token_grid(*size, tokens_per_side, overlap) for size in ((1, 1), (rows, columns))]
     return sum(2 + height * (width + 1) for height, width in grids)
+
+
+def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> list[int]:
+    """Count the tokens of each image that carry a feature.
+
+    Args:
+        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+
+    Raises:
+        ValueError: the tiles are not those of whole images, in order.
+    """
+    positions = tile_positions.tolist()
+    lengths, start = [], 0
+    while start < len(positions):
+        _, _, rows, columns = positions[start]
+        expected = [[-1, -1, rows, columns]]
+        expected += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
+        given = positions[start : start + len(expected)]
+        if rows < 1 or columns < 1 or given != expected:
+            raise ValueError(
+                f"`tile_positions` from tile {start} on is {given}, expected {expected}: an image's thumbnail, then its "
+                "rows x columns tiles. Pass both image tensors as the processor made them, or slice them by whole images."
+            )
+        height, width = get_token_grid(rows, columns, tokens_per_side, overlap)
+        lengths.append(tokens_per_side**2 + height * width)
+        start += len(expected)
+    return lengths
+
+
+def get_image_token_indices(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> torch.Tensor:
+    """Find the order in which a prompt has the tokens of its tiles.
+
+    Args:
+        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+
+    Returns:
+        [tiles * tokens_per_side ** 2] indices of all tokens: of each image those of the thumbnail, then, row by row across
+        the grid, those of its tiles that no neighbor shows. Dropped ones come last. No value is read, so that graphs can
+        be traced.
+    """
+    side = tokens_per_side
+    row, column, rows, columns = tile_positions[:, :, None, None].unbind(1)
+    y = torch.arange(side, device=tile_positions.device)[:, None]
+    x = y.T
+    is_kept = (
+        (y >= overlap * (row > 0))
+        & (y < side - overlap * (row < rows - 1))
+        & (x >= overlap * (column > 0))
+        & (x < side - overlap * (column < columns - 1))
+    )
+    step = side - 2 * overlap
+    in_grid = side**2 + (row * step + y) * (columns * step + 2 * overlap) + column * step + x
+    is_thumbnail = row < 0
+    place = torch.where(is_thumbnail, y * side + x, torch.where(is_kept, in_grid, 2**60))
+    return (is_thumbnail.cumsum(0) * 2**32 + place).flatten().argsort()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All together
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def get_tiling(
+    height: int,
+    width: int,
+    do_resize: bool,
+    max_tiles: int,
+    min_pixels: int,
+    max_pixels: int,
+    tile_size: int,
+    patch_size: int,
+    overlap_margin: int,
+    pooling_size: int,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Fit an image, if `do_resize`, and choose its grid.
+
+    Returns:
+        (height, width) in pixels of the fitted image, its own without a fit; (rows, columns) of tiles.
+
+    Raises:
+        ValueError: it has no pixels, is too elongated to be fitted, or becomes more tokens than the model has positions.
+    """
+    size = smart_resize(height, width, patch_size, min_pixels, max_pixels) if do_resize else (height, width)
+    rows, columns = select_tiling(*size, tile_size, get_stride(tile_size, patch_size, overlap_margin), max_tiles)
+    tokens_per_side = get_tokens_per_side(tile_size, patch_size, pooling_size)
+    if (tokens := count_tokens(rows, columns, tokens_per_side, overlap_margin // pooling_size)) > MAX_IMAGE_TOKENS:
+        raise ValueError(
+            f"The image is {width} x {height} pixels and becomes {rows} x {columns} tiles, {tokens:,} tokens; the model "
+            f"takes {MAX_IMAGE_TOKENS:,}. Lower `max_tiles` ({max_tiles}), or shrink the image."
+        )
+    return size, (rows, columns)
+
+
+def get_size_of_most_tokens(
+    do_resize: bool,
+    max_tiles: int,
+    min_pixels: int,
+    max_pixels: int,
+    tile_size: int,
+    patch_size: int,
+    overlap_margin: int,
+    pooling_size: int,
+) -> tuple[int, int]:
+    """(height, width), in pixels, of an image that becomes as many tokens as any, by these settings of [`get_tiling`].
+
+    By the released sizes it becomes the most by any `max_tiles` up to 34, with a fit and without, so that it also holds
+    where a call overrides the settings.
+    """
+    stride, overlap = get_stride(tile_size, patch_size, overlap_margin), overlap_margin // pooling_size
+    tokens_per_side = get_tokens_per_side(tile_size, patch_size, pooling_size)
+
+    def count(size: tuple[int, int]) -> int:
+        grid = get_tiling(
+            *size, do_resize, max_tiles, min_pixels, max_pixels, tile_size, patch_size, overlap_margin, pooling_size
+        )[1]
+        return count_tokens(*grid, tokens_per_side, overlap)
+
+    sizes = []
+    for columns in range(1, math.isqrt(max_tiles) + 1):
+        # As narrow as an image of so many columns can be, and as tall as the budget of pixels and the tokens allow.
+        width = tile_size - stride + stride * (columns - 1) + patch_size * (columns > 1)
+        width = max(width, math.isqrt(max_pixels // MAX_ASPECT_RATIO) // patch_size * patch_size, patch_size)
+        height = min(max_pixels // width, MAX_ASPECT_RATIO * width)
+        most_rows = get_most_rows(columns, tokens_per_side, overlap)
+        if not do_resize:
+            rows = min(most_rows, max_tiles // columns)
+            height = max(height, get_canvas_size(rows, columns, tile_size, stride)[0])
+        height = min(height, get_canvas_size(most_rows, columns, tile_size, stride)[0])
+        height = max(height // patch_size, 1) * patch_size
+        if not do_resize or width <= MAX_ASPECT_RATIO * height:
+            sizes.append((height, width))
+    return max(sizes, key=count)
+
+
+def get_most_rows(columns: int, tokens_per_side: int, overlap: int) -> int:
+    """Rows of tiles, `columns` wide, whose tokens are at most [`MAX_IMAGE_TOKENS`]; 0 if not even one is."""
+    token_columns = get_token_grid(1, columns, tokens_per_side, overlap)[1]
+    token_rows = (MAX_IMAGE_TOKENS - 2 - tokens_per_side * (tokens_per_side + 1) - 2) // (token_columns + 1)
+    return max(0, token_rows - 2 * overlap) // (tokens_per_side - 2 * overlap)

@@ -10,7 +10,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-from jina_vlm_cli.main import main as jina_vlm
+from jina_vlm_tools.cli.main import main as jina_vlm
 
 
 ROOT = Path(__file__).resolve().parent

@@ -1,4 +1,4 @@
-"""A thousand pictures by `serving.answer_pictures`: two workers with one core each against one, and a kill in the middle.
+"""A thousand pictures by `jina_vlm_tools.inference.batch`: two workers with one core each against one, and a kill in the middle.
 
 Draws pictures of coloured shapes in many sizes, some of them broken, and runs the command on them in fresh processes, start-up
 included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the parts are there,
@@ -21,10 +21,10 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
+from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
-ROOT = Path(__file__).parent.parent
 BROKEN_EVERY = 125  # pictures
 SCALES = (0.3, 3.0)  # of pictures whose sides lie between 250 and 378 pixels
 OPTIONS = ("--question", "How many shapes are there?", "--max-tiles", "4", "--rows-per-part", "16")
@@ -57,7 +57,7 @@ def start(source: Path, output: Path, workers: int) -> subprocess.Popen:
     cores = sorted(os.sched_getaffinity(0))[:workers]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"] if workers > 1 else []
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "serving.answer_pictures", str(source), "--output", str(output), *OPTIONS],
+        [sys.executable, *launcher, "-m", "jina_vlm_tools", "batch", str(source), "--output", str(output), *OPTIONS],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: os.sched_setaffinity(0, cores),

@@ -1,6 +1,6 @@
-"""Sixteen pictures of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
+"""Sixteen images of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
 
-Mixed as they come, and with those of like size together: what a batch costs beside its pictures is the padding of its shorter prompts.
+Mixed as they come, and with those of like size together: what a batch costs beside its images is the padding of its shorter prompts.
 On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as they pass through the tower: none for
 padding, and none twice, with beams and several answers neither.
 """
@@ -9,12 +9,13 @@ import jina_vlm
 import torch
 from PIL import Image
 
-from tools import markdown
-from training.questions import evaluation_sample
-from training.shapes import draw_scene
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
+from jina_vlm_tools.synthetic.questions import evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 from . import full_model
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -86,7 +87,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Pictures at a time", "Pictures a second", "To one by one", "Padding", "Tiles through the tower / of the pictures"]
+    head = ["Images at a time", "Images a second", "To one by one", "Padding", "Tiles through the tower / of the images"]
     return markdown.table(
         head,
         [
@@ -104,11 +105,11 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, rounds=3).parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     if args.device == "cuda":
         model = full_model.jina_vlm(device="cuda")
     else:
-        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32).eval()
+        model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
     rows = measure(Answerer(model, processor), args.rounds, args.device)
     print(table(rows))
     save("batches", rows, args.device)

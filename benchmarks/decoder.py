@@ -1,7 +1,7 @@
 """Prefill and decoding beside the text model alone: `python -m benchmarks.decoder`.
 
 The 2.4B model with random weights in bfloat16. The text model is the library's Qwen3 with the very same weights, given as many tokens.
-Prefill starts from the pictures' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one token after a cache of so many, which is
+Prefill starts from the images' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one token after a cache of so many, which is
 filled with noise. The limit of decoding: all weights that a token needs read once, by products of each matrix with one vector, and the cache copied
 once (the library's cache grows by copying).
 """
@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns
 
 
@@ -25,7 +26,7 @@ LENGTHS = (2048, 8192, 32768)
 
 def prompt(model, pictures: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
     """Ids of so many pictures and some text, and the pictures' embeddings as `get_image_features` returns them."""
-    processor, config = JinaVLMProcessor.from_pretrained(SMALL), model.config
+    processor, config = JinaVLMProcessor.from_pretrained(TINY), model.config
     picture = processor.tokenizer(processor._expansion(rows, columns), add_special_tokens=False)["input_ids"]
     count = picture.count(config.image_token_id)
     features = [torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)]
@@ -118,13 +119,13 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--tokens", type=int, default=2, help="decoded in each round (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="prefill of eight pictures too")
+    parser.add_argument("--full", action="store_true", help="prefill of eight images too")
     args = parser.parse_args()
     model = full_model.jina_vlm(device=args.device)
     text = full_model.text_model(model)
-    rows = [prefill(model, text, "prefill, one picture of 12 tiles", args.rounds, args.device, pictures=1, rows=3, columns=4, text_tokens=3)]
+    rows = [prefill(model, text, "prefill, one image of 12 tiles", args.rounds, args.device, pictures=1, rows=3, columns=4, text_tokens=3)]
     if args.full:
-        rows.append(prefill(model, text, "prefill, eight pictures of 4 tiles", args.rounds, args.device, pictures=8, rows=2, columns=2, text_tokens=32))
+        rows.append(prefill(model, text, "prefill, eight images of 4 tiles", args.rounds, args.device, pictures=8, rows=2, columns=2, text_tokens=32))
     rows += [decode(model, text, length, args.tokens, args.rounds, args.device) for length in LENGTHS]
     print(table(rows))
     save("decoder", rows, args.device)

@@ -1,10 +1,10 @@
-"""What pooling saves: tokens, floating point operations and cache of a picture, counted: `python -m benchmarks.efficiency`.
+"""What pooling saves: tokens, floating point operations and cache of an image, counted: `python -m benchmarks.efficiency`.
 
 Nothing is computed: the 2.4B model stands on the meta device, where torch counts the products of matrices, those of attention included.
 "Unpooled" is the same model with windows of one patch (`pooling_size=1`), so with four times as many tokens from the connector on.
 
 The paper's figures differ, for two reasons. The released code pads the 27 patches of a side to 28, so that 729 patches become 196 tokens, 1 / 3.72
-and not 1 / 4; the ends of rows and pictures, which are not pooled, make it 1 / 3.60. And attention's products, which grow with the square of the
+and not 1 / 4; the ends of rows and images, which are not pooled, make it 1 / 3.60. And attention's products, which grow with the square of the
 tokens, save more than tokens do. The row "counted plainly" leaves both out: 729 patches a tile or a quarter of them, 80 tokens of
 text beside them, which is a guess, and for each token twice the decoder's weights. It gives the paper's figures.
 """
@@ -15,9 +15,10 @@ import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
-from .results import ROOT, save
+from .results import save
 
 
 GRIDS = ((1, 1), (2, 2), (2, 3), (3, 3), (3, 4))

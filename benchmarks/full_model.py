@@ -5,7 +5,7 @@ from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 from torch import nn
 from transformers import AutoModelForCausalLM, initialization
 
-from .results import ROOT, SMALL
+from jina_vlm_tools.files import ROOT, TINY
 
 
 @torch.no_grad()
@@ -34,8 +34,8 @@ def build(make, dtype: torch.dtype, device: str) -> nn.Module:
 
 
 def small_tokenizers_config() -> JinaVLMConfig:
-    """The 2.4B model's, with pictures' tokens as the processor of [`SMALL`] writes them: there is no released tokenizer here."""
-    small = JinaVLMConfig.from_pretrained(SMALL)
+    """The 2.4B model's, with pictures' tokens as the processor of [`TINY`] writes them: there is no released tokenizer here."""
+    small = JinaVLMConfig.from_pretrained(TINY)
     return JinaVLMConfig.from_pretrained(ROOT, image_token_id=small.image_token_id, structural_token_ids=small.structural_token_ids)
 
 

@@ -32,7 +32,7 @@ from benchmarks.side_by_side import memory_bytes
 
 
 SECONDS = 30  # of one core, for one picture
-BYTES = 5.4e9  # more than before, while one picture is read; see docs/trust.md
+BYTES = 5.4e9  # more than before, while one picture is read; see docs/robustness.md
 EXTREMES = (0, 1, 2, 255, 256, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 

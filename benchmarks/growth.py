@@ -1,8 +1,8 @@
-"""How cost grows with the picture's size, the number of pictures and the length of the answer: `python -m benchmarks.growth`.
+"""How cost grows with the image's size, the number of images and the length of the answer: `python -m benchmarks.growth`.
 
 The 2.4B model with random weights in bfloat16; seconds of each stage, each measured once after a warm-up: the image processor, tower and
-connector, the decoder's prefill, and the tokens of an answer one by one. Beside it, to the first token of its answer for the same pictures, the
-library's Qwen3-VL-2B with random weights, which takes pictures at their own size.
+connector, the decoder's prefill, and the tokens of an answer one by one. Beside it, to the first token of its answer for the same images, the
+library's Qwen3-VL-2B with random weights, which takes images at their own size.
 """
 
 import argparse
@@ -12,11 +12,12 @@ import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model, peer
 from .preprocessing import noise
-from .results import SMALL, save
+from .results import save
 from .side_by_side import wait
 
 
@@ -68,12 +69,12 @@ class Stages:
 
 def measure(stages: Stages, other: peer.Peer) -> list[dict]:
     stages.run([PICTURES[0]], 1)
-    rows = [{"grows": "picture", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
-    question = len(stages.processor.tokenizer(QUESTION)["input_ids"])
+    rows = [{"grows": "image", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
+    question = len(stages.processor.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
     other.first_token(noise(*PICTURES[0][::-1]), question)
     for row, size in zip(rows, PICTURES, strict=True):
         row["peer"] = other.first_token(noise(*size[::-1]), question)
-    rows += [{"grows": "pictures", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
+    rows += [{"grows": "images", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
     rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([PICTURES[0]], tokens)} for tokens in ANSWERS]
     return rows
 
@@ -96,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    processor = JinaVLMProcessor.from_pretrained(SMALL)
+    processor = JinaVLMProcessor.from_pretrained(TINY)
     rows = measure(Stages(full_model.jina_vlm(device=args.device), processor, args.device), peer.Peer(args.device))
     print(table(rows))
     save("growth", rows, args.device)

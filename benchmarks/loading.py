@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
-from .results import ROOT, save
+from .results import save
 from .side_by_side import Peak, in_fresh_process
 
 
@@ -137,7 +138,7 @@ def seconds_of(*command: str) -> float:
 def first_token() -> tuple[float, float]:
     """Seconds that demo.py says until the first token of its answer, and from its start to its end."""
     start = time.perf_counter()
-    said = subprocess.run([sys.executable, "demo.py"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([sys.executable, "-m", "jina_vlm_tools", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return float(re.search(r"First token after ([\d.]+) s", said)[1]), time.perf_counter() - start
 
 

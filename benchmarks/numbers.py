@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
-
-from .results import SMALL
+from jina_vlm_tools.files import TINY
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
 POSITIONS = 40_960  # the released model's
@@ -37,9 +36,9 @@ def load(dtype: torch.dtype, **kwargs):
     """The small model with the released model's positions."""
     import jina_vlm
 
-    config = AutoConfig.from_pretrained(SMALL)
+    config = AutoConfig.from_pretrained(TINY)
     config.text_config.max_position_embeddings = POSITIONS
-    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, config=config, dtype=dtype, **kwargs).eval()
+    return jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(TINY, config=config, dtype=dtype, **kwargs).eval()
 
 
 def inputs(processor, images: list[Image.Image], tokens: int) -> dict[str, torch.Tensor]:
@@ -69,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 32768], help="lengths (default: 1024 4096 32768)")
     args = parser.parse_args()
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     processor.tokenizer.model_max_length = POSITIONS
     models = {dtype: load(dtype) for dtype in DTYPES}
     models |= {f"float32, then {name}": load(torch.float32).to(dtype) for name, dtype in (("bfloat16", DTYPES[1]), ("float16", DTYPES[2]))}

@@ -4,15 +4,12 @@ Nothing is allocated: the model is made on the meta device.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
-from tools import markdown
-
-
-ROOT = Path(__file__).parent.parent
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
 
 def count(config: JinaVLMConfig) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """The image processor beside the same arithmetic in straight torch calls: `python -m benchmarks.preprocessing`.
 
-From a decoded picture of Pillow's to tiles, for five sizes of noise and for all five in one call, with one thread and with two. Beside it
+From a decoded image of Pillow's to tiles, for five sizes of noise and for all five in one call, with one thread and with two. Beside it
 stands the least that any way must do: the output written once. The floor is what the same bits cannot be had without: the channels taken
-out of Pillow's picture, torch's own `interpolate`s, the output written; each part is timed alone, on inputs that are ready. Memory is how far
-it rises above what the process held with the picture, in a process of its own each, against the output. With `--device cuda`: the pixels that the card computes, against the CPU's.
+out of Pillow's image, torch's own `interpolate`s, the output written; each part is timed alone, on inputs that are ready. Memory is how far
+it rises above what the process held with the image, in a process of its own each, against the output. Last, `do_resize=False`, by which
+tiles and thumbnail are made from the image itself, beside the default. With `--device cuda`: the pixels that the card computes, against the CPU's.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from jina_vlm.image_processing_jina_vlm import bands, resize
 from PIL import Image
 from torch.nn import functional as F
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 from .results import arguments, save
 from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together
@@ -77,6 +78,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
     seconds = take_turns(
         {
             "ours": lambda: tiler(images, return_tensors="pt"),
+            "without_fit": lambda: tiler(images, return_tensors="pt", do_resize=False),
             "straight": lambda: torch.cat([straight(tiler, image) for image in images]),
             **parts(tiler, images),
         },
@@ -91,6 +93,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
         "to_straight": ratio(seconds, "ours", "straight"),
         "floor_to_straight": ratio(seconds, "floor", "straight"),
         "to_written": ratio(seconds, "ours", "written"),
+        "without_fit_to_ours": ratio(seconds, "without_fit", "ours"),
     }
 
 
@@ -127,7 +130,7 @@ def on_gpu(names: list[str], rounds: int) -> dict:
 
 
 def gpu_table(rows: list[dict]) -> str:
-    head = ["Picture", "Tiles", "One CPU thread and the way there, ms", "On the card, ms", "Ratio", "Largest difference, levels of 255"]
+    head = ["Image", "Tiles", "One CPU thread and the way there, ms", "On the card, ms", "Ratio", "Largest difference, levels of 255"]
     lines = [
         [row["picture"], str(row["tiles"]), f"{row['milliseconds']['cpu']:.1f}", f"{row['milliseconds']['ours']:.1f}", f"**{row['to_cpu']:.2f}**", f"{row['levels']:.2f}"]
         for row in rows
@@ -138,7 +141,7 @@ def gpu_table(rows: list[dict]) -> str:
 def table(rows: list[dict]) -> str:
     if "to_cpu" in rows[0]:
         return gpu_table(rows)
-    head = ["Picture", "Tiles", "Threads", "Straight torch calls, ms", "Ours, ms", "Ratio", "The floor's ratio", "To the output written once", "Memory / output"]
+    head = ["Image", "Tiles", "Threads", "Straight torch calls, ms", "Ours, ms", "Ratio", "The floor's ratio", "To the output written once", "Memory / output"]
     compared = [
         [
             row["picture"],
@@ -158,7 +161,13 @@ def table(rows: list[dict]) -> str:
         for row in rows
     ]
     floor = markdown.table(["The floor, ms", "Threads", *PARTS.values(), "Together", "Ours"], profile)
-    return "\n\n".join([markdown.table(head, compared), floor])
+    without_fit = [
+        [row["picture"], str(row["threads"]), f"{row['milliseconds']['without_fit']:.1f}", f"{row['milliseconds']['ours']:.1f}", f"**{row['without_fit_to_ours']:.2f}**"]
+        for row in rows
+        if "without_fit_to_ours" in row
+    ]
+    routes = [markdown.table(["Without a fit", "Threads", "`do_resize=False`, ms", "Default, ms", "Ratio"], without_fit)] if without_fit else []
+    return "\n\n".join([markdown.table(head, compared), floor, *routes])
 
 
 def main() -> None:

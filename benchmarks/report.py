@@ -1,28 +1,29 @@
-"""Everything that was measured, as one page of text and one picture: `python -m benchmarks.report`.
+"""Everything that was measured, as one page of text and one figure: `python -m benchmarks.report`.
 
-Writes benchmarks/README.md, benchmarks/report.png and two tables of README.md from benchmarks/results, and measures nothing.
+Writes docs/performance.md and benchmarks/report.png from benchmarks/results, and measures nothing.
 """
 
 import argparse
 import importlib
+import os
 import re
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
 from . import peer
 from .growth import STAGES
-from .results import RESULTS, ROOT, load
+from .results import RESULTS, load
 
 
-FOLDER = Path(__file__).parent
-PAGE, PICTURE = FOLDER / "README.md", FOLDER / "report.png"
+PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "report.png"
 # Module, title
 BENCHMARKS = {
-    "preprocessing": "From pictures to tiles",
+    "preprocessing": "From images to tiles",
     "tower": "Tower and connector",
     "decoder": "Prefill and decoding",
     "batches": "Batches",
@@ -31,13 +32,28 @@ BENCHMARKS = {
     "efficiency": "What pooling saves",
     "growth": "How cost grows",
 }
-README, MARKS = ROOT / "README.md", ("<!-- by python -m benchmarks.report -->\n", "\n<!-- end -->")
+INTRODUCTION = """\
+This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all of it anew in half an hour of two cores; `make bench-full` takes more rounds;
+`make bench-gpu` adds absolute figures and the share of a card's rate, and has not been run: no GPU was at hand.
+
+Every ratio is the median of runs in turns: below 1 is faster, or less. The 2.4B model has random weights here."""
+NOTES = """\
+What is not as fast as one could wish, and why:
+
+- **Images to tiles**: with one thread torch takes a slower kernel for straight calls, which gives other bits as well; against the faster one, which two threads get, there is less to gain. The least
+  for the same bits is the channels taken out of Pillow's image, torch's own `interpolate`s and the output written, and nothing else.
+- **The tower**: its matrix products and attention alone, as torch computes them, take nearly all of its time on this processor.
+- **Batches**: the library's `generate` pads prompts of unlike length, and one image keeps two cores busy. No tile is computed for padding, and none twice, with beams and several answers neither.
+- **The released layout**: the embeddings of words and images lie in two tensors, which must be put together. `jina-vlm convert` does it once."""
 OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
 
 
-def page(device: str = "cpu") -> str:
-    """The text: of each benchmark its description, its command, the machine and the table."""
-    parts = ["# Benchmarks", "Written by `python -m benchmarks.report`; `make bench` measures anew. Ratios are medians of runs in turns: below 1 is faster.", "![The report](report.png)"]
+def page(device: str = "cpu", figure: Path = FIGURE) -> str:
+    """The text: in short, why what is slow is slow, and of each benchmark its description, command, machine and table."""
+    parts = ["# Performance", INTRODUCTION]
+    if device == "cpu" and (short := summary()):
+        parts += ["## In short", short, NOTES]
+    parts.append(f"![Times and ratios of all parts]({link(PAGE, figure)})")
     for name, title in BENCHMARKS.items():
         measured = load(name, device)
         if measured is None:
@@ -50,8 +66,13 @@ def page(device: str = "cpu") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def link(page: Path, target: Path) -> str:
+    """The target as a page of the same repository links to it."""
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
 def summary() -> str:
-    """README's two tables: the ratios in short, and how cost grows. Empty where a benchmark has not been run."""
+    """A table of the ratios alone. Empty where a benchmark has not been run."""
     measured = {name: load(name) for name in BENCHMARKS}
     if not all(measured.values()):
         return ""
@@ -73,29 +94,22 @@ def summary() -> str:
         return ", ".join(f"{figure:.2f}" for figure in figures)
 
     lines = [
-        ["preprocessing", f"Pictures to tiles, one thread: {sizes}", straight, values("preprocessing", "to_straight", threads=1)],
+        ["preprocessing", f"Images to tiles, one thread: {sizes}", straight, values("preprocessing", "to_straight", threads=1)],
         ["preprocessing", "The least for the same bits, one thread", straight, values("preprocessing", "floor_to_straight", threads=1)],
-        ["preprocessing", "Pictures to tiles, two threads", straight, values("preprocessing", "to_straight", threads=2)],
+        ["preprocessing", "Images to tiles, two threads", straight, values("preprocessing", "to_straight", threads=2)],
         ["preprocessing", "The least for the same bits, two threads", straight, values("preprocessing", "floor_to_straight", threads=2)],
         ["preprocessing", "Memory for the first five", "their tiles", values("preprocessing", "memory")],
         ["tower", f"Tower and connector: {tiles} tiles", tower, values("tower", "to_library")],
         ["tower", "Its matrix products and attention alone", tower, values("tower", "limit_to_library")],
         *(["decoder", row["what"].capitalize(), "the library's Qwen3 with these weights", f"{row['to_text']:.2f}"] for row in rows["decoder"]),
-        ["batches", f"A picture's time, {' / '.join(batched)} at a time", "one at a time", listed(batched.values())],
+        ["batches", f"An image's time, {' / '.join(batched)} at a time", "one at a time", listed(batched.values())],
         ["loading", f"Loading a GB of {' / '.join(loaded)}", "the library's Qwen3-1.7B", listed(value / library for value in loaded.values())],
         ["training_step", "A training step of the small model", "the library's SigLIP and Qwen3, added up", values("training_step", "to_parts")],
-        ["growth", f"Picture to first token: {', '.join(grown)}", f"the library's {peer.NAME}", listed(grown.values())],
+        ["growth", f"Image to first token: {', '.join(grown)}", f"the library's {peer.NAME}", listed(grown.values())],
         ["efficiency", "Tokens, prefill, cache, all operations of 12 tiles, counted", "without pooling", ", ".join(f"1 / {most[key]:.2f}" for key in ("tokens", "prefill", "cache", "all"))],
     ]
     lines = [[what, against, f"`{measured[name]['command']}`", times] for name, what, against, times in lines]
-    growth = importlib.import_module("benchmarks.growth").table(rows["growth"])
-    return "\n\n".join([markdown.table(["What", "Against", "By", "Times as much"], lines, figures=3), "How cost grows (`python -m benchmarks.growth`):", growth])
-
-
-def with_summary(readme: str) -> str:
-    """README with its tables as they should be."""
-    before, rest = readme.split(MARKS[0])
-    return f"{before}{MARKS[0]}{summary()}{MARKS[1]}{rest.split(MARKS[1], 1)[1]}"
+    return markdown.table(["What", "Against", "By", "Times as much"], lines, figures=3)
 
 
 def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours: list[str]) -> None:
@@ -137,7 +151,7 @@ def _decoder(axes: Axes, rows: list[dict]) -> None:
 def _batches(axes: Axes, rows: list[dict]) -> None:
     rows = [row for row in rows if "pictures_per_second" in row]
     _bars(axes, [f"{row['batch']} at a time" for row in rows], {"ours": [row["pictures_per_second"] for row in rows]}, [OURS])
-    axes.set_ylabel("pictures a second")
+    axes.set_ylabel("images a second")
 
 
 def _loading(axes: Axes, rows: list[dict]) -> None:
@@ -170,11 +184,11 @@ def _growth(axes: Axes, rows: list[dict], grows: str) -> None:
 
 
 def draw(device: str = "cpu") -> Figure:
-    """The picture: a panel for each benchmark that has been run."""
+    """The figure: a panel for each benchmark that has been run."""
     drawers = {"preprocessing": _preprocessing, "tower": _tower, "decoder": _decoder, "batches": _batches, "loading": _loading, "efficiency": _efficiency}
     panels = [(BENCHMARKS[name], drawer, load(name, device)) for name, drawer in drawers.items()]
     growth = load("growth", device)
-    for grows, title in (("picture", "A larger picture"), ("pictures", "More pictures"), ("answer", "A longer answer")):
+    for grows, title in (("image", "A larger image"), ("images", "More images"), ("answer", "A longer answer")):
         panels.append((title, lambda axes, rows, grows=grows: _growth(axes, rows, grows), growth))
     panels = [panel for panel in panels if panel[2] is not None]
     figure = Figure(figsize=(17, 4.4 * -(-len(panels) // 3)), layout="constrained")
@@ -193,12 +207,10 @@ def main() -> None:
     args = parser.parse_args()
     if not any((RESULTS / args.device).glob("*.json")):
         raise SystemExit(f"Nothing was measured on {args.device} yet: `make bench` measures.")
-    page_file, picture = (PAGE, PICTURE) if args.device == "cpu" else (FOLDER / "README-gpu.md", FOLDER / "report-gpu.png")
-    if args.device == "cpu":
-        README.write_text(with_summary(README.read_text(encoding="utf-8")), encoding="utf-8")
-    page_file.write_text(page(args.device).replace("report.png", picture.name), encoding="utf-8")
-    draw(args.device).savefig(picture, dpi=110)
-    print(f"Wrote {page_file} and {picture}.")
+    page_file, figure = (PAGE, FIGURE) if args.device == "cpu" else (PAGE.with_stem("performance-gpu"), FIGURE.with_stem("report-gpu"))
+    page_file.write_text(page(args.device, figure), encoding="utf-8")
+    draw(args.device).savefig(figure, dpi=110)
+    print(f"Wrote {page_file} and {figure}.")
 
 
 if __name__ == "__main__":

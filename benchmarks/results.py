@@ -10,8 +10,6 @@ import torch
 import transformers
 
 
-ROOT = Path(__file__).parent.parent
-SMALL = ROOT / "checkpoints" / "tiny"
 RESULTS = Path(__file__).parent / "results"
 
 

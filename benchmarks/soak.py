@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from benchmarks.fuzz import mutate, seeds
-from benchmarks.results import SMALL
 from benchmarks.side_by_side import memory_bytes
-from training.shapes import TRAINING_PAIRS, draw_scene, make_scene
+from jina_vlm_tools.files import TINY
+from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
 QUESTIONS = ("How many shapes are there?", "Welche Farbe?", "Describe the picture.", "¿Dónde está la estrella?")
@@ -80,8 +80,8 @@ def soak(model, processor, requests: int, threads: int, distinct: int) -> tuple[
 def load():
     import jina_vlm
 
-    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(SMALL, dtype=torch.float32).eval()
-    return model, jina_vlm.JinaVLMProcessor.from_pretrained(SMALL)
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
+    return model, jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
 
 
 def main() -> None:

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
 
 from .full_model import build
-from .results import ROOT, arguments, save
+from .results import arguments, save
 from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together
 
 

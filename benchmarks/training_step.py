@@ -1,6 +1,6 @@
 """A training step beside the sum of the library's parts: `python -m benchmarks.training_step`.
 
-On a CPU of the small model, in float32: forwards and backwards of a batch of two pictures, against the library's SigLIP and Qwen3 of the same
+On a CPU of the small model, in float32: forwards and backwards of a batch of two images, against the library's SigLIP and Qwen3 of the same
 sizes with the same tiles and tokens, one after the other; what the connector and putting the parts together take is the rest. With
 `--device cuda` of the 2.4B model in bfloat16, with gradient checkpointing: tokens a second, memory, and the share of the card's rate of products,
 which is measured.
@@ -11,12 +11,13 @@ from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProc
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoModel, AutoModelForCausalLM
 
-from tools import markdown
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import TINY
 
 from . import full_model
 from .batches import conversations
 from .efficiency import flops
-from .results import SMALL, arguments, save
+from .results import arguments, save
 from .side_by_side import medians, ratio, take_turns, together
 
 
@@ -37,7 +38,7 @@ def step(model, **inputs) -> None:
 
 
 def small(rounds: int) -> dict:
-    processor, config = JinaVLMProcessor.from_pretrained(SMALL), JinaVLMConfig.from_pretrained(SMALL)
+    processor, config = JinaVLMProcessor.from_pretrained(TINY), JinaVLMConfig.from_pretrained(TINY)
     inputs = batch(processor, 2)
     ours = JinaVLMForConditionalGeneration(config).train()
     tower, text = AutoModel.from_config(config.vision_config).train(), AutoModelForCausalLM.from_config(config.text_config).train()
@@ -68,7 +69,7 @@ def measured_rate(side: int = 8192) -> float:
 
 
 def large(rounds: int) -> dict:
-    processor = JinaVLMProcessor.from_pretrained(SMALL)
+    processor = JinaVLMProcessor.from_pretrained(TINY)
     inputs = {name: value.to("cuda") for name, value in batch(processor, 4).items()}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     model = full_model.jina_vlm(device="cuda").train()

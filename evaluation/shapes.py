@@ -1,6 +1,6 @@
 """The small checkpoint's questions as a file that the harnesses read: `python -m evaluation.shapes`.
 
-They are those of `python -m training.eval_tiny`, in its order: pictures of seeds and colour-shape pairs that training never
+They are those of `python -m experiments.eval_tiny`, in its order: pictures of seeds and colour-shape pairs that training never
 draws, and one question about each.
 """
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 
-from training.questions import LANGUAGES, TASKS, evaluation_sample
-from training.shapes import draw_scene
+from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 FEATURES = Features(

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 import yaml
 
-from tools import markdown
+from jina_vlm_tools import markdown
 
 
 BENCHMARKS = Path(__file__).parent / "benchmarks.yaml"

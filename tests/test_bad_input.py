@@ -1,5 +1,6 @@
 """What cannot be used is refused by an error that says what was given and what was expected."""
 
+import dataclasses
 import io
 import re
 import shutil
@@ -186,7 +187,7 @@ def test_bad_uri(tiler, uri, message):
 # Settings and arguments
 
 
-@pytest.mark.parametrize("max_tiles", [0, 13, -1])
+@pytest.mark.parametrize("max_tiles", [0, -1])
 def test_max_tiles(tiler, processor, picture, max_tiles):
     for attempt in (
         lambda: JinaVLMImageProcessor(max_tiles=max_tiles),
@@ -195,14 +196,14 @@ def test_max_tiles(tiler, processor, picture, max_tiles):
         lambda: processor(images=picture(*SMALL), text="<|image|>", max_tiles=max_tiles),
         lambda: processor._get_num_multimodal_tokens([(20, 20)], max_tiles=max_tiles),
     ):
-        with refused(f"`max_tiles` must be between 1 and 12, got {max_tiles}"):
+        with refused(f"`max_tiles` must be at least 1, got {max_tiles}"):
             attempt()
 
 
 @pytest.mark.parametrize("setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str)
 def test_pixel_budget(tiler, picture, setting):
     for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(picture(*SMALL), **setting)):
-        with refused(f"`min_pixels` <= `max_pixels`.*{max(setting.values())}"):
+        with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
             attempt()
 
 
@@ -299,10 +300,109 @@ def test_messages(processor, chat):
         chat([("tool", "hi")])
     with refused("Expected text and images, got sound", Exception):
         chat([("user", {"type": "sound"})])
-    with refused("Expected a list of messages, each a dictionary with `role` and `content`, got 'hi'", TypeError):
-        processor.apply_chat_template(["hi"], tokenize=True, return_dict=True)
     with refused(r"1 <\|image\|> in its text but 0 images"):
         chat([("user", {"type": "image"}, "what?")])
+
+
+LISTS = "Expected a list of messages, each a dictionary with `role` and `content`"
+TEXT = {"type": "text", "text": "hi"}
+BAD_CONVERSATIONS = {
+    "a string": ("hi", f"{LISTS}, got 'hi'"),
+    "strings": (["hi"], f"{LISTS}, got 'hi'"),
+    "a message alone": ({"role": "user", "content": "hi"}, f"{LISTS}, got {{'role': 'user'"),
+    "nothing": (None, f"{LISTS}, got None"),
+    "none": ([], f"{LISTS}, got an empty one"),
+    "an empty one of several": ([[{"role": "user", "content": "hi"}], []], f"{LISTS}, got an empty one"),
+    "messages beside conversations": ([[{"role": "user", "content": "hi"}], {"role": "user", "content": "hi"}], LISTS),
+}
+BAD_CONTENT = {
+    "a part alone": (TEXT, "Expected `content` to be a string or a list of parts such as .*got {'type': 'text', 'text': 'hi'}"),
+    "a number": (7, "Expected `content` to be a string or a list .*got 7"),
+    "strings": (["which?", "color"], "Expected a part of `content` to be a dictionary such as .*got 'which"),
+    "no type": ([{"text": "hi"}], "Expected a part of `content` to be a dictionary such as .*got {'text': 'hi'}"),
+    "an image without type": ([{"image": "x.png"}, TEXT], "Expected a part of `content` to be a dictionary such as .*got {'image'"),
+    "no text": ([{"type": "text"}], "Expected a string under 'text', as in {'type': 'text', 'text': '...'}, got {'type': 'text'}"),
+    "text None": ([{"type": "text", "text": None}], "Expected a string under 'text'.*'text': None"),
+    "text under another name": ([{"type": "text", "content": "hi"}], "Expected a string under 'text'.*'content': 'hi'"),
+    "a number as text": ([{"type": "text", "text": 7}], "Expected a string under 'text'.*'text': 7"),
+    "two images in one": ([{"type": "image", "url": "x.png", "path": "y.png"}], "A part shows one image, got 'url' and 'path'"),
+}
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+@pytest.mark.parametrize("name", BAD_CONVERSATIONS)
+def test_bad_conversations(processor, name, tokenize):
+    conversation, message = BAD_CONVERSATIONS[name]
+    with refused(message, (TypeError, ValueError)):
+        processor.apply_chat_template(conversation, tokenize=tokenize)
+
+
+@pytest.mark.parametrize("tokenize", [True, False])
+@pytest.mark.parametrize("sanitize", [True, False])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("name", BAD_CONTENT)
+def test_bad_content(processor, name, role, tokenize, sanitize):
+    content, message = BAD_CONTENT[name]
+    conversation = [{"role": "user", "content": "hi"}, {"role": role, "content": content}]
+    for given in (conversation, [conversation[:1], conversation]):
+        with refused(message, (TypeError, ValueError)) as caught:
+            processor.apply_chat_template(given, tokenize=tokenize, return_dict=True, sanitize_control_tokens=sanitize)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_CONTENT if name != "two images in one"])
+def test_bad_content_in_engines(processor, chat_template, name):
+    """They have the template alone, which must neither print nor skip what it cannot use."""
+    content, _ = BAD_CONTENT[name]
+    with refused("Expected parts such as|is not iterable", Exception):
+        processor.tokenizer.apply_chat_template([{"role": "user", "content": content}], chat_template=chat_template, tokenize=False)
+
+
+def test_what_is_none_is_not_there(processor, picture, tmp_path):
+    """Data sets give all parts and messages the same keys; clients send null."""
+    path = tmp_path / "one.png"
+    Image.fromarray(picture(*SMALL)).save(path)
+    plain = [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "what?"}]}]
+    nothing = dict.fromkeys(("image", "url", "path", "base64", "image_url", "text"))
+    padded = [
+        {
+            "role": "user",
+            "name": None,
+            "tool_calls": None,
+            "content": [{**nothing, "type": "image", "path": str(path)}, {**nothing, "type": "text", "text": "what?"}],
+        }
+    ]
+    empty = [{"role": "assistant", "content": None}]
+    kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected, found = (processor.apply_chat_template(messages, **kwargs) for messages in (plain, padded))
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert processor.apply_chat_template(padded) == processor.apply_chat_template(plain)
+    assert processor.apply_chat_template(empty) == "<|endoftext|> Assistant: <|endoftext|>"
+    assert padded[0]["content"][0]["url"] is None, "what was given is left as it was"
+
+
+def test_messages_that_are_objects(processor):
+    """As clients of OpenAI's interface return them."""
+
+    @dataclasses.dataclass
+    class Part:
+        text: str
+        type: str = "text"
+
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: list
+        refusal: str | None = None
+
+    class Model:
+        def model_dump(self):
+            return {"role": "user", "content": [{"type": "text", "text": "hi <|image|>"}], "name": None}
+
+    for message in (Message("user", [Part("hi <|image|>")]), Model()):
+        expected = processor.apply_chat_template([{"role": "user", "content": "hi <|image|>"}], tokenize=True)
+        assert processor.apply_chat_template([message], tokenize=True) == expected
+        assert processor.apply_chat_template([message]) == "<|endoftext|> User: hi < |image|>"
 
 
 def test_folder_without_tokenizer(bundle, tmp_path):
@@ -340,8 +440,11 @@ def test_tensors_that_do_not_belong_together(model, inputs):
     wrong[:3, 2] = 2
     cases = {
         "`pixel_values` without `tile_positions`": run(tile_positions=None),
-        "5 tiles in `pixel_values` but 4 in `tile_positions`": run(tile_positions=places[:4]),
-        "4 tiles in `pixel_values` but 5 in `tile_positions`": run(pixel_values=pixels[:4]),
+        r"got \[5, 3, 378, 378\] and \[4, 4\]": run(tile_positions=places[:4]),
+        r"got \[4, 3, 378, 378\] and \[5, 4\]": run(pixel_values=pixels[:4]),
+        r"got \[0, 3, 378, 378\] and \[0, 4\].* where there are no images": run(pixel_values=pixels[:0], tile_positions=places[:0]),
+        # a sample that `default_collate` put a dimension around
+        r"got \[1, 5, 3, 378, 378\] and \[1, 5, 4\].* concatenated along": run(pixel_values=pixels[None], tile_positions=places[None]),
         "from tile 3 on .* expected": run(pixel_values=pixels[:4], tile_positions=places[:4]),
         r"from tile 0 on is \[\[0, 0, 1, 2\].* expected \[\[-1, -1, 1, 2\]": run(pixel_values=pixels[1:], tile_positions=places[1:]),
         "from tile 0 on is": run(tile_positions=swapped),

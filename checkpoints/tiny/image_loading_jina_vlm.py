@@ -2,7 +2,7 @@
 """From what users have (path, URL, data URI, base64, PIL image, array, tensor) to an RGB image of 8 bits, within limits.
 
 Ours, because the library's own loading drops transparency, and changed between its versions: the same image must give the
-same pixels on each. What is promised of files and servers that were made to do harm is in `docs/trust.md`.
+same pixels on each. What is promised of files and servers that were made to do harm is in `docs/robustness.md`.
 """
 
 import base64

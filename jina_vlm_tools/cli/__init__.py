@@ -1,0 +1,1 @@
+"""The command `jina-vlm`: a module a verb. Imports nothing that takes time before arguments are known to be good."""

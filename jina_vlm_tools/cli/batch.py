@@ -1,0 +1,65 @@
+"""`batch`: a question about every image of a folder, of parquet files or of a data set."""
+
+import argparse
+from pathlib import Path
+
+from jina_vlm_tools.files import default_checkpoint
+
+from . import options
+
+
+DESCRIPTION = """\
+Answer a question about every image of a folder, of parquet files or of a data
+set, on one machine or many. The output is a folder of parts; the same command,
+run again after whatever stopped it, answers those that are missing.
+"""
+EXAMPLES = """\
+examples:
+  jina-vlm batch photos --question "What is shown?" --output answers
+  accelerate launch --num_processes 8 -m jina_vlm_tools batch photos --output answers
+  torchrun --nproc-per-node 2 -m jina_vlm_tools batch photos --output answers   # on CPUs
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        help="a folder of pictures (looked through with its subfolders); a parquet file or a quoted pattern of these; a data "
+        "set: a folder that `datasets` can load, or a name on the Hub",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
+    questions = parser.add_mutually_exclusive_group()
+    questions.add_argument("--question", default="Describe the picture.", help="asked about each (default: %(default)s)")
+    questions.add_argument("--question-column", metavar="NAME", help="take each row's own question from here")
+    parser.add_argument("--image-column", metavar="NAME", help="pictures, their bytes or paths (default: the one column of pictures)")
+    parser.add_argument("--id-column", metavar="NAME", help="what to call the rows (default: their paths in a folder, else their numbers)")
+    parser.add_argument("--subset", help="of a data set that has several")
+    parser.add_argument("--split", help='of a data set that has several, such as "train" or "train[:100]"')
+    parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default=default_checkpoint(),
+        help="a folder or a repository of the Hub, in this layout or the released one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=options.DTYPES,
+        help="default: float32 on a CPU, the checkpoint's own (auto) on a GPU",
+    )
+    options.add_max_tiles(parser)
+    parser.add_argument("--max-new-tokens", type=options.positive, default=256, help="longest answer (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=options.positive, default=8, help="pictures at a time; halved where memory runs out (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows-per-part", type=options.positive, default=64, help="of the output; what a kill can cost each process (default: %(default)s)"
+    )
+    parser.set_defaults(run=run, interrupted="The same command goes on from here.")
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        from jina_vlm_tools.inference.batch import answer_all
+    except ImportError as error:
+        raise OSError(f"`jina-vlm batch` needs `pip install 'jina-vlm-transformers[batch]'` ({error}).") from error
+    answer_all(args)

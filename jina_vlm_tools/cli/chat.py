@@ -1,0 +1,111 @@
+"""`chat`: a conversation, turn by turn."""
+
+import argparse
+import json
+import sys
+
+from . import options
+from .ask import show
+from .progress import Progress
+
+
+DESCRIPTION = """\
+Talk with the model about pictures, a line for each turn. The conversation is
+remembered: each turn goes on from the last, and no picture is encoded twice.
+
+  /image PATH   show a picture (a path, URL or data URI) with the next question
+  /reset        forget the conversation and its pictures
+  /quit         end; so does the end of the input (Ctrl-D)
+
+Questions may come from a pipe. Then the first error ends the chat.
+"""
+EXAMPLES = """\
+examples:
+  jina-vlm chat photo.png
+  printf 'What is this?\\nWhich colour is it?\\n' | jina-vlm chat photo.png --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="shown with the first question: a path, an http(s) URL or a data URI")
+    options.add_model_options(parser)
+    options.add_json(parser, "one JSON object for each answer (answer, tokens, tiles of new pictures, seconds)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    options.check_model(args.model)
+    options.check_pictures(args.images)
+    if options.STDIN in args.images:
+        raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
+    progress = Progress()
+    with progress.step("import", "Importing torch and transformers"):
+        from jina_vlm_tools.inference.conversation import Conversation
+        from jina_vlm_tools.inference.loading import (
+            load_on_device,
+            load_processor_and_class,
+            open_picture,
+            quiet_libraries,
+        )
+
+        quiet_libraries()
+
+    with progress.step("processor", f"Loading the processor of {args.model}"):
+        processor, load_model = load_processor_and_class(args.model)
+    pictures = [open_picture(source, processor.image_processor) for source in args.images]
+    with progress.step("model", "Loading the model"):
+        model = load_on_device(load_model, args.device, args.dtype)
+
+    conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
+    is_interactive = sys.stdin.isatty()
+    prompt = "> " if is_interactive and sys.stdout.isatty() else ""
+    while (line := read(prompt)) not in (None, "/quit"):
+        try:
+            pictures = take(line, conversation, pictures, args.json)
+        except (OSError, ValueError) as error:
+            if not is_interactive or isinstance(error, BrokenPipeError):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+
+
+def read(prompt: str) -> str | None:
+    """The next line; none at the end."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        return None
+
+
+def take(line: str, conversation, pictures: list, as_json: bool) -> list:
+    """Does what a line says. `pictures` wait for the next question; returns those that wait now."""
+    from jina_vlm_tools.inference.conversation import describe_pictures
+    from jina_vlm_tools.inference.loading import open_picture
+
+    command, _, argument = line.partition(" ")
+    if command == "/image":
+        source = argument.strip()
+        if source == options.STDIN:
+            raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
+        options.check_picture(source)
+        return [*pictures, open_picture(source, conversation.processor.image_processor)]
+    if command == "/reset":
+        conversation.reset()
+        return []
+    if command.startswith("/"):
+        raise ValueError(f"{command}: no such command. There are /image PATH, /reset and /quit; a question begins with another character.")
+    if line:
+        answer = conversation.answer(line, pictures, (lambda text: None) if as_json else show)
+        if as_json:
+            report = {
+                "answer": answer.text,
+                "is_cut_off": answer.is_cut_off,
+                "question": line,
+                "images": describe_pictures(conversation.processor, pictures, conversation.max_tiles),
+                "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
+                "seconds": {"first_token": answer.seconds_to_first_token, "answer": answer.seconds},
+            }
+            print(json.dumps(report, ensure_ascii=False), flush=True)
+        else:
+            print(flush=True)
+        return []
+    return pictures

@@ -1,0 +1,92 @@
+"""The command's parser, its errors and exit codes. Imports nothing that takes time: that is left to what a command runs."""
+
+import argparse
+import os
+import sys
+
+from . import app, ask, batch, chat, demo, publish, serve, tiles, train
+
+
+DESCRIPTION = """\
+jina-vlm: ask a small multilingual model about images, see how it sees them,
+serve, train, convert and publish its checkpoints.
+"""
+EXIT_CODES = """\
+exit codes:
+  0  done
+  1  it failed: stderr says why and what to do ("error: ...")
+  2  the command is not understood
+  130  interrupted (Ctrl-C); 141  the reader of the output has gone
+
+Answers and results go to stdout; progress goes to stderr, and only to a
+terminal.
+"""
+MORE = "`jina-vlm COMMAND --help` explains each, with examples.\n\n"
+STOPPED, READER_GONE = 130, 141  # 128 and the signal's number, as shells count
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole, and those of the commands by their names."""
+    parser = argparse.ArgumentParser(
+        "jina-vlm", description=DESCRIPTION, epilog=MORE + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for name, summary, description, examples, add_arguments in (
+        ("ask", "ask a question about pictures", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
+        ("chat", "talk about pictures, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
+        ("tiles", "see what becomes of a picture, count its tokens", tiles.DESCRIPTION, tiles.EXAMPLES, tiles.add_arguments),
+        ("batch", "answer a question about every image of a folder or data set", batch.DESCRIPTION, batch.EXAMPLES, batch.add_arguments),
+        ("app", "open a page to try a checkpoint on", app.DESCRIPTION, app.EXAMPLES, app.add_arguments),
+        ("demo", "watch a checkpoint answer, step by step", demo.DESCRIPTION, demo.EXAMPLES, demo.add_arguments),
+        ("train", "train or fine-tune by a recipe", train.DESCRIPTION, train.EXAMPLES, train.add_arguments),
+        ("convert", "write a checkpoint in this layout, with its code", publish.CONVERT, publish.CONVERT_EXAMPLES, publish.add_convert_arguments),
+        ("upload", "publish a checkpoint on the Hub", publish.UPLOAD, publish.UPLOAD_EXAMPLES, publish.add_upload_arguments),
+    ):
+        command = commands.add_parser(
+            name, help=summary, description=description, epilog=f"{examples}\n{EXIT_CODES}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(check=None, interrupted=None)
+        add_arguments(command)
+    commands.add_parser("serve", help="serve a checkpoint over HTTP, as OpenAI's API", description=serve.DESCRIPTION)
+    return parser, commands.choices
+
+
+def parse_args(arguments: list[str]) -> argparse.Namespace:
+    parser, commands = make_parser()
+    if not arguments or arguments[0] not in commands:
+        return parser.parse_args(arguments)  # help, or an error
+    if arguments[0] == "serve":
+        return argparse.Namespace(run=lambda _: serve.run(arguments[1:]))
+    command = commands[arguments[0]]
+    args = command.parse_intermixed_args(arguments[1:])  # options may stand between pictures and question
+    if args.check:
+        args.check(command, args)
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    Raises:
+        SystemExit: with a code of `EXIT_CODES`, unless all went well; a message in its place is for stderr, and means 1.
+    """
+    args = None
+    try:
+        try:
+            args = parse_args(sys.argv[1:] if arguments is None else arguments)
+            args.run(args)
+        finally:
+            sys.stdout.flush()  # here, where it can be told that nobody reads
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
+        sys.exit(READER_GONE)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {getattr(args, 'interrupted', None) or ''}".rstrip(), file=sys.stderr)
+        sys.exit(STOPPED)
+    except Exception as error:
+        from jina_vlm_tools.hub import PublishingError
+
+        if message := publish.explain_hub_error(error):
+            sys.exit(f"error: {message}")
+        if isinstance(error, (PublishingError, OSError, ValueError)):
+            sys.exit(f"error: {error}")
+        raise

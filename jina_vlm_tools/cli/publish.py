@@ -1,0 +1,233 @@
+"""`convert` and `upload`: a checkpoint and this project's code become a folder that loads by itself, here or on the Hub."""
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import options
+from .progress import Progress
+
+
+CONVERT = """\
+Write a checkpoint in this project's layout, with its code: a new folder that
+`from_pretrained(FOLDER, trust_remote_code=True)` loads without this package.
+
+The folder is asked about a picture in a fresh process before it takes its
+name: it is there as a whole or not at all.
+"""
+CONVERT_EXAMPLES = """\
+examples:
+  jina-vlm convert jinaai/jina-vlm jina-vlm-native
+  jina-vlm convert my-checkpoint converted --dtype bfloat16 --max-shard-size 1GB
+  jina-vlm ask --model converted photo.png "What is this?"
+"""
+UPLOAD = """\
+Publish a checkpoint with this project's code as a page on the Hub that loads
+by itself.
+
+The folder is assembled, loaded in a fresh process, asked about a picture, and
+only then sent, in one commit. An upload that was interrupted is continued by
+the same command. The token comes from `hf auth login` or the environment
+variable HF_TOKEN.
+"""
+UPLOAD_EXAMPLES = """\
+examples:
+  jina-vlm upload --weights jinaai/jina-vlm --dry-run
+  jina-vlm upload --weights jinaai/jina-vlm --repo-id me/jina-vlm-transformers
+  jina-vlm upload --weights my-checkpoint --license apache-2.0 --origin jinaai/jina-vlm --output page
+"""
+INTERRUPTED = "Nothing is half-written; run the same command again to go on."
+AGAIN = "Run the same command again: files that have arrived are not sent twice."
+
+
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (default: the checkpoint's own)"
+    )
+    parser.add_argument("--max-shard-size", default="2GB", help="largest file of weights (default: %(default)s)")
+    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the picture)")
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="WEIGHTS", help=options.MODEL_HELP)
+    parser.add_argument("output", metavar="DIR", type=Path, help="a folder that is new or empty")
+    parser.add_argument("--yes", action="store_true", help="replace the converted checkpoint that is in DIR")
+    add_bundle_options(parser)
+    parser.set_defaults(run=convert)
+
+
+def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help=options.MODEL_HELP)
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where it goes")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="assemble it here, check it, and send nothing")
+    parser.add_argument("--dry-run", action="store_true", help="assemble and check it, print its files and card, keep and send nothing")
+    parser.add_argument("--private", action="store_true", help="if the repository is made, make it private")
+    parser.add_argument("--revision", help="a branch of the repository, made from main if need be (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request to main")
+    parser.add_argument("--message", default="Upload weights, code and card", help="of the commit (default: %(default)s)")
+    parser.add_argument("--license", help="of the weights, by the Hub's identifier, where no card of theirs says it")
+    parser.add_argument("--origin", help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE",
+        help='results for the card: JSON, {"command": "what printed them", "results": [arguments of an EvalResult of huggingface_hub, ...]}',
+    )  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="replace what is in --output, or in the repository")
+    add_bundle_options(parser)
+    parser.set_defaults(run=upload, check=check_upload, interrupted=INTERRUPTED)
+
+
+def check_upload(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What options cannot say of each other; ends the process with a usage error."""
+    if not (args.repo_id or args.output or args.dry_run):
+        parser.error("say where it goes: --repo-id OWNER/NAME, --output DIR, or --dry-run for neither")
+    if args.create_pr and args.revision:
+        parser.error("--create-pr proposes to main: leave --revision out")
+    if args.output and args.dry_run:
+        parser.error("--dry-run keeps nothing: leave --output out")
+
+
+def convert(args: argparse.Namespace) -> None:
+    from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
+
+    progress = quiet_or_not()
+    options.check_model(args.weights)
+    check_output(args.output, args.yes)
+    check_shards(args.weights)
+
+    from jina_vlm_tools.hub.assemble import assemble, new_folder
+
+    with new_folder(args.output, replace=args.yes) as folder:
+        with progress.step("assemble", f"Assembling {args.weights}"):
+            assembled = assemble(args.weights, folder, args.dtype, args.max_shard_size)
+        names = list_bundle(folder, with_card=False)
+        with progress.step("check", "Asking it in a fresh process"):
+            answer = ask(folder)
+        report = {"folder": str(args.output), **describe(folder, names, assembled.changes, answer)}
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    print(show_files(report))
+    print("\n".join(assembled.changes))
+    print(f"It answers: {answer}\nIt is in {args.output}.")
+
+
+def upload(args: argparse.Namespace) -> None:
+    from huggingface_hub import HfApi
+
+    from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
+    from jina_vlm_tools.hub.origin import find_origin
+    from jina_vlm_tools.hub.push import check_name, find_target, push
+
+    # Cheap questions first: the rest takes minutes for large weights.
+    progress = quiet_or_not()
+    if args.repo_id:
+        check_name(args.repo_id)
+    target, api = None, HfApi()
+    if not (args.output or args.dry_run):
+        where = {"revision": args.revision, "create_pr": args.create_pr, "private": args.private, "replace": args.yes}
+        target = find_target(api, args.repo_id, **where)
+    if args.output:
+        check_output(args.output, args.yes)
+    origin = find_origin(args.weights, args.license, args.origin)
+    check_shards(args.weights)
+
+    from jina_vlm_tools.hub.assemble import assemble, new_folder
+    from jina_vlm_tools.hub.card import write_card
+
+    with ExitStack() as stack:
+        if args.output:
+            folder = stack.enter_context(new_folder(args.output, replace=args.yes))
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jina-vlm-")))
+        with progress.step("assemble", f"Assembling {args.weights}"):
+            assembled = assemble(args.weights, folder, args.dtype, args.max_shard_size)
+        name = args.repo_id or (args.output.resolve().name if args.output else "jina-vlm")
+        card = write_card(folder, name, origin, assembled.changes, assembled.commit, args.results)
+        names = list_bundle(folder)
+        with progress.step("check", "Asking it in a fresh process"):
+            answer = ask(folder)
+        report = {**describe(folder, names, assembled.changes, answer), "license": origin.license, "origin": origin.text}
+        if not args.json:
+            print(f"It answers: {answer}\n{show_files(report)}")
+            print(f"Weights: {origin.license}. {origin.text}.", flush=True)
+        if args.dry_run:
+            report["card"] = card.content
+        if target:
+            with progress.step("send", f"Sending it to {args.repo_id}"):
+                report["url"] = push(api, folder, names, target, args.message, args.private)
+    if args.output:
+        report["folder"] = str(args.output)
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    elif args.dry_run:
+        print(f"\n{card.content}")
+    elif target:
+        print(f"Done, and equal to what was sent: {report['url']}")
+    else:
+        print(f"It is in {args.output}.")
+
+
+def quiet_or_not() -> Progress:
+    """The libraries show their bars where our own words stand. To be called before transformers is imported, which asks once."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    progress = Progress()
+    if not progress.is_shown:
+        disable_progress_bars()
+    return progress
+
+
+def describe(folder: Path, names: list[str], changes: list[str], answer: str) -> dict:
+    return {"files": {name: (folder / name).stat().st_size for name in names}, "changes": changes, "answer": answer}
+
+
+def show_files(report: dict) -> str:
+    lines = [f"{size:>15,}  {name}" for name, size in report["files"].items()]
+    return "\n".join([*lines, f"{sum(report['files'].values()):>15,}  bytes in {len(lines)} files"])
+
+
+def check_output(output: Path, replace: bool) -> None:
+    """Refuse to write over what is there, or, with --yes, over anything but a bundle."""
+    from jina_vlm_tools.hub import PublishingError
+    from jina_vlm_tools.hub.check import CARD, list_bundle
+
+    if output.exists() and not output.is_dir():
+        raise PublishingError(f"{output} is a file. Name a folder.")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not replace:
+        raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the bundle in it.")
+    try:
+        list_bundle(output, with_card=(output / CARD).exists())
+    except PublishingError as error:
+        raise PublishingError(f"{output} is not empty, and no bundle that --yes could replace: {error}") from error
+
+
+def explain_hub_error(error: Exception) -> str | None:
+    """What an error of the Hub's client means and what to do, if it is one."""
+    # Also asked about errors that came before the client was loaded, and that are none of its.
+    if "huggingface_hub" not in sys.modules:
+        return None
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+
+    failure = error.__cause__ if type(error) is RuntimeError else error  # uploads of large files are wrapped in one
+    if not isinstance(failure, HTTPError):
+        return None
+    if not isinstance(failure, HfHubHTTPError):
+        return (
+            f"{constants.ENDPOINT} cannot be reached: {failure}\nNothing is half-written there. Check the network (and "
+            "HF_ENDPOINT, if you set it), then run the same command again: files that have arrived are not sent twice."
+        )
+    if isinstance(failure, RepositoryNotFoundError):  # which the Hub says of private ones too
+        advice = "Check the name, and that the token may read it."
+    else:
+        advice = {
+            401: "The token is not valid: run `hf auth login`, or correct HF_TOKEN.",
+            403: "The token may not write there: make one that may, or choose a name of your own, or --create-pr.",
+            412: "It was changed while this was going on: look at it, then run the same command again.",
+        }.get(failure.response.status_code, AGAIN)
+    return f"{constants.ENDPOINT} refused: {failure}\nNothing is half-written there. {advice}"

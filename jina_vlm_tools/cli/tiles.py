@@ -1,0 +1,103 @@
+"""`tiles`: what becomes of a picture."""
+
+import argparse
+import json
+from io import BytesIO
+from pathlib import Path
+
+from jina_vlm_tools.files import UNFINISHED, write_whole
+
+from . import options
+from .progress import Progress
+
+
+DESCRIPTION = """\
+Show what becomes of a picture: the grid of overlapping tiles and the
+thumbnail that the model sees, the region that is kept of each tile, and how
+many tokens stand for it all. No weights are needed.
+"""
+EXAMPLES = """\
+examples:
+  jina-vlm tiles photo.png
+  jina-vlm tiles photo.png --save tiles.png --max-tiles 4
+  jina-vlm tiles photo.png --json | jq .tokens.total
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="a path, an http(s) URL, a data URI, or - for stdin")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="draw it here; the ending says the format, such as .png")
+    options.add_max_tiles(parser)
+    parser.add_argument("--model", help=f"take this checkpoint's settings: {options.MODEL_HELP} (default: the released one's, built in)")
+    options.add_json(parser, "one JSON object (sizes in pixels, grid, each tile's box on the canvas, tokens and kept region)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    options.check_pictures([args.image])
+    if args.model:
+        options.check_model(args.model)
+    if args.save:
+        check_target(args.save, args.image)
+    progress = Progress()
+    with progress.step("import", "Importing torch and transformers"):
+        from jina_vlm import JinaVLMImageProcessor
+
+        from jina_vlm_tools.inference.drawing import draw_page
+        from jina_vlm_tools.inference.loading import open_picture
+        from jina_vlm_tools.inference.tiling import compute_tiling
+
+    image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
+    picture = open_picture(args.image, image_processor)
+    with progress.step("tiles", "Making tiles"):
+        tiling = compute_tiling(picture, image_processor, args.max_tiles)
+    if args.save:
+        with progress.step("draw", "Drawing them"):
+            save_whole(draw_page(tiling), args.save)
+    if args.json:
+        print(json.dumps({"image": args.image, **tiling.to_dict(), "saved": str(args.save) if args.save else None}, ensure_ascii=False))
+        return
+    rows, columns = tiling.token_grid
+    print(
+        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, stretched to "
+        f"{tiling.canvas[0]} x {tiling.canvas[1]}\n"
+        f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, one every {tiling.stride}, and a thumbnail\n"
+        f"{tiling.thumbnail.tokens:>6,} tokens of the thumbnail\n"
+        f"{tiling.tile_tokens:>6,} of the tiles: {rows} rows of {columns}\n"
+        f"{tiling.structural_tokens:>6,} that begin, end and break rows\n"
+        f"{tiling.tokens:>6,} tokens in all"
+    )
+    if args.save:
+        print(f"Drawn in {args.save}.")
+
+
+def check_target(target: Path, image: str) -> None:
+    """
+    Raises:
+        OSError, ValueError: a picture cannot be written there, or the one that is asked about would be lost.
+    """
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    if target.suffix.lower() not in endings:
+        raise ValueError(f"--save {target}: {target.suffix or 'no ending'} is no format that Pillow can write. Try {target.with_suffix('.png')}.")
+    if target.is_dir() or not target.parent.is_dir():
+        raise FileNotFoundError(f"--save {target}: {'a folder' if target.is_dir() else 'its folder is not there'}. Name a file in a folder that exists.")
+    if target.exists() and Path(image).exists() and target.samefile(image):
+        raise ValueError(f"--save {target} would replace the picture itself. Choose another name.")
+
+
+def save_whole(page, target: Path) -> None:
+    """
+    Raises:
+        OSError: there is no room.
+    """
+    from PIL import Image
+
+    content = BytesIO()
+    page.save(content, Image.registered_extensions()[target.suffix.lower()])
+    try:
+        write_whole(target, content.getvalue())
+    except OSError as error:
+        target.with_name(target.name + UNFINISHED).unlink(missing_ok=True)
+        raise OSError(f"{target} could not be written: {error}. Make room there, or choose another place. Nothing was left behind.") from error

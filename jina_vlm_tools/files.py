@@ -1,0 +1,29 @@
+"""Where things lie, and files that are there as a whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+_BESIDE = Path(__file__).resolve().parent.parent
+# The folder of the package `jina_vlm`, with its modules, LICENSE and chat_template.jinja. A checkout is this folder itself.
+ROOT = _BESIDE / "jina_vlm" if (_BESIDE / "jina_vlm").is_dir() else _BESIDE
+TINY = ROOT / "checkpoints" / "tiny"  # in a checkout
+UNFINISHED = ".unfinished"  # ends the name of a file that is being written
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name with all of its content on disk. An older one stays until then."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def default_checkpoint() -> str:
+    """The small checkpoint in a checkout, else the released one."""
+    return str(TINY) if TINY.is_dir() else "jinaai/jina-vlm"

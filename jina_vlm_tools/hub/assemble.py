@@ -1,0 +1,129 @@
+"""A checkpoint and this repository's code become a folder that `from_pretrained(..., trust_remote_code=True)` can load."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jina_vlm.conversion_jina_vlm import is_released_config
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from jina_vlm_tools.files import ROOT
+
+from . import PublishingError
+
+
+# Tokenizer, settings and modules take about 15 MB with the released vocabulary.
+ROOM_BESIDE_WEIGHTS = 32 * 1024**2
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """`changes`: sentences on what was done to the weights; `commit`: of the Hub's repository that they came from."""
+
+    changes: list[str]
+    commit: str | None
+
+
+@contextmanager
+def new_folder(target: Path, replace: bool = False):
+    """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise: `target`
+    is there as a whole or not at all. An older `target` stays until then."""
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    made.mkdir()
+    try:
+        yield made
+        if replace and target.exists():
+            target.rename(old)
+        made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if not target.exists() and old.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: str = "2GB") -> Assembled:
+    """
+    Write weights, tokenizer, settings and modules into `folder`, in this repository's layout.
+
+    Args:
+        weights: A folder or an id of the Hub, in the released layout or this one.
+        dtype: Of the weights; `"auto"` is the checkpoint's own.
+
+    Raises:
+        PublishingError: the disk is too small or full.
+        OSError, ValueError: the checkpoint cannot be read; the message names what is wrong with it.
+        HfHubHTTPError: the Hub refuses, or knows no such checkpoint.
+    """
+    commit = None if Path(weights).is_dir() else HfApi().repo_info(weights).sha
+    revision = commit or "main"
+    config, _ = PreTrainedConfig.get_config_dict(weights, revision=revision)
+    processor = JinaVLMProcessor.from_pretrained(weights, revision=revision)
+    model = JinaVLMForConditionalGeneration.from_pretrained(
+        weights, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+    )
+
+    changes = []
+    if is_released_config(config):
+        changes.append(
+            "They were converted from the released layout: tensors were renamed and split, and the tower's last blocks, "
+            "which are never used, left out. No value was changed by that."
+        )
+    if dtype != "auto":
+        changes.append(f"They were cast to {dtype}.")
+    if cover_structural_rows(model):
+        changes.append(
+            "The `lm_head` rows of the structural tokens, which are never an answer, were made equal to that of a filler "
+            "entry, for engines with a head of their own, which do not know that."
+        )
+    if processor.chat_template is None:
+        processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+
+    # no tensor is counted twice: tied ones are one parameter
+    needed = ROOM_BESIDE_WEIGHTS + sum(p.numel() * p.element_size() for p in model.parameters())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise PublishingError(_no_room(folder, f"{free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed"))
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        processor.save_pretrained(folder)
+        # The page's licence is that of the weights; this is the modules'.
+        shutil.copyfile(ROOT / "LICENSE", folder / "CODE_LICENSE")
+    except (OSError, SafetensorError) as error:
+        raise PublishingError(_no_room(folder, str(error))) from error
+    return Assembled(changes, commit)
+
+
+def cover_structural_rows(model: JinaVLMForConditionalGeneration) -> bool:
+    """
+    Give the structural tokens the `lm_head` row of the last base entry, a filler that no text uses.
+
+    Engines with a head of their own ignore `suppress_tokens`, and would sample these tokens where their rows are random or
+    trained. Here they are suppressed before anything is chosen, so that greedy and sampled answers stay what they were.
+    Tokens behind them are not suppressed, and keep their rows. A head that shares the embedding's weights is left alone: the
+    rows are what pictures are marked with.
+
+    Returns:
+        Whether there are such rows, so that these are equal now.
+    """
+    if model.config.tie_word_embeddings:
+        return False
+    structural = model.config.structural_token_ids
+    weight = model.lm_head.weight.detach().clone()  # not in place: it may be mapped from the checkpoint's file
+    weight[structural] = weight[min(structural) - 1].clone()
+    model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return True
+
+
+def _no_room(folder: Path, what: str) -> str:
+    return (
+        f"The bundle could not be written to {folder.parent}: {what}. Make room there, or choose another folder "
+        "(where you name none: by TMPDIR). Nothing was left behind."
+    )

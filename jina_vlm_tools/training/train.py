@@ -1,0 +1,266 @@
+"""Train jina-vlm as a stage says: `jina-vlm train`. The output folder holds the trained checkpoint, and under `run` the Trainer's
+own, TensorBoard's files and loss curves."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import jina_vlm
+import torch
+from accelerate import PartialState
+from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
+from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from jina_vlm_tools.files import ROOT
+
+from .collator import JinaVLMCollator
+from .curves import draw_curves
+from .lora import add_adapters
+from .mixture import MixtureSettings, Place, Plan, Source, SourceSettings, TooManyBadSamples, padding_share, shares
+from .settings import SettingsError
+from .stages import Stage, beside, read_stage
+from .trainer import JinaVLMTrainer, freeze, see_blank_pictures
+
+
+STAGE_FILE = "stage.json"  # beside a run's checkpoints: what it was started with
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is checked before a model is built
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def load_config(stage: Stage, file: Path) -> jina_vlm.JinaVLMConfig:
+    """
+    Raises:
+        SettingsError: `model` is no checkpoint of jina-vlm.
+    """
+    try:
+        config = AutoConfig.from_pretrained(stage.model)
+    except (OSError, ValueError) as error:
+        raise SettingsError(file, "model", stage.model, f"its config cannot be read: {error}") from error
+    if not isinstance(config, jina_vlm.JinaVLMConfig):
+        raise SettingsError(file, "model", stage.model, f"expected a jina-vlm, but its config is of {config.model_type!r}.")
+    return config
+
+
+def load_processor(stage: Stage, file: Path, config: jina_vlm.JinaVLMConfig) -> jina_vlm.JinaVLMProcessor:
+    """
+    Raises:
+        SettingsError: the processor does not belong to the config.
+    """
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(stage.model)
+    if processor.patch_token_id != config.image_token_id:
+        raise SettingsError(
+            file, "model", stage.model, f"its tokenizer's <im_patch> is {processor.patch_token_id}, its config's {config.image_token_id}."
+        )
+    if "{% generation" not in str(processor.chat_template).replace("{%-", "{%"):
+        processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+    if stage.max_tiles is not None:
+        processor.image_processor.max_tiles = stage.max_tiles
+    return processor
+
+
+def open_sources(stage: Stage, mixture: MixtureSettings, file: Path, collator: JinaVLMCollator) -> list[Source]:
+    mixture_file = beside(file, stage.mixture)
+    return [
+        Source(source, number, mixture_file, collator, mixture.max_bad_share, workers=stage.workers)
+        for number, source in enumerate(mixture.sources)
+    ]
+
+
+def open_evaluation(stage: Stage, file: Path, collator: JinaVLMCollator) -> list[dict] | None:
+    """Samples as chats, in the file's order."""
+    if stage.evaluation is None:
+        return None
+    settings = SourceSettings("evaluation", 1.0, "", "", "image-text", "", path=stage.evaluation.path)
+    source = Source(settings, 0, file, collator, max_bad_share=0.0, limit=stage.evaluation.samples, key="evaluation")
+    return [source.sample(Place(0, index, tokens, tiles)) for index, tokens, tiles in source.measures]
+
+
+def last_checkpoint(run: Path) -> str | None:
+    """The last that is whole: the Trainer writes its state last."""
+    whole = [state.parent for state in run.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+
+
+def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: bool, file: Path) -> str | None:
+    """The checkpoint to go on from. A run goes on as it began: other settings would not give its losses."""
+    started = run / STAGE_FILE
+    now = {"stage": dataclasses.asdict(stage), "mixture": dataclasses.asdict(mixture)}
+    last = last_checkpoint(run)
+    if not resume:
+        if last:
+            raise ValueError(f"{run} holds a run already. Go on with it by --resume, or name another folder by --output.")
+        return None
+    if not last:
+        raise ValueError(f"{run} holds no checkpoint to go on from. Leave --resume out.")
+    before = json.loads(started.read_text(encoding="utf-8"))
+    for part in now:
+        for key, value in now[part].items():
+            if value != before[part].get(key):
+                raise SettingsError(file, f"{part}.{key}", value, f"the run in {run} began with {before[part].get(key)!r}.")
+    return last
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArguments:
+    on_cpu = not torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=str(run),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.global_batch_size // (stage.batch_size * processes),
+        learning_rate=max(part.learning_rate for part in stage.parts.values()),  # each part's own is set in the trainer
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=stage.precision == "bf16",
+        use_cpu=on_cpu,
+        **{CHECKPOINTING: stage.gradient_checkpointing},
+        logging_steps=stage.log_every,
+        logging_first_step=True,
+        save_steps=stage.save_every,
+        save_total_limit=2,
+        eval_strategy="steps" if stage.evaluation else "no",
+        eval_steps=stage.evaluation.every if stage.evaluation else None,
+        eval_on_start=stage.evaluation is not None,
+        per_device_eval_batch_size=1,  # losses are averaged over batches: so each sample counts alike
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=stage.workers,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,  # see `see_blank_pictures`
+        ddp_backend="gloo" if on_cpu and processes > 1 else None,
+        fsdp=stage.fsdp or None,
+        fsdp_config=FSDP if stage.fsdp else None,
+        report_to=["tensorboard"],
+        seed=stage.seed,
+    )
+
+
+# FSDP2. Blocks are gathered one by one; all that lies outside of them (embedding, connector, head) with the whole.
+FSDP = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_layer_cls_to_wrap": ["SiglipEncoderLayer", "Qwen3DecoderLayer"],
+    "reshard_after_forward": True,
+    "state_dict_type": "FULL_STATE_DICT",
+}
+
+
+class Curves(TrainerCallback):
+    """Draws the curves whenever a checkpoint is written, and at the end."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            draw_curves(state.log_history, Path(args.output_dir) / "curves.png")
+
+    on_train_end = on_save
+
+
+def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, processes: int) -> JinaVLMTrainer:
+    """All that a stage needs, checked before the model is built."""
+    set_seed(stage.seed)
+    config = load_config(stage, file)
+    processor = load_processor(stage, file, config)
+    collator = JinaVLMCollator(processor, stage.max_length)
+    plan = make_plan(stage, mixture, file, collator)
+    questions = open_evaluation(stage, file, collator)
+
+    in_bf16 = stage.precision == "bf16" and stage.lora is not None
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(stage.model, dtype=torch.bfloat16 if in_bf16 else torch.float32)
+    see_blank_pictures(model)
+    if stage.lora:
+        model = add_adapters(model, stage.lora)
+    freeze(model, stage.parts)
+    return JinaVLMTrainer(
+        model,
+        training_arguments(stage, run, processes),
+        collator,
+        eval_dataset=questions,
+        processing_class=processor,
+        callbacks=[Curves()],
+        plan=plan,
+        parts=stage.parts,
+        evaluation=stage.evaluation,
+        muon=stage.optimizer == "muon",
+    )
+
+
+def make_plan(stage: Stage, mixture: MixtureSettings, file: Path, collator: JinaVLMCollator) -> Plan:
+    return Plan(
+        open_sources(stage, mixture, file, collator),
+        [source.weight for source in mixture.sources],
+        stage.steps,
+        stage.global_batch_size,
+        stage.batch_size,
+        stage.seed,
+        mixture.single_source_share,
+    )
+
+
+def save(trainer: Trainer, stage: Stage, output: Path) -> None:
+    """The trained checkpoint: adapters as adapters, all else in bfloat16 with its code."""
+    if stage.fsdp:
+        trainer.save_model(str(output))
+    elif trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if not stage.lora:
+            model = model.to(torch.bfloat16)
+        model.save_pretrained(output)
+    if trainer.is_world_process_zero():
+        trainer.processing_class.save_pretrained(output)
+
+
+def describe(plan: Plan, mixture: MixtureSettings) -> str:
+    lines = [f"{category}: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()) for category, parts in shares(mixture).items()]
+    lines += [source.report() for source in plan.sources if source.measures is not None]
+    if all(source.measures is not None for source in plan.sources):
+        lines.append(f"padding: {padding_share(iter(plan)):.1%} of {plan.steps:,} steps' tokens")
+    return "\n".join(lines)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as `jina-vlm train` was told.
+
+    Raises:
+        SystemExit: a setting is wrong, or too many samples are.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    run = args.output / "run"
+    try:
+        stage, mixture = read_stage(args.stage, state.num_processes)
+        if stage.fsdp and not torch.accelerator.is_available():
+            raise SettingsError(args.stage, "fsdp", True, "accelerate shards on GPUs alone, and there is none. Leave it out.")
+        if args.model:
+            stage.model = args.model
+        elif beside(args.stage, stage.model).is_dir():
+            stage.model = str(beside(args.stage, stage.model).resolve())
+        last = check_resumption(run, stage, mixture, args.resume, args.stage)
+        if args.plan_only:
+            processor = load_processor(stage, args.stage, load_config(stage, args.stage))
+            print(describe(make_plan(stage, mixture, args.stage, JinaVLMCollator(processor, stage.max_length)), mixture))
+            return
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
+        trainer = make_trainer(stage, mixture, args.stage, run, state.num_processes)
+    except (SettingsError, TooManyBadSamples, ValueError) as error:
+        sys.exit(str(error))
+    if state.is_main_process:
+        print(describe(trainer.plan, mixture), flush=True)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / STAGE_FILE).write_text(
+            json.dumps({"stage": dataclasses.asdict(stage), "mixture": dataclasses.asdict(mixture)}, indent=2) + "\n", encoding="utf-8"
+        )
+    trainer.train(resume_from_checkpoint=last)
+    save(trainer, stage, args.output)
+    if state.is_main_process:
+        print(f"Saved to {args.output}. Curves: {run / 'curves.png'}.")

@@ -1,0 +1,50 @@
+"""Put a Space together: `python -m jina_vlm_tools.webapp.assemble_space FOLDER`, then `hf upload OWNER/NAME FOLDER . --repo-type space`.
+
+The repository itself is none: its front page is a model's, and its requirements are those of its tests.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from jina_vlm_tools.files import ROOT
+
+
+# Where it comes from, and the folder of the Space that it goes to. The bundle's modules become the package `jina_vlm`, so that
+# nothing has to be installed.
+FILES = (
+    ("LICENSE", "."),
+    ("jina_vlm_tools/webapp/space/*", "."),
+    ("jina_vlm_tools/*.py", "jina_vlm_tools"),
+    *((f"jina_vlm_tools/{name}/*.py", f"jina_vlm_tools/{name}") for name in ("cli", "hub", "inference", "synthetic", "webapp")),
+    ("jina_vlm_tools/webapp/*.css", "jina_vlm_tools/webapp"),
+    ("__init__.py", "jina_vlm"),
+    ("*_jina_vlm.py", "jina_vlm"),
+)
+
+
+def assemble(folder: Path) -> list[Path]:
+    """
+    Returns:
+        The files, in `folder`.
+
+    Raises:
+        FileExistsError: there is something in `folder`.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty. Name a new folder.")
+    made = []
+    for pattern, target in FILES:
+        for source in sorted(ROOT.glob(pattern)):
+            (folder / target).mkdir(parents=True, exist_ok=True)
+            made.append(Path(shutil.copy(source, folder / target)))
+    return made
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        print(f"{len(assemble(Path(sys.argv[1])))} files in {sys.argv[1]}")
+    except OSError as error:
+        sys.exit(f"error: {error}")

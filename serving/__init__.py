@@ -1,1 +1,0 @@
-"""The model at work: behind the servers that engines bring, and over many pictures."""

@@ -1,1 +1,0 @@
-"""What makes a Space of the Hub of `app.py`."""

@@ -1,6 +1,0 @@
-"""Training jina-vlm: `python -m training.train`, and the collator for trainers of one's own."""
-
-from .collator import JinaVLMCollator
-
-
-__all__ = ["JinaVLMCollator"]
