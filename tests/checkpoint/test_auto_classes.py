@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 
 
 GENERATING = (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM)
@@ -147,10 +148,12 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pipe(bundle, package_unknown):
+@pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
+def pipe(request, bundle, package_unknown):
+    if request.param == "any-to-any" and not is_torchvision_available():
+        pytest.skip("any-to-any asks for torchvision")
     with package_unknown():
-        return pipeline("image-text-to-text", model=str(bundle), trust_remote_code=True, dtype=torch.float32, device="cpu")
+        return pipeline(request.param, model=str(bundle), trust_remote_code=True, dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,7 @@ ARGUMENTS = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs":
 
 
 def test_pipeline_of_the_package(bundle, pipe, pictures):
-    own = pipeline("image-text-to-text", model=str(bundle), dtype=torch.float32)
+    own = pipeline(pipe.task, model=str(bundle), dtype=torch.float32)
     assert type(own.model) is jina_vlm.JinaVLMForConditionalGeneration is not type(pipe.model)
     assert own(text=about(pictures[0]), **ARGUMENTS) == pipe(text=about(pictures[0]), **ARGUMENTS)
 
@@ -229,6 +232,7 @@ def test_pipeline_in_other_number_formats(bundle, pictures, dtype):
     assert pipe(text=about(pictures[1]), **ARGUMENTS)[0]["generated_text"]
 
 
+@pytest.mark.parametrize("pipe", ["image-text-to-text"], indirect=True)  # the other's `preprocess` takes no chat
 def test_pipeline_puts_transparency_onto_white_in_chats_only(pipe, tmp_path):
     path = str(tmp_path / "transparent.png")
     Image.new("RGBA", (60, 60), (200, 0, 0, 0)).save(path)
