@@ -10,7 +10,7 @@ tiles and thumbnail are made from the image itself, beside the default. With `--
 import numpy as np
 import torch
 from jina_vlm import JinaVLMImageProcessor
-from jina_vlm.image_processing_jina_vlm import bands, resize
+from jina_vlm.resizing_jina_vlm import bands, resize
 from PIL import Image
 from torch.nn import functional as F
 

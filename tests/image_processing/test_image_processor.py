@@ -13,8 +13,8 @@ from conftest import TURNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jina_vlm import JinaVLMImageProcessor
+from jina_vlm.resizing_jina_vlm import resize_exactly
 from PIL import Image
-from torch.nn import functional as F
 
 
 SIZES = json.loads((Path(__file__).parents[1] / "golden" / "geometry.json").read_text())
@@ -172,7 +172,7 @@ def plainly(rgb: np.ndarray, fitted: tuple[int, int], rows: int, columns: int) -
     """The same tiles by whole pictures in float32."""
 
     def resize(channels, *size):
-        return torch.cat([F.interpolate(channel[None, None], size=size, mode="bilinear") for channel in channels])[:, 0]
+        return torch.cat([resize_exactly(channel, *size)[None, None] for channel in channels])[:, 0]
 
     channels = torch.from_numpy(rgb).permute(2, 0, 1).float()
     channels = resize(channels, *fitted).round() / 255
@@ -196,7 +196,7 @@ def plainly_without_fit(rgb: np.ndarray, rows: int, columns: int) -> torch.Tenso
     channels = torch.from_numpy(rgb).permute(2, 0, 1).float()
 
     def resize(*size):
-        resized = [F.interpolate(channel[None, None], size=size, mode="bilinear") for channel in channels]
+        resized = [resize_exactly(channel, *size)[None, None] for channel in channels]
         return torch.cat(resized)[:, 0].round() / 255 * 2 - 1
 
     tiles = resize(266 * rows + 112, 266 * columns + 112).unfold(1, SIDE, 266).unfold(2, SIDE, 266)
