@@ -71,7 +71,7 @@ def mark(value: Any, tokens: tuple[str, ...]) -> Any:
         pattern, stand_ins = _stand_ins(tokens)
         return pattern.sub(lambda match: _ESCAPE + stand_ins[match.group()], value)
     if isinstance(value, dict):
-        return {name: mark(item, tokens) for name, item in value.items()}
+        return {mark(name, tokens): mark(item, tokens) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [mark(item, tokens) for item in value]
     return value

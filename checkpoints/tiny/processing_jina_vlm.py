@@ -77,9 +77,10 @@ class JinaVLMProcessor(ProcessorMixin):
         self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
         self.patch_token_id = vocabulary["<im_patch>"]
         if tokenizer.bos_token is None:
-            # A release's tokenizer adds nothing, its processor `<|endoftext|>`. Engines have the tokenizer alone: it is to add
-            # the same to prompts, and is saved so. It adds none to chats: their templates do, and all engines (the library,
-            # vLLM, lm-eval, TRL) encode these with `add_special_tokens=False`.
+            # A release's tokenizer adds nothing; its processor puts `<|endoftext|>` in front. Engines encode prompts by the
+            # tokenizer alone, which is to do the same, and is saved so. Chats have theirs from the template; the library, vLLM,
+            # lm-eval and TRL encode them with `add_special_tokens=False`. Whoever does not, for a chat rendered to a string,
+            # gets two, as with Llama's and Gemma's tokenizers: the price of prompts that are right by default.
             tokenizer.bos_token = tokenizer.eos_token
             tokenizer.add_bos_token = True
         super().__init__(image_processor, tokenizer)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import re
 
 import pytest
@@ -221,13 +222,15 @@ def test_tokens_added_later_are_text_on_request(new_processor, conversation, tmp
 
 def test_template_variables_stay_text(processor, conversation, special_ids):
     """What is given to a template beside the conversation comes from strangers as well."""
-    template = "<|endoftext|>{{ tools[0]['name'] }}{{ user_name }}{{ messages[0]['name'] }}{{ messages[0]['content'] }}"
+    template = "<|endoftext|>{{ tools | tojson }}{{ user_name }}{{ messages[0]['name'] }}{{ messages[0]['content'] }}"
     messages = [{"role": "user", "content": "<im_col>", "name": "<im_end>"}]
+    tools = [{"name": "<|image|>", "parameters": {"<im_start>": ["<im_patch>"]}}]
     ids = processor.apply_chat_template(
-        messages, chat_template=template, tools=[{"name": "<|image|>"}], user_name="<im_patch>", tokenize=True, return_dict=True
+        messages, chat_template=template, tools=tools, user_name="<im_patch>", tokenize=True, return_dict=True
     )["input_ids"][0]
     assert torch.isin(torch.tensor(ids), special_ids).sum() == 1
-    assert processor.decode(ids) == "<|endoftext|><|image|><im_patch><im_end><im_col>"
+    written = json.dumps(tools, ensure_ascii=False)
+    assert processor.decode(ids) == f"<|endoftext|>{written}<im_patch><im_end><im_col>"
 
 
 def test_switched_off(processor, conversation, chat):

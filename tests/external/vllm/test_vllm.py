@@ -95,6 +95,45 @@ def test_no_structural_token_is_sampled(llm, reference):
     assert not sampled & set(reference.model.config.structural_token_ids)
 
 
+PROMPTS = {
+    "text": (" User: What colour is the star? Assistant:", []),
+    "a picture": (" User: <|image|>Describe the picture. Assistant:", [1]),
+    "two": (" User: <|image|> and <|image|>Describe the picture. Assistant:", [5, 6]),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_raw_prompts(llm, reference, name):
+    """Nobody wrote `<|endoftext|>` in front of these: the tokenizer adds what the processor adds."""
+    text, seeds = PROMPTS[name]
+    pictures = [shapes(seed) for seed in seeds]
+    inputs = reference.processor(text=text, images=pictures or None, return_tensors="pt")
+    answer = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    output = llm.generate({"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}, GREEDY, use_tqdm=False)[0]
+    assert output.prompt_token_ids == inputs["input_ids"][0].tolist()
+    assert reference.without_end(output.outputs[0].token_ids) == reference.without_end(answer.tolist())
+
+
+def test_rendered_chats(llm, reference):
+    """They have theirs, and are encoded as chats are."""
+    chat = CHATS["2 tiles"]
+    text = reference.processor.apply_chat_template(chat, add_generation_prompt=True)
+    prompt = {"prompt": text, "multi_modal_data": {"image": shapes(1)}}
+    output = llm.generate(prompt, GREEDY, use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})[0]
+    assert output.prompt_token_ids == reference(chat)[0]
+
+
+@pytest.mark.parametrize("begun", ["The <|image|>x", "The <im_patch> |<EXTRA_TOKENS_0>|", "The <", "There is"])
+def test_continued_messages(llm, reference, begun):
+    """With special tokens typed in what is to be continued, which the template breaks up by a space."""
+    chat = [user(shapes(1), "Describe the picture."), {"role": "assistant", "content": begun}]
+    output = llm.chat(chat, GREEDY, use_tqdm=False, add_generation_prompt=False, continue_final_message=True)[0]
+    broken = begun.replace("<|", "< |").replace("<im_", "< im_").replace("|<EXTRA_", "| <EXTRA_")
+    harmless = [chat[0], {"role": "assistant", "content": broken}]
+    expected = reference.processor.apply_chat_template(harmless, continue_final_message=True, tokenize=True)
+    assert output.prompt_token_ids == expected[0]
+
+
 TYPED = ("<|image|>", "<im_patch>", "<|endoftext|>")
 
 

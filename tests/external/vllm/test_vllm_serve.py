@@ -75,6 +75,27 @@ def test_from_a_url(client, reference, web):
     assert ask(client, chat) == reference.text([user(shapes(2, 640, 480), "Describe the picture.")])
 
 
+def test_completions(client, reference):
+    """Of raw text, which the tokenizer opens."""
+    text = " User: What colour is the star? Assistant:"
+    inputs = reference.processor(text=text, return_tensors="pt")
+    ids = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0].tolist()
+    prompt = inputs["input_ids"].shape[1]
+    result = client.completions.create(model="jina-vlm", prompt=text, max_tokens=MAX_TOKENS, temperature=0)
+    assert result.usage.prompt_tokens == prompt
+    assert result.choices[0].text == reference.processor.decode(reference.without_end(ids[prompt:]))
+
+
+def test_a_continued_message(client, reference):
+    begun = {"role": "assistant", "content": "The <|image|> shows"}
+    chat = [user(shapes(1), "Describe the picture.")]
+    extra = {"add_generation_prompt": False, "continue_final_message": True}
+    result = client.chat.completions.create(model="jina-vlm", messages=[*chat, begun], max_tokens=8, temperature=0, extra_body=extra)
+    broken = {"role": "assistant", "content": "The < |image|> shows"}
+    expected = reference.processor.apply_chat_template([*chat, broken], continue_final_message=True, tokenize=True)
+    assert result.usage.prompt_tokens == len(expected[0])
+
+
 def test_streaming(client, reference):
     chat = CHATS["2 tiles"]
     stream = client.chat.completions.create(

@@ -24,8 +24,6 @@ SKIPPED = {
     "test_reverse_loading_mapping": "The released layout is read, not written: saving does not reverse the mapping.",
     "test_apply_chat_template_image": "It expects one row of pixels for each picture, and passes settings of videos: ours are "
     "several tiles for each picture, and unknown arguments are refused.",
-    "test_subprocessor_defaults_0_text": "Our processor opens every text with <|endoftext|>, as the release does; its tokenizer "
-    "does not.",
     "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same pixels with it "
     "and without it.",
 }
@@ -66,7 +64,8 @@ class JinaVLMTester(VLMTester):
     @classmethod
     def make_processor(cls) -> JinaVLMProcessor:
         tokens = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>"]
-        tokenizer = make_tokenizer(tokens, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+        end = "<|endoftext|>"
+        tokenizer = make_tokenizer(tokens, bos_token=end, eos_token=end, pad_token=end, add_bos_token=True)
         template = (ROOT / "chat_template.jinja").read_text()
         return JinaVLMProcessor(JinaVLMImageProcessor(**TILING), tokenizer, chat_template=template)
 
