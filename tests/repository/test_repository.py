@@ -150,7 +150,6 @@ def test_links_lead_somewhere(page):
 
 
 # What was true of an older layout is told in the changelog.
-@pytest.mark.skipif(not (ROOT / "jina_vlm_tools").is_dir(), reason="the pages name things as they are after the move")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_name)
 def test_what_a_page_names_is_there(page):
     """Modules, files, verbs of the command, make targets, and what picks tests out."""
