@@ -9,7 +9,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .compatibility_jina_vlm import put_into_package
-from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat
+from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 from .messages_jina_vlm import check_conversation
@@ -331,7 +331,9 @@ class JinaVLMProcessor(ProcessorMixin):
         conversation = check_conversation(conversation)
         template = self._template(chat_template)
         tokens = self._control_tokens
-        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens, "control_tokens": tokens}
+        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
+        if not tokenize:
+            variables["control_tokens"] = typed_tokens(conversation, tokens)
         # The library takes what a template does not use for ours.
         variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
         if tokenize and sanitize_control_tokens:
