@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, python
 from jina_vlm import JinaVLMProcessor
 from PIL import Image
+from released import RELEASED_TEMPLATE
 from transformers import AutoTokenizer, pipeline
 
 
@@ -339,13 +340,6 @@ def test_save_and_load(tmp_path, new_processor, chat, conversation):
     assert torch.equal(inputs["input_ids"], chat([("user", (520, 520), "the fox")], max_tiles=3)["input_ids"])
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "processor_config.json").read_text() == (tmp_path / "processor_config.json").read_text()
-
-
-RELEASED_TEMPLATE = (
-    "{% for message in messages %}{% if not loop.first or always_start_with_space %} {% endif %}{{ message['role'] }}: "
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{{ image_prompt_token if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}{% endfor %}"
-)
 
 
 @pytest.mark.parametrize("space", [True, False])

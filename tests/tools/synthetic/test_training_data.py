@@ -19,6 +19,7 @@ from experiments.eval_pages import wilson  # noqa: E402
 from experiments.eval_tiny import accuracy, card_results, chance, table  # noqa: E402
 from experiments.seeing import TOKEN_CLASSES, PagesDataset, patch_labels, token_labels  # noqa: E402
 from experiments.tokenizer import BASE_SIZE, END_OF_TEXT, STRUCTURAL_TOKENS, train_tokenizer  # noqa: E402
+from jina_vlm_tools.synthetic import questions, shapes, shapes_data  # noqa: E402
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES as PAGE_LANGUAGES  # noqa: E402
 from jina_vlm_tools.synthetic.page_questions import TASKS as PAGE_TASKS  # noqa: E402
 from jina_vlm_tools.synthetic.page_questions import ask_shapes, describe  # noqa: E402
@@ -51,11 +52,6 @@ from jina_vlm_tools.synthetic.shapes import (  # noqa: E402
     Shape,
     draw_scene,
     make_scene,
-)
-from jina_vlm_tools.training import (  # noqa: E402
-    questions,
-    shapes,
-    shapes_data,  # noqa: E402
 )
 from jina_vlm_tools.training.layouts import to_conversation  # noqa: E402
 

@@ -11,7 +11,7 @@ import torch
 from conftest import make_picture
 from miniature import save_miniature
 from PIL import Image
-from test_processor import RELEASED_TEMPLATE
+from released import RELEASED_TEMPLATE
 
 
 trl = pytest.importorskip("trl")
