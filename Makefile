@@ -125,6 +125,7 @@ pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
 lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 clean:  ## remove environments, caches and what the demo drew
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
@@ -145,10 +146,10 @@ define environment
 	@touch $@
 endef
 
-$(VENV)/page/ready: requirements/page.txt pyproject.toml
+$(VENV)/page/ready: tests/external/web/requirements.txt pyproject.toml
 	$(environment)
 
-$(VENV)/evaluation/ready: requirements/evaluation.txt pyproject.toml
+$(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.toml
 	$(environment)
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
@@ -160,7 +161,7 @@ tests/external/web/node_modules/ready: tests/external/web/package-lock.json
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(environment)
 
-$(VENV)/vllm/ready: requirements/vllm-0.32.0.txt
+$(VENV)/vllm/ready: tests/external/vllm/requirements.txt
 	@echo "Setting up $(@D), once, with $< (some GB: this takes minutes) ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<
