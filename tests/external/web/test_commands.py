@@ -100,7 +100,11 @@ def test_the_spaces_front_matter_names_what_is_tested():
     assert card["sdk_version"] == gradio.__version__ and (SPACE / card["app_file"]).is_file()
     pins = dict(re.findall(r"^([a-z-]+)==(\S+)$", (SPACE / "requirements.txt").read_text().lower(), re.MULTILINE))
     tested = dict(
-        re.findall(r"^([a-z-]+)==(\S+)$", (ROOT / "tests" / "external" / "web" / "requirements.txt").read_text().lower(), re.MULTILINE)
+        re.findall(
+            r"^([a-z-]+)==(\S+)$",
+            (ROOT / "tests" / "external" / "web" / "requirements.txt").read_text().lower(),
+            re.MULTILINE,
+        )
     )
     assert pins and all(tested[name] == version for name, version in pins.items())
     assert tested["gradio"] == gradio.__version__
