@@ -401,3 +401,20 @@ def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):
         for _ in range(2)
     )
     assert torch.equal(answer(model, one, assistant_model=assistant, num_assistant_tokens=2), greedy_one)
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
+def test_the_caches_older_name(model, one):
+    """Callers of before 5.24 and libraries that follow slowly, such as PEFT, know the cache by it."""
+    ids, mask = one["input_ids"], one["attention_mask"]
+    with torch.no_grad():
+        expected = model(**one, logits_to_keep=1).logits
+        steps = []
+        for name in ("cache", "past_key_values"):
+            before = model(**{**one, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}, use_cache=True)
+            last = {"input_ids": ids[:, -1:], "attention_mask": mask, name: before[CACHE_NAME]}
+            steps.append(model(**last).logits)
+        with pytest.raises(ValueError, match="(?i)both `?cache`?|both `past_key_values` and `cache`"):
+            model(input_ids=ids[:, -1:], cache=before[CACHE_NAME], past_key_values=before[CACHE_NAME])
+    for logits in steps:
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
