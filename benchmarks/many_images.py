@@ -1,8 +1,8 @@
-"""A thousand images by `jina_vlm_tools.inference.batch`: two workers with one core each against one, and a kill in the middle.
+"""A thousand images by `jina-vlm batch`: one worker, two with a core each, and two that are killed in the middle.
 
-Draws images of colored shapes in many sizes, some of them broken, and runs the command on them in fresh processes, start-up
-included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the parts are there,
-after which one worker goes on.
+Draws images of colored shapes in many sizes, some of them broken, and runs the command on them in fresh processes,
+start-up included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the
+parts are there, after which one worker goes on.
 
     python -m benchmarks.answer_images [--images 1000]
 """
@@ -65,8 +65,8 @@ def start(source: Path, output: Path, workers: int) -> subprocess.Popen:
 
 
 def whole_run(source: Path, output: Path, workers: int) -> tuple[float, float]:
-    """Seconds that the command takes, and those that processors were at work for it: fewer for each worker than the former
-    where other programs had the cores as well."""
+    """Seconds that the command takes, and those that processors were at work for it: fewer for each worker than the
+    former where other programs had the cores as well."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = start(source, output, workers)
     if process.wait():
@@ -120,7 +120,8 @@ def main() -> None:
             errors = sum(row["error"] is not None for row in rows)
             same = sum(row == other for row, other in zip(rows, expected, strict=True))
             print(
-                f"{name}: each picture once: {once}; errors: {errors}; rows equal to one worker's: {same:,} of {len(rows):,}"
+                f"{name}: each picture once: {once}; errors: {errors}; "
+                f"rows equal to one worker's: {same:,} of {len(rows):,}"
             )
 
 

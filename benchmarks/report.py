@@ -34,8 +34,8 @@ BENCHMARKS = {
 }
 INTRODUCTION = """\
 This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all
-of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures and
-the share of a card's rate, and has not been run: no GPU was at hand.
+of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures
+and the share of a card's rate, and has not been run: no GPU was at hand.
 
 Every ratio is the median of runs in turns: below 1 is faster, or less. The 2.4B model has random weights here."""
 NOTES = """\
@@ -54,7 +54,7 @@ OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
 
 
 def page(device: str = "cpu", figure: Path = FIGURE) -> str:
-    """The text: in short, why what is slow is slow, and of each benchmark its description, command, machine and table."""
+    """The text: a summary, what is slow and why, and each benchmark's description, command, machine and table."""
     parts = ["# Performance", INTRODUCTION]
     if device == "cpu" and (short := summary()):
         parts += ["## In short", short, NOTES]

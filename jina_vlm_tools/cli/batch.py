@@ -24,8 +24,8 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help="a folder of pictures (looked through with its subfolders); a parquet file or a quoted pattern of these; a data "
-        "set: a folder that `datasets` can load, or a name on the Hub",
+        help="a folder of pictures (looked through with its subfolders); a parquet file or a quoted pattern of these; "
+        "a data set: a folder that `datasets` can load, or a name on the Hub",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
     questions = parser.add_mutually_exclusive_group()

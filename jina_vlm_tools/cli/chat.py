@@ -98,7 +98,8 @@ def take(line: str, conversation, pictures: list, as_json: bool) -> list:
         return []
     if command.startswith("/"):
         raise ValueError(
-            f"{command}: no such command. There are /image PATH, /reset and /quit; a question begins with another character."
+            f"{command}: no such command. There are /image PATH, /reset and /quit; "
+            "a question begins with another character."
         )
     if line:
         answer = conversation.answer(line, pictures, (lambda text: None) if as_json else show)

@@ -1,4 +1,4 @@
-"""The command's parser, its errors and exit codes. Imports nothing that takes time: that is left to what a command runs."""
+"""The command's parser, its errors and exit codes. Slow imports are left to the commands themselves."""
 
 import argparse
 import os
@@ -98,7 +98,8 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """
     Raises:
-        SystemExit: with a code of `EXIT_CODES`, unless all went well; a message in its place is for stderr, and means 1.
+        SystemExit: with a code of `EXIT_CODES`, unless all went well; a message in its place is for stderr, and means
+        1.
     """
     args = None
     try:

@@ -1,4 +1,4 @@
-"""`convert` and `upload`: a checkpoint and this project's code become a folder that loads by itself, here or on the Hub."""
+"""`convert` and `upload`: make of a checkpoint and our code a folder that loads by itself, here or on the Hub."""
 
 import argparse
 import json
@@ -81,9 +81,12 @@ def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="FILE",
-        help='results for the card: JSON, {"command": "what printed them", "results": [arguments of an EvalResult of huggingface_hub, ...]}',
-    )  # fmt: skip
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help='results for the card: JSON, {"command": "what printed them", '
+        '"results": [arguments of an EvalResult of huggingface_hub, ...]}',
+    )
     parser.add_argument("--yes", action="store_true", help="replace what is in --output, or in the repository")
     add_bundle_options(parser)
     parser.set_defaults(run=upload, check=check_upload, interrupted=INTERRUPTED)
@@ -185,7 +188,7 @@ def upload(args: argparse.Namespace) -> None:
 
 
 def quiet_or_not() -> Progress:
-    """The libraries show their bars where our own words stand. To be called before transformers is imported, which asks once."""
+    """The command's own progress, with the libraries' bars hidden. Call it before transformers is imported."""
     from huggingface_hub.utils import disable_progress_bars
 
     progress = Progress()
@@ -233,8 +236,9 @@ def explain_hub_error(error: Exception) -> str | None:
         return None
     if not isinstance(failure, HfHubHTTPError):
         return (
-            f"{constants.ENDPOINT} cannot be reached: {failure}\nNothing is half-written there. Check the network (and "
-            "HF_ENDPOINT, if you set it), then run the same command again: files that have arrived are not sent twice."
+            f"{constants.ENDPOINT} cannot be reached: {failure}\n"
+            "Nothing is half-written there. Check the network (and HF_ENDPOINT, if you set it), "
+            "then run the same command again: files that have arrived are not sent twice."
         )
     if isinstance(failure, RepositoryNotFoundError):  # which the Hub says of private ones too
         advice = "Check the name, and that the token may read it."

@@ -1,5 +1,5 @@
-"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn image,
-print as JSON what came of it."""
+"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn
+image, print as JSON what came of it."""
 
 import json
 import sys

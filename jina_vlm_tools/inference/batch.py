@@ -1,17 +1,18 @@
-"""Answer a question about every image of a folder, of parquet files or of a data set: `jina-vlm batch`, on one machine or many.
+"""Answer a question about every image of a folder, parquet files or a data set, on one machine or many.
 
-The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part appears
-under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any number of
-processes, answers the parts that are missing: in the end each row of the source stands in exactly one part. To have a part
-answered again, delete it.
+The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part
+appears under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any
+number of processes, answers the parts that are missing: in the end each row of the source stands in exactly one part.
+To have a part answered again, delete it.
 
-An image that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run. Rows
-are `row` (its number in the source), `id`, `question`, `answer`, `error` and `answer_tokens`, the number of tokens generated:
-as many as `--max-new-tokens` where the answer was cut off. Each process decodes images in OMP_NUM_THREADS threads while its
-model answers; launchers set it to 1 where you do not.
+An image that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run.
+Rows are `row` (its number in the source), `id`, `question`, `answer`, `error` and `answer_tokens`, the number of
+tokens generated: as many as `--max-new-tokens` where the answer was cut off. Each process decodes images in
+OMP_NUM_THREADS threads while its model answers; launchers set it to 1 where you do not.
 
-`datasets` reads the sources and `accelerate` starts the processes: what users of the library's Trainer have, and what runs
-under any launcher of a cluster without a service of its own. On several machines all see source and output at the same paths.
+`datasets` reads the sources and `accelerate` starts the processes: what users of the library's Trainer have, and what
+runs under any launcher of a cluster without a service of its own. On several machines all see source and output at the
+same paths.
 """
 
 import argparse
@@ -65,9 +66,9 @@ LOCK = ".lock"
 LONGEST_WAIT = timedelta(days=30)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Sources: rows with an image each, none of which is read before it is asked for
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Folder:
@@ -103,9 +104,8 @@ class Table:
     """Rows of a data set, whose images are not decoded.
 
     Args:
-        dataset: The rows.
-        image_column, id_column, question_column: Where images, ids and questions stand; without the latter two, rows are
-            called by their numbers, and all are asked `question`.
+        dataset: The rows. image_column, id_column, question_column: Where images, ids and questions stand; without the
+        latter two, rows are called by their numbers, and all are asked `question`.
     """
 
     def __init__(
@@ -246,9 +246,9 @@ def as_unicode(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Answers
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Answerer:
@@ -359,9 +359,9 @@ def prefetched(function: Callable, batches: Iterable[Iterable]) -> Iterator[list
             yield [future.result() for future in ahead.popleft()]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The output
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Output:
@@ -398,8 +398,8 @@ class Output:
 
 
 def claim(lock: IO, mode: int) -> None:
-    """Locks an output: `LOCK_EX` to be alone with it, `LOCK_SH` together with the processes of one run. It lasts as long as
-    the process, however that ends.
+    """Locks an output: `LOCK_EX` to be alone with it, `LOCK_SH` together with the processes of one run. It lasts as
+    long as the process, however that ends.
 
     Raises:
         SystemExit: another run has it.
@@ -439,9 +439,9 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The run
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def settings_of(args: argparse.Namespace, source: Folder | Table) -> dict[str, Any]:
@@ -466,7 +466,8 @@ def plan(args: argparse.Namespace, source: Folder | Table, lock: IO) -> tuple[st
 
 
 class Progress:
-    """A bar of the images that all processes have answered: `answered` by this one; what others have is seen by their parts."""
+    """A bar of the images that all processes have answered. `answered`: by this one; others' are seen in their
+    parts."""
 
     def __init__(self, output: Output, missing: list[int], mine: list[int], shown: bool):
         self.folder, self.answered = output.folder, 0
@@ -534,12 +535,13 @@ def summary(output: Output, new: int) -> str:
     errors = [error for part in output.parts for error in output.errors(part)]
     if len(errors) != output.rows:
         raise SystemExit(
-            f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: delete the parts that were changed."
+            f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: "
+            "delete the parts that were changed."
         )
     failed = sum(error is not None for error in errors)
     return (
-        f"{output.rows:,} rows: {output.rows - failed:,} answered, {failed:,} with an error; in {len(output.parts):,} parts, "
-        f"{new:,} of them new: {output.folder}/part-*.{output.ending}"
+        f"{output.rows:,} rows: {output.rows - failed:,} answered, {failed:,} with an error; "
+        f"in {len(output.parts):,} parts, {new:,} of them new: {output.folder}/part-*.{output.ending}"
     )
 
 
@@ -571,7 +573,7 @@ def answer_all(args: argparse.Namespace) -> None:
     """Answer as `jina-vlm batch` was told."""
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
-    # Unless told that there are CPUs only, accelerate takes the processes of a launcher for so many runs of one process.
+    # Unless told that there are only CPUs, accelerate takes a launcher's processes for separate runs of one process.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     args.dtype = args.dtype or ("float32" if accelerator.device.type == "cpu" else "auto")

@@ -79,7 +79,7 @@ class Conversation:
         """Inputs of the next turn: token ids of the whole conversation, and the new images alone."""
         inputs = prepare_turn(self.processor, question, pictures, self.max_tiles)
         if self.ids is not None:
-            # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ends the last one already.
+            # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ended the last one.
             ids = torch.cat([self.ids, inputs["input_ids"][:, 1:]], dim=1)
             limit = self.processor.tokenizer.model_max_length
             if ids.shape[1] > limit:
@@ -131,8 +131,8 @@ def prepare_turn(processor, question: str, pictures: list[Image.Image], max_tile
 
 
 def describe_images(processor, pictures: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
-    """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail, and
-    `tokens` of the prompt."""
+    """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail,
+    and `tokens` of the prompt."""
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
     described = []
     for picture in pictures:

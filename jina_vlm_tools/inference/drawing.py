@@ -8,9 +8,19 @@ from .tiling import Tile, Tiling
 INK, GREY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
 VEIL, FADE, LINE = (128, 138, 158), (205, 209, 217), (184, 191, 202)  # to be seen on white paper as well
 TILE_COLORS = (
-    (214, 57, 70), (235, 140, 30), (58, 148, 82), (38, 110, 200), (128, 74, 176), (205, 75, 145),
-    (0, 134, 139), (140, 90, 50), (88, 96, 200), (120, 140, 20), (190, 60, 20), (70, 110, 130),
-)  # fmt: skip
+    (214, 57, 70),
+    (235, 140, 30),
+    (58, 148, 82),
+    (38, 110, 200),
+    (128, 74, 176),
+    (205, 75, 145),
+    (0, 134, 139),
+    (140, 90, 50),
+    (88, 96, 200),
+    (120, 140, 20),
+    (190, 60, 20),
+    (70, 110, 130),
+)
 
 # In pixels of the page
 LEFT, RIGHT, TOP, MARGIN = 50, 760, 150, 70
@@ -25,8 +35,8 @@ def get_tile_color(index: int) -> tuple[int, int, int]:
 
 
 def draw_page(tiling: Tiling) -> Image.Image:
-    """Four parts: the image; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens; the
-    tiles, each with the region of it that is kept."""
+    """Four parts: the image; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens;
+    the tiles, each with the region of it that is kept."""
     width = RIGHT + max(LEAST_RIGHT_WIDTH, tiling.columns * (TILE + GAP) - GAP) + MARGIN
     canvas_height = tiling.canvas[1]
     # A small image is enlarged, a tall one shown no taller than the canvas.
@@ -50,9 +60,14 @@ def draw_page(tiling: Tiling) -> Image.Image:
     page.paste(tiling.picture.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 
     caption(
-        canvas, RIGHT, TOP, "2", f"The canvas: {tiling.rows} x {tiling.columns} {'tile' if len(tiling.tiles) == 1 else 'tiles'}",
-        f"stretched to {tiling.canvas[0]} x {canvas_height} pixels; tiles of {side}, one every {tiling.stride}: they overlap by {side - tiling.stride}",
-    )  # fmt: skip
+        canvas,
+        RIGHT,
+        TOP,
+        "2",
+        f"The canvas: {tiling.rows} x {tiling.columns} {'tile' if len(tiling.tiles) == 1 else 'tiles'}",
+        f"stretched to {tiling.canvas[0]} x {canvas_height} pixels; "
+        f"tiles of {side}, one every {tiling.stride}: they overlap by {side - tiling.stride}",
+    )
     page.paste(draw_canvas(tiling), (RIGHT, TOP))
 
     caption(canvas, LEFT, middle, "3", "The thumbnail", f"the whole image at {side} x {side} pixels")
@@ -60,9 +75,14 @@ def draw_page(tiling: Tiling) -> Image.Image:
     canvas.text((LEFT, middle + side + 26), count(tiling.thumbnail), font=font(27), fill=INK, anchor="lm")
 
     caption(
-        canvas, RIGHT, middle, "4", "What is kept of each tile",
-        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: a neighbor shows them",
-    )  # fmt: skip
+        canvas,
+        RIGHT,
+        middle,
+        "4",
+        "What is kept of each tile",
+        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: "
+        "a neighbor shows them",
+    )
     for index, tile in enumerate(tiling.tiles):
         x = RIGHT + index % tiling.columns * (TILE + GAP)
         y = middle + index // tiling.columns * (TILE + GAP)

@@ -25,7 +25,8 @@ def load_processor_and_class(checkpoint: str):
             import jina_vlm  # noqa: F401  registers the classes
         except ImportError as error:
             sys.exit(
-                f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): pip install ."
+                f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "
+                "pip install ."
             )
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=is_bundle)

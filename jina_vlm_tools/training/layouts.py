@@ -34,12 +34,12 @@ def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
         folder (`str` or `Path`, *optional*): What the paths of images are relative to.
 
     Returns:
-        `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images without
-        a place of their own come first.
+        `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images
+        without a place of their own come first.
 
     Raises:
-        BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be opened, or
-            no assistant says anything.
+        BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be
+            opened, or no assistant says anything.
     """
     layout = layout_of(row)
     if layout is None:

@@ -30,7 +30,8 @@ def show_tiling(tiling: Tiling) -> str:
     canvas = _figure(
         draw_canvas(tiling),
         f"The picture with its {number} {'tile' if number == 1 else 'tiles'}",
-        f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. {overlap}",
+        f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. "
+        f"{overlap}",
     )
     thumbnail = _figure(
         draw_tokens(tiling.thumbnail, tiling.token_side, INK), "The thumbnail", f"all of it at {side} × {side} pixels"
@@ -58,7 +59,8 @@ def show_tiling(tiling: Tiling) -> str:
     )
     return (
         f'<div class="tiling"><div class="canvas">{canvas}</div><div class="beside">{thumbnail}{table}</div></div>'
-        f'<details class="kept"><summary>What is kept of each tile</summary><div class="grid" style="--columns: {tiling.columns}">{kept}</div></details>'
+        '<details class="kept"><summary>What is kept of each tile</summary>'
+        f'<div class="grid" style="--columns: {tiling.columns}">{kept}</div></details>'
     )
 
 
@@ -74,7 +76,8 @@ def show_turn(turn: Turn) -> str:
     ]
     longest = max((seconds for _, seconds, _ in parts if seconds), default=1)
     times = "".join(
-        f'<tr><th scope="row">{name}</th><td class="bar"><i style="width: {100 * (seconds or 0) / longest:.1f}%"></i></td>'
+        f'<tr><th scope="row">{name}</th>'
+        f'<td class="bar"><i style="width: {100 * (seconds or 0) / longest:.1f}%"></i></td>'
         f"<td>{instead or _time(seconds)}</td></tr>"
         for name, seconds, instead in parts
     )
@@ -89,7 +92,8 @@ def show_turn(turn: Turn) -> str:
     )
     return (
         f'<div class="turn"><table class="times"><caption>Time</caption><tbody>{times}</tbody>'
-        f'<tfoot><tr><th scope="row">In all, with showing it</th><td class="bar"></td><td>{_time(turn.seconds)}</td></tr></tfoot></table>{tokens}</div>'
+        '<tfoot><tr><th scope="row">In all, with showing it</th>'
+        f'<td class="bar"></td><td>{_time(turn.seconds)}</td></tr></tfoot></table>{tokens}</div>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Prompts of MMMB. Rows: `question`, options `A` to `D` (empty where there are fewer), `answer` (a letter), `image` (base64)."""
+"""Prompts of MMMB. Rows: `question`, options `A` to `D` (some may be empty), `answer` (a letter), `image` (base64)."""
 
 import base64
 import binascii
