@@ -29,10 +29,10 @@ def conversations(number: int) -> list[list[dict]]:
     samples = []
     for index in range(number):
         height, width = SIZES[index % len(SIZES)]
-        picture = draw_scene(evaluation_sample(index, "count", "en").scene).resize(
+        image = draw_scene(evaluation_sample(index, "count", "en").scene).resize(
             (width, height), Image.Resampling.BICUBIC
         )
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": "How many shapes are there?"}]
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "How many shapes are there?"}]
         samples.append([{"role": "user", "content": content}])
     return samples
 

@@ -41,8 +41,8 @@ def seeds(side: int = 24) -> dict[str, bytes]:
     y, x = np.mgrid[:side, : side + 6]
     rgb = np.dstack([x * 9 % 256, y * 10 % 256, (x + y) * 5 % 256]).astype(np.uint8)
     picture, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1, ::-1].copy())
-    grey, alpha = picture.convert("L"), picture.copy()
-    alpha.putalpha(grey)
+    gray, alpha = picture.convert("L"), picture.copy()
+    alpha.putalpha(gray)
     sixteen = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6

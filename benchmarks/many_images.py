@@ -36,10 +36,10 @@ def draw(folder: Path, number: int) -> int:
     broken = 0
     for index in range(number):
         rng = random.Random(index)
-        picture = draw_scene(make_scene(rng, TRAINING_PAIRS))
+        image = draw_scene(make_scene(rng, TRAINING_PAIRS))
         scale = rng.uniform(*SCALES)
         path = folder / f"{index:06d}.png"
-        picture.resize((round(picture.width * scale), round(picture.height * scale))).save(path)
+        image.resize((round(image.width * scale), round(image.height * scale))).save(path)
         if index % BROKEN_EVERY == BROKEN_EVERY // 2:
             match broken % 3:
                 case 0:
@@ -99,14 +99,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, one, two, killed = (Path(folder, name) for name in ("pictures", "one", "two", "killed"))
         broken = draw(source, args.pictures)
-        print(f"{args.pictures:,} pictures, {broken} of them broken\n", flush=True)
+        print(f"{args.pictures:,} images, {broken} of them broken\n", flush=True)
         seconds = {workers: whole_run(source, output, workers) for workers, output in ((1, one), (2, two))}
         expected = rows_of(one)
         parts = len(list(one.glob("part-*.parquet")))
         there = kill_in_the_middle(source, killed, 2, parts)
         resumed, _ = whole_run(source, killed, 1)
 
-        print("\n| Workers, one core each | Seconds | Pictures per second | Against one worker | Processor seconds |")
+        print("\n| Workers, one core each | Seconds | Images per second | Against one worker | Processor seconds |")
         print("| ---: | ---: | ---: | ---: | ---: |")
         for workers, (took, processor_seconds) in seconds.items():
             speed = f"{args.pictures / took:.1f} | {seconds[1][0] / took:.2f} times"
@@ -120,7 +120,7 @@ def main() -> None:
             errors = sum(row["error"] is not None for row in rows)
             same = sum(row == other for row, other in zip(rows, expected, strict=True))
             print(
-                f"{name}: each picture once: {once}; errors: {errors}; "
+                f"{name}: each image once: {once}; errors: {errors}; "
                 f"rows equal to one worker's: {same:,} of {len(rows):,}"
             )
 

@@ -36,10 +36,10 @@ def distinct_requests(number: int) -> list[tuple[bytes, str]]:
         elif index % 5 == 4:
             data = mutate(rng, kinds)
         else:
-            picture, file = draw_scene(make_scene(rng, TRAINING_PAIRS)), io.BytesIO()
+            image, file = draw_scene(make_scene(rng, TRAINING_PAIRS)), io.BytesIO()
             scale = rng.choice((0.2, 0.5, 1, 1.5))
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-            picture.save(file, rng.choice(("PNG", "JPEG", "WEBP", "GIF")))
+            image = image.resize((round(image.width * scale), round(image.height * scale)))
+            image.save(file, rng.choice(("PNG", "JPEG", "WEBP", "GIF")))
             data = file.getvalue()
         requests.append((data, QUESTIONS[index % len(QUESTIONS)]))
     return requests

@@ -64,7 +64,7 @@ def main() -> None:
         help="questions, of all tasks and languages in turn (default: %(default)s)",
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="ask these alone")
-    parser.add_argument("--max-tiles", type=int, help="of a picture; otherwise the checkpoint's own")
+    parser.add_argument("--max-tiles", type=int, help="of an image; otherwise the checkpoint's own")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write all answers here")
     args = parser.parse_args()

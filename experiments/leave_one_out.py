@@ -149,7 +149,7 @@ def draw(rows: list[dict], file: Path) -> None:
     image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for row in rows:
         x, y = TASKS.index(row["task"]), left_out.index(row["left_out"])
-        colour = "white" if abs(row["change"]) > 0.6 * largest else "black"
+        color = "white" if abs(row["change"]) > 0.6 * largest else "black"
         axes.text(
             x,
             y,
@@ -157,7 +157,7 @@ def draw(rows: list[dict], file: Path) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            color=colour,
+            color=color,
         )
     with_all = {row["task"]: row["with_all"] for row in rows}
     axes.set_xticks(range(len(TASKS)), [f"{task}\n{with_all[task]:.0f} %" for task in TASKS])

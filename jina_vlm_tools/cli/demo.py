@@ -47,9 +47,9 @@ def draw(seed: int, language: str) -> tuple:
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
     sample = evaluation_sample(seed, TASKS[seed % len(TASKS)], language)
-    picture = draw_scene(sample.scene)
-    picture.save(DRAWN)
-    return picture, sample.turn.question, sample.turn.answer
+    image = draw_scene(sample.scene)
+    image.save(DRAWN)
+    return image, sample.turn.question, sample.turn.answer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> None:
 
     expected = None
     if args.image:
-        picture, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
+        image, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
     else:
-        picture, question, expected = draw(args.seed, args.language)
+        image, question, expected = draw(args.seed, args.language)
         question, expected = (args.question, None) if args.question else (question, expected)
-        print(f"Drew a picture: {DRAWN}")
+        print(f"Drew an image: {DRAWN}")
 
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, dtype=args.dtype)
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
 
     conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
-        inputs = conversation.prepare(question, [picture])
-        (made,) = describe_images(processor, [picture], args.max_tiles)
+        inputs = conversation.prepare(question, [image])
+        (made,) = describe_images(processor, [image], args.max_tiles)
         print(
             f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of "
             f"{processor.image_processor.tile_size} pixels "

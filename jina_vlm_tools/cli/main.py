@@ -35,11 +35,11 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for name, summary, description, examples, add_arguments in (
-        ("ask", "ask a question about pictures", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
-        ("chat", "talk about pictures, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
+        ("ask", "ask a question about images", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
+        ("chat", "talk about images, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
         (
             "tiles",
-            "see what becomes of a picture, count its tokens",
+            "see what becomes of an image, count its tokens",
             tiles.DESCRIPTION,
             tiles.EXAMPLES,
             tiles.add_arguments,

@@ -73,12 +73,12 @@ def check_image(source: str) -> None:
     if source == STDIN or source.lower().startswith(("http://", "https://", "data:")) or Path(source).is_file():
         return
     if Path(source).is_dir():
-        raise IsADirectoryError(f"{source} is a folder. Name one picture in it.")
-    raise FileNotFoundError(f"{source}: no such picture. Expected a path, an http(s) URL, a data URI, or - for stdin.")
+        raise IsADirectoryError(f"{source} is a folder. Name one image in it.")
+    raise FileNotFoundError(f"{source}: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.")
 
 
 def check_images(sources: list[str]) -> None:
     for source in sources:
         check_image(source)
     if sources.count(STDIN) > 1:
-        raise ValueError("- stands for one picture on stdin, and was given several times.")
+        raise ValueError("- stands for one image on stdin, and was given several times.")

@@ -15,7 +15,7 @@ CONVERT = """\
 Write a checkpoint in this project's layout, with its code: a new folder that
 `from_pretrained(FOLDER, trust_remote_code=True)` loads without this package.
 
-The folder is asked about a picture in a fresh process before it takes its
+The folder is asked about an image in a fresh process before it takes its
 name: it is there as a whole or not at all.
 """
 CONVERT_EXAMPLES = """\
@@ -28,7 +28,7 @@ UPLOAD = """\
 Publish a checkpoint with this project's code as a page on the Hub that loads
 by itself.
 
-The folder is assembled, loaded in a fresh process, asked about a picture, and
+The folder is assembled, loaded in a fresh process, asked about an image, and
 only then sent, in one commit. An upload that was interrupted is continued by
 the same command. The token comes from `hf auth login` or the environment
 variable HF_TOKEN.
@@ -51,7 +51,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         help="of the weights (default: the checkpoint's own)",
     )
     parser.add_argument("--max-shard-size", default="2GB", help="largest file of weights (default: %(default)s)")
-    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the picture)")
+    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the image)")
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from .progress import Progress
 
 
 DESCRIPTION = """\
-Show what becomes of a picture: the grid of overlapping tiles and the
+Show what becomes of an image: the grid of overlapping tiles and the
 thumbnail that the model sees, the region that is kept of each tile, and how
 many tokens stand for it all. No weights are needed.
 """
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
         from jina_vlm_tools.inference.tiling import compute_tiling
 
     image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
-    picture = load_image(args.image, image_processor)
+    image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(picture, image_processor, args.max_tiles)
+        tiling = compute_tiling(image, image_processor, args.max_tiles)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)
@@ -103,7 +103,7 @@ def check_target(target: Path, image: str) -> None:
             "Name a file in a folder that exists."
         )
     if target.exists() and Path(image).exists() and target.samefile(image):
-        raise ValueError(f"--save {target} would replace the picture itself. Choose another name.")
+        raise ValueError(f"--save {target} would replace the image itself. Choose another name.")
 
 
 def save_whole(page, target: Path) -> None:

@@ -76,16 +76,16 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
     if license and known.license and license != known.license:
         raise PublishingError(
             f"--license is {license}, but the model card of {weights} says {known.license}. "
-            "Publishing does not change a licence: leave --license out, or correct the card."
+            "Publishing does not change a license: leave --license out, or correct the card."
         )
     if not (license := license or known.license):
         raise PublishingError(
-            f"The licence of {weights} is not known: no model card beside it names one. "
+            f"The license of {weights} is not known: no model card beside it names one. "
             "Say which with --license, by the Hub's identifier (such as apache-2.0 or cc-by-nc-4.0)."
         )
     if license == "other" and not (known.license_name and known.license_link):
         raise PublishingError(
-            f"The licence of {weights} is `other`. "
+            f"The license of {weights} is `other`. "
             "Name it by license_name and license_link in the front matter of its README.md."
         )
 

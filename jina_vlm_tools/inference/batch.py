@@ -154,12 +154,10 @@ def open_source(args: argparse.Namespace) -> Folder | Table:
         if len(folder):
             for option in ("question_column", "image_column", "id_column", "subset", "split"):
                 if getattr(args, option):
-                    raise SystemExit(f"--{option.replace('_', '-')}: {path} is a folder of pictures, which has none.")
+                    raise SystemExit(f"--{option.replace('_', '-')}: {path} is a folder of images, which has none.")
             return folder
         if not any(file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar") for file in path.rglob("*")):
-            raise SystemExit(
-                f"{path} holds no pictures: no file in it ends in .jpg, .png or what else Pillow can open."
-            )
+            raise SystemExit(f"{path} holds no images: no file in it ends in .jpg, .png or what else Pillow can open.")
     dataset = load_dataset(args)
     return Table(
         dataset,
@@ -180,7 +178,7 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
     path = Path(args.source)
     files = [args.source] if path.is_file() else sorted(glob(args.source, recursive=True)) if not path.is_dir() else []
     if files and not all(file.endswith(".parquet") for file in files):
-        raise SystemExit(f"{args.source}: expected a folder of pictures, parquet files or a data set.")
+        raise SystemExit(f"{args.source}: expected a folder of images, parquet files or a data set.")
     if not files and not path.is_dir() and (args.source.startswith((".", "/", "~")) or args.source.count("/") > 1):
         raise SystemExit(
             f"{args.source}: nothing there. Expected a folder, parquet files, or a data set's name (owner/name)."
@@ -210,8 +208,8 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
 def image_column(dataset: Dataset, name: str | None) -> str:
     """The column that was asked for; else the one column of images; else "image"."""
     if name is None:
-        pictures = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        name = pictures[0] if len(pictures) == 1 else "image"
+        images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        name = images[0] if len(images) == 1 else "image"
     feature = dataset.features.get(name)
     is_stored = isinstance(feature, datasets.Value) and feature.dtype in (
         "string",
@@ -221,7 +219,7 @@ def image_column(dataset: Dataset, name: str | None) -> str:
     )
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if not (is_stored or is_struct or isinstance(feature, datasets.Image)):
-        raise no_column(dataset, "--image-column", name, "pictures (image, binary, or string for paths)")
+        raise no_column(dataset, "--image-column", name, "images (image, binary, or string for paths)")
     return name
 
 
@@ -277,8 +275,8 @@ class Answerer:
         except Exception as error:  # whatever an image can bring about; it must not stop the others
             return row | {"error": as_unicode(f"{type(error).__name__}: {error}")}, None
 
-    def inputs(self, picture: Image.Image, question: str) -> dict:
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    def inputs(self, image: Image.Image, question: str) -> dict:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -311,7 +309,7 @@ class Answerer:
                 self.batch_size = len(batch) // 2
                 waiting.extend(batch)
                 tqdm.write(
-                    f"Memory ran out with {len(batch)} pictures; going on with {self.batch_size} at a time.",
+                    f"Memory ran out with {len(batch)} images; going on with {self.batch_size} at a time.",
                     file=sys.stderr,
                 )
         return [row for row, _ in prepared]
@@ -338,13 +336,13 @@ class Answerer:
 def load_image(processor, image: dict | None) -> Image.Image:
     """An image from {"bytes", "path"}; its pixels are not read yet."""
     if image is None or image["bytes"] is None and not image["path"]:
-        raise ValueError("The row has no picture.")
+        raise ValueError("The row has no image.")
     if image["bytes"] is None:
         return processor.image_processor.fetch_images(image["path"])
     try:
         return Image.open(BytesIO(image["bytes"]))
     except UnidentifiedImageError:  # whose message names an address in memory
-        raise ValueError("Not a picture in a format that Pillow can read.") from None
+        raise ValueError("Not an image in a format that Pillow can read.") from None
 
 
 def prefetched(function: Callable, batches: Iterable[Iterable]) -> Iterator[list]:
@@ -473,7 +471,7 @@ class Progress:
         self.folder, self.answered = output.folder, 0
         self.others = {output.path(part).name: len(output.numbers(part)) for part in set(missing) - set(mine)}
         self.before = output.rows - sum(len(output.numbers(part)) for part in missing)
-        self.bar = tqdm(total=output.rows, initial=self.before, unit="picture", disable=not shown)
+        self.bar = tqdm(total=output.rows, initial=self.before, unit="image", disable=not shown)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.follow)
 

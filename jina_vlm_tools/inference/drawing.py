@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .tiling import Tile, Tiling
 
 
-INK, GREY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
+INK, GRAY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
 VEIL, FADE, LINE = (128, 138, 158), (205, 209, 217), (184, 191, 202)  # to be seen on white paper as well
 TILE_COLORS = (
     (214, 57, 70),
@@ -95,7 +95,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
     y = middle + side + 70
     canvas.line((LEFT, y, LEFT + LEFT_WIDTH, y), fill=PALE, width=3)
     rows, columns = tiling.token_grid
-    for step, (text, size, colour) in enumerate(
+    for step, (text, size, color) in enumerate(
         (
             (f"{tiling.thumbnail.tokens:,}  of the thumbnail", 29, INK),
             (f"{tiling.tile_tokens:,}  of the tiles: {rows} rows of {columns}", 29, INK),
@@ -103,7 +103,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
             (f"{tiling.tokens:,} tokens stand for this image", 36, BLUE),
         )
     ):
-        canvas.text((LEFT, y + 42 + 45 * step), text, font=font(size), fill=colour, anchor="lm")
+        canvas.text((LEFT, y + 42 + 45 * step), text, font=font(size), fill=color, anchor="lm")
     return page
 
 
@@ -137,7 +137,7 @@ def draw_canvas(tiling: Tiling) -> Image.Image:
     return shown
 
 
-def draw_tokens(tile: Tile, token_side: int, colour) -> Image.Image:
+def draw_tokens(tile: Tile, token_side: int, color) -> Image.Image:
     """A tile under its tokens: kept ones in a grid, the others faded."""
     image = tile.image.copy()
     faded = Image.blend(image, Image.new("RGB", image.size, FADE), 0.78)
@@ -150,7 +150,7 @@ def draw_tokens(tile: Tile, token_side: int, colour) -> Image.Image:
                 canvas.rectangle(box, outline=LINE)
             else:
                 image.paste(faded.crop(box), box[:2])
-    canvas.rectangle([min(edge * token_side, image.width - 1) for edge in tile.kept_box], outline=colour, width=5)
+    canvas.rectangle([min(edge * token_side, image.width - 1) for edge in tile.kept_box], outline=color, width=5)
     return image
 
 
@@ -168,11 +168,11 @@ def caption(canvas: ImageDraw.ImageDraw, x: int, y: int, number: str, title: str
     canvas.ellipse((x, y - 92, x + 44, y - 48), fill=INK)
     canvas.text((x + 22, y - 70), number, font=font(27), fill="white", anchor="mm")
     canvas.text((x + 58, y - 70), title, font=font(33), fill=INK, anchor="lm")
-    canvas.text((x, y - 24), text, font=font(25), fill=GREY, anchor="lm")
+    canvas.text((x, y - 24), text, font=font(25), fill=GRAY, anchor="lm")
 
 
-def label(canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, colour, size: int = 25) -> None:
+def label(canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, color, size: int = 25) -> None:
     """Text on a plate of a color, about (x, y)."""
     left, top, right, bottom = canvas.textbbox((x, y), text, font=font(size), anchor="mm")
-    canvas.rounded_rectangle((left - 10, top - 7, right + 10, bottom + 7), radius=8, fill=colour)
+    canvas.rounded_rectangle((left - 10, top - 7, right + 10, bottom + 7), radius=8, fill=color)
     canvas.text((x, y), text, font=font(size), fill="white", anchor="mm")

@@ -44,7 +44,7 @@ def _check(conversation: list[dict]) -> None:
         if part["type"] not in ("text", "image"):
             raise ValueError(f"jina-vlm takes text and images, got {part['type']}.")
         if part["type"] == "image" and not str(part["url"]).lower().startswith(("http://", "https://", "data:")):
-            raise ValueError(f"Expected a picture's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
+            raise ValueError(f"Expected an image's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
 
 
 def register() -> None:

@@ -95,15 +95,13 @@ class Tiling:
         }
 
 
-def compute_tiling(
-    picture: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None
-) -> Tiling:
+def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None) -> Tiling:
     """
     Raises:
         ValueError: the image is too elongated.
     """
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
-    features = image_processor(picture, return_tensors="pt", **settings)
+    features = image_processor(image, return_tensors="pt", **settings)
     positions = features["tile_positions"].tolist()
     rows, columns = positions[0][2:]
     stride, per_side, overlap = image_processor.stride, image_processor.tokens_per_side, image_processor.token_overlap
@@ -121,8 +119,8 @@ def compute_tiling(
         for pixels, (row, column, _, _) in zip(features["pixel_values"], positions, strict=True)
     )
     return Tiling(
-        picture=picture,
-        fitted=image_processor.get_tiling(picture.height, picture.width, **settings)[0][::-1],
+        picture=image,
+        fitted=image_processor.get_tiling(image.height, image.width, **settings)[0][::-1],
         canvas=get_canvas_size(rows, columns, image_processor.tile_size, stride)[::-1],
         rows=rows,
         columns=columns,

@@ -151,8 +151,8 @@ def random_word(rng: random.Random, words: list[str] | None) -> str:
 
 
 def _empty(rng: random.Random, size: tuple[int, int]) -> Scene:
-    grey = rng.randint(222, 255)
-    return Scene(size, tuple(min(255, grey + rng.randint(-12, 12)) for _ in range(3)), ())
+    gray = rng.randint(222, 255)
+    return Scene(size, tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3)), ())
 
 
 def _side(rng: random.Random) -> int:

@@ -315,11 +315,9 @@ def normalize(answer: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def show(picture: Image.Image, turn: Turn) -> list[dict]:
+def show(image: Image.Image, turn: Turn) -> list[dict]:
     """The conversation for a chat template that shows an image and asks a question."""
-    return [
-        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": turn.question}]}
-    ]
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": turn.question}]}]
 
 
 @dataclass(frozen=True)

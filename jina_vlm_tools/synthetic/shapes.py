@@ -73,8 +73,8 @@ def make_scene(
     if rng.random() < 0.5 and number <= MAX_SHAPES:
         pairs = [rng.choice(pairs) for _ in range(2)]
     size = (rng.randint(*SIDES), rng.randint(*SIDES))
-    grey = rng.randint(222, 255)
-    background = tuple(min(255, grey + rng.randint(-12, 12)) for _ in range(3))
+    gray = rng.randint(222, 255)
+    background = tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3))
     shapes = []
     for place in sorted(rng.sample(range(len(PLACES)), number)):
         colour, kind = rng.choice(pairs)
@@ -89,7 +89,7 @@ def make_scene(
 
 
 def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Far from every named color; and nearer to none that is held out with this kind, unless it is greyish."""
+    """Far from every named color; and nearer to none that is held out with this kind, unless it is grayish."""
     while True:
         shade = tuple(rng.randint(0, 255) for _ in range(3))
         distances = {colour: math.dist(shade, named) for colour, named in COLOURS.items()}
@@ -126,7 +126,8 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, r
         canvas.polygon([(x + r * math.sin(a), y - r * math.cos(a)) for r, a in corners], fill=shape.shade)
 
 
-# Corners as (distance from the center, clockwise angle from the top in degrees). A cross's arms are half its radius wide.
+# Corners: (distance from the center, clockwise angle from the top in degrees).
+# A cross's arms are half its radius wide.
 _ARM = math.degrees(math.atan2(0.25, 0.95))
 _CORNERS = {
     "square": [(1.0, degrees) for degrees in (45, 135, 225, 315)],

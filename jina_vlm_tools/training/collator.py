@@ -73,10 +73,8 @@ class JinaVLMCollator:
             BadSample: the row cannot be used.
         """
         conversation = to_conversation(row)
-        pictures = [
-            part["image"] for message in conversation for part in message["content"] if part["type"] == "image"
-        ]
-        sizes = [_size(picture) for picture in pictures]
+        images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+        sizes = [_size(image) for image in images]
         ids = self.processor.tokenizer.apply_chat_template(
             conversation, chat_template=self.processor.chat_template, tokenize=True, return_dict=True
         )["input_ids"]
@@ -91,16 +89,16 @@ class JinaVLMCollator:
         return tokens, sum(numbers.num_image_patches or [])
 
 
-def _size(picture: Image.Image) -> tuple[int, int]:
+def _size(image: Image.Image) -> tuple[int, int]:
     """(height, width) once it is turned as its EXIF says."""
     try:
-        picture.load()
-        width, height = ImageOps.exif_transpose(picture).size
+        image.load()
+        width, height = ImageOps.exif_transpose(image).size
     except (
         OSError,
         ValueError,
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:  # PNG's reader raises SyntaxError
-        raise BadSample(f"A picture cannot be decoded: {error}") from error
+        raise BadSample(f"An image cannot be decoded: {error}") from error
     return height, width

@@ -246,7 +246,7 @@ class Source:
         try:
             tokens, tiles = self.collator.measure({"messages": to_conversation(row, self.folder)})
             if tiles and self.settings.modality == "text":
-                raise BadSample("It has pictures, but its source is of modality text.")
+                raise BadSample("It has images, but its source is of modality text.")
         except BadSample as error:
             return 0, 0, str(error)
         return tokens, tiles, None
@@ -338,7 +338,7 @@ class Plan(Sampler):
 
     Args:
         sources (`list[Source]`), weights (`list[float]`): What to draw from.
-        steps (`int`): Optimiser steps.
+        steps (`int`): Optimizer steps.
         single_source_share (`float`): Of the steps, at the start, that are of one source each.
     """
 

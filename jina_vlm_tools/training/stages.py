@@ -50,7 +50,7 @@ class Stage:
     Args:
         model (`str`): A folder, relative to the YAML file's, or a repository of the Hub.
         mixture (`str`): A YAML file, relative to this one.
-        steps (`int`): Optimiser steps.
+        steps (`int`): Optimizer steps.
         global_batch_size (`int`): Samples of one step, over all processes.
         batch_size (`int`): Samples of one process at a time.
         encoder, connector, decoder (`PartSettings`): How each part is trained.

@@ -61,10 +61,10 @@ class ImageChat(Conversation):
         max_tiles (`int`): At most so many tiles of it beside the thumbnail.
     """
 
-    def __init__(self, model, processor, picture: Image.Image, max_tiles: int):
+    def __init__(self, model, processor, image: Image.Image, max_tiles: int):
         super().__init__(model, processor, max_new_tokens=0, max_tiles=max_tiles)  # which each question brings
-        self.picture = picture
-        self.image_tokens = describe_images(processor, [picture], max_tiles)[0]["tokens"]
+        self.picture = image
+        self.image_tokens = describe_images(processor, [image], max_tiles)[0]["tokens"]
         self.features = None
         self.is_closed = False
         self._stopped = threading.Event()

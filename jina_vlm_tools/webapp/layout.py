@@ -71,11 +71,11 @@ class Page:
     def _take(self, path: str, name: str, max_tiles: int, chat: ImageChat | None) -> dict:
         cleared = self.clear(chat)
         try:
-            picture = load_image(path, self.processor.image_processor)
-            return cleared | self._show(ImageChat(self.model, self.processor, picture, max_tiles))
+            image = load_image(path, self.processor.image_processor)
+            return cleared | self._show(ImageChat(self.model, self.processor, image, max_tiles))
         except (OSError, ValueError) as error:
             return cleared | {
-                self.alert: show_error("This picture cannot be used.", without_folder(str(error), path, name))
+                self.alert: show_error("This image cannot be used.", without_folder(str(error), path, name))
             }
 
     def _show(self, chat: ImageChat) -> dict:
@@ -110,7 +110,7 @@ class Page:
         question = question.strip()
         if chat is None or not question:
             return {
-                self.alert: show_error("Not yet.", "Choose a picture first." if chat is None else "Write a question.")
+                self.alert: show_error("Not yet.", "Choose an image first." if chat is None else "Write a question.")
             }
         if not chat.begin(question):
             return {self.alert: ""}
@@ -165,12 +165,12 @@ class Page:
             with gr.Row(elem_id="talk"):
                 with gr.Column(scale=4, min_width=320):
                     self.picture = gr.Image(
-                        label="Picture",
+                        label="Image",
                         sources=["upload", "clipboard"],
                         buttons=["fullscreen"],
                         height=320,
                         elem_id="picture",
-                        placeholder="Drop a picture here, or click to choose one",
+                        placeholder="Drop an image here, or click to choose one",
                     )
                     samples = gr.Dataset(
                         label="Or begin with one of these",
@@ -187,7 +187,7 @@ class Page:
                         elem_id="chat",
                         feedback_options=None,
                         placeholder=(
-                            "### Ask about the picture\n"
+                            "### Ask about the image\n"
                             "The answer appears here, word by word. Ask on: the chat is remembered."
                         ),
                     )
@@ -240,7 +240,7 @@ class Page:
             with gr.Row(elem_id="seen"), gr.Column():
                 gr.HTML("<h2>How long it took</h2>")
                 self.turn = gr.HTML(NO_TURN, elem_id="turn")
-                gr.HTML("<h2>How the model sees the picture</h2>")
+                gr.HTML("<h2>How the model sees the image</h2>")
                 self.tiling = gr.HTML(NO_TILING, elem_id="tiling")
 
             seen = [self.chat, self.picture, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
@@ -283,7 +283,7 @@ class Page:
         dtype = str(self.model.dtype).removeprefix("torch.")
         facts = f"{self.model.num_parameters():,} parameters · {self.model.device} · {dtype}"
         return (
-            "<header><h1>jina-vlm</h1><p>Show a picture, ask about it.</p>"
+            "<header><h1>jina-vlm</h1><p>Show an image, ask about it.</p>"
             f'<p class="quiet"><b>{self.name}</b> · {facts}</p></header>'
             + (f'<p class="note">{self.note}</p>' if self.note else "")
         )

@@ -13,7 +13,7 @@ from .answering import Turn
 
 
 QUALITY = 88  # of the images' WebP
-NO_TILING = '<p class="quiet">Show a picture, and see here how the model sees it.</p>'
+NO_TILING = '<p class="quiet">Show an image, and see here how the model sees it.</p>'
 NO_TURN = '<p class="quiet">Ask a question, and see here what it took.</p>'
 NOT_YET = "–"
 
@@ -26,10 +26,10 @@ def show_error(what: str, message: str) -> str:
 def show_tiling(tiling: Tiling) -> str:
     """The canvas with its tiles, the thumbnail, what is kept of each tile, and a table of sizes and tokens."""
     number, side = len(tiling.tiles), tiling.tile_side
-    overlap = f"They overlap by {side - tiling.stride}, where it is grey." if number > 1 else "It is one tile."
+    overlap = f"They overlap by {side - tiling.stride}, where it is gray." if number > 1 else "It is one tile."
     canvas = _figure(
         draw_canvas(tiling),
-        f"The picture with its {number} {'tile' if number == 1 else 'tiles'}",
+        f"The image with its {number} {'tile' if number == 1 else 'tiles'}",
         f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. "
         f"{overlap}",
     )
@@ -38,7 +38,7 @@ def show_tiling(tiling: Tiling) -> str:
     )
     rows, columns = tiling.token_grid
     table = _table(
-        "Tokens of the picture",
+        "Tokens of the image",
         [
             ("Size", f"{_size(tiling.picture.size)}"),
             ("Fitted to", f"{_size(tiling.fitted)}"),
