@@ -131,7 +131,7 @@ def test_settings_are_used(user, picture):
 def test_nothing_is_asked_without_a_image(user):
     user.ask(CAPTION)
     user.alert.wait_for()
-    assert "Choose a picture first." in user.alert.inner_text()
+    assert "Choose an image first." in user.alert.inner_text()
     assert user.questions.count() == 0 and user.question.input_value() == CAPTION
 
 
@@ -313,7 +313,7 @@ def test_rubbish_is_refused_in_the_processors_words(user, picture, kind):
     user.upload({"name": name, "mimeType": "image/png", "buffer": content})
     user.alert.wait_for()
     shown = user.alert.inner_text()
-    assert shown.startswith("This picture cannot be used.") and message in shown
+    assert shown.startswith("This image cannot be used.") and message in shown
     assert "gradio" not in shown and "/" not in shown.replace("http(s)", "")
     assert user.alert.locator("img").count() == 0
     assert user.page.locator("#picture img").count() == user.canvas.count() == 0  # neither that one nor the last

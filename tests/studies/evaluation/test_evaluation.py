@@ -165,7 +165,7 @@ def test_mmmb_rows():
     [image] = mmmb.doc_to_image(row)
     assert image.size == (3, 2)
     for content in ("pictures/17.png", base64.b64encode(b"no picture").decode()):
-        with pytest.raises(ValueError, match="Expected a picture in base64"):
+        with pytest.raises(ValueError, match="Expected an image in base64"):
             mmmb.doc_to_image({**row, "image": content})
 
 

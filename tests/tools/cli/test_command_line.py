@@ -238,7 +238,7 @@ def read_terminal(terminal: int) -> bytes:
 def test_chat_from_a_pipe_ends_at_the_first_error(started, checkpoint, pictures):
     out, err = ended(started["chat"], 1)
     first, second, third = map(json.loads, out.splitlines())
-    assert err == "error: no.png: no such picture. Expected a path, an http(s) URL, a data URI, or - for stdin.\n"
+    assert err == "error: no.png: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.\n"
     assert first["answer"] == expected_answer(checkpoint, pictures[:1], QUESTIONS[1], max_new_tokens=20)
     assert first["is_cut_off"] and first["tokens"]["answer"] == 20
     assert [len(turn["images"]) for turn in (first, second, third)] == [1, 1, 0]
@@ -508,12 +508,12 @@ def test_ctrl_c(environment, empty):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "no.png", "Why?"], "no.png: no such picture. Expected a path"),
-        (["ask", ".", "Why?"], ". is a folder. Name one picture in it."),
+        (["ask", "no.png", "Why?"], "no.png: no such image. Expected a path"),
+        (["ask", ".", "Why?"], ". is a folder. Name one image in it."),
         (["ask", "-", "-", "Why?"], "was given several times"),
         (["ask", "-", "Why?", "--model", "nowhere"], "nowhere: neither a folder nor the name of a repository"),
         (["chat", "-"], "In a chat stdin brings the questions"),
-        (["tiles", "no.png"], "no.png: no such picture"),
+        (["tiles", "no.png"], "no.png: no such image"),
         (["convert", "./nowhere", "out"], "./nowhere: neither a folder"),
     ],
 )

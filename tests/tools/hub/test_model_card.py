@@ -180,7 +180,7 @@ def test_origin_of_the_small_checkpoint():
 
 
 def test_unknown_license_or_origin_is_an_error(released_folder):
-    with pytest.raises(PublishingError, match="licence of .* is not known.*--license"):
+    with pytest.raises(PublishingError, match="license of .* is not known.*--license"):
         find_origin(str(released_folder), origin="me/base")
     with pytest.raises(PublishingError, match="come from is not known.*--origin"):
         find_origin(str(released_folder), license="mit")

@@ -280,11 +280,11 @@ REFUSED = {
     "page": ([image("{url}/page.png")], "not an image"),
     "file of the server": (
         [image(str(ROOT / "docs" / "shapes.png"))],
-        "Expected a picture's http.* URL or data URI, got '/",
+        "Expected an image's http.* URL or data URI, got '/",
     ),
     "file, as a URL": (
         [image((ROOT / "docs" / "shapes.png").as_uri())],
-        "Expected a picture's http.* URL or data URI, got 'file:",
+        "Expected an image's http.* URL or data URI, got 'file:",
     ),
     "long text": (["word " * 5000], r"has \d+ tokens, the model takes 4096"),
     "too many images": ([shapes(1280, 720)] * 3, r"has 52\d\d tokens, the model takes 4096.*fewer or smaller images"),

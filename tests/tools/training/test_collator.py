@@ -201,11 +201,11 @@ BAD = {
     "unknown part": ({"messages": [{"role": "assistant", "content": [{"type": "video"}]}]}, "of type text or image"),
     "a place too many": (
         {"image": ONE, "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]},
-        "2 places for pictures, but 1",
+        "2 places for images, but 1",
     ),
     "a place and no picture": (
         {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]},
-        "1 places for pictures, but 0",
+        "1 places for images, but 0",
     ),
     "no picture": ({"images": [{"bytes": b"junk", "path": None}], "texts": ANSWER}, "cannot be opened"),
     "missing file": ({"image": "nowhere.png", "conversations": [{"from": "gpt", "value": "x"}]}, "cannot be opened"),
