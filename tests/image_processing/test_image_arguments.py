@@ -268,24 +268,12 @@ def test_loaders_get_through(bundle, released_folder):
 
 def test_pipelines_get_through(bundle, image):
     """They hand the arguments of the model's loading to every part."""
-    pipe = pipeline(
-        "image-text-to-text",
-        model=str(bundle),
-        dtype="float32",
-        device="cpu",
-        model_kwargs={"attn_implementation": "eager"},
-    )
-    message = {
-        "role": "user",
-        "content": [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": "the fox"}],
-    }
-    assert pipe([message], max_new_tokens=2)[0]["generated_text"]
+    arguments = {"model": str(bundle), "dtype": "float32"}
+    kwargs = {"attn_implementation": "eager"}
+    pipe = pipeline("image-text-to-text", device="cpu", model_kwargs=dict(kwargs), **arguments)
+    assert len(pipe.preprocess({"text": "<|image|>", "images": [Image.fromarray(image)]})["pixel_values"]) == 3
     features = pipeline(
-        "image-feature-extraction",
-        model=str(bundle),
-        image_processor=str(bundle),
-        dtype="float32",
-        model_kwargs={"attn_implementation": "eager"},
+        "image-feature-extraction", image_processor=str(bundle), model_kwargs=dict(kwargs), **arguments
     )
     assert features.image_processor.max_tiles == 12
 
