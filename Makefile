@@ -95,7 +95,7 @@ eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print ac
 	$(RUN) -m experiments.eval_tiny $(ARGS)
 
 benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
-	$(RUN) -m benchmarks.answer_pictures $(ARGS)
+	$(RUN) -m benchmarks.many_images $(ARGS)
 
 bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
@@ -104,7 +104,7 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 bench-full: $(VENV)/ready  ## the same with more rounds and eight pictures, and the table of 1,000 pictures (hours)
 	for name in preprocessing "tower --rounds 7" "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
-	$(RUN) -m benchmarks.answer_pictures
+	$(RUN) -m benchmarks.many_images
 
 bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the share of the card's rate
 	for name in preprocessing tower "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done

@@ -2,6 +2,7 @@
 """Strict loading: a mixin below the model that raises where the library would warn, and what quantization leaves whole."""
 
 import copy
+from operator import attrgetter
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,11 +14,39 @@ from .conversion_jina_vlm import collect_conversion_problems, register_released_
 # By full names, in the model with the head and in the one without. The connector and the head are a hundredth of the
 # weights; all that an image says goes through the first.
 NEVER_QUANTIZED = ["model.connector", "connector", "lm_head", "embed_tokens"]
+# The largest sizes that are taken for meant, at least sixteen times the released model's. A config from a stranger is read
+# before the weights, and memory is taken by what it says.
+LARGEST_SIZES = {
+    "connector_num_attention_heads": 1024,
+    "connector_head_dim": 4096,
+    "connector_intermediate_size": 2**18,
+    "pooling_size": 64,
+    "vision_config.hidden_size": 2**16,
+    "vision_config.intermediate_size": 2**18,
+    "vision_config.num_hidden_layers": 1024,
+    "vision_config.num_attention_heads": 1024,
+    "vision_config.num_channels": 64,
+    "vision_config.image_size": 2**13,
+    "vision_config.patch_size": 2**10,
+    "text_config.vocab_size": 2**22,
+    "text_config.hidden_size": 2**16,
+    "text_config.intermediate_size": 2**18,
+    "text_config.num_hidden_layers": 1024,
+    "text_config.num_attention_heads": 1024,
+    "text_config.num_key_value_heads": 1024,
+    "text_config.head_dim": 4096,
+    "text_config.max_position_embeddings": 2**30,
+}
+MOST_TEXT_PARAMETERS = 2**38  # with the head: a hundred times the released model's
 DISTRIBUTED_ARGUMENTS = ("tp_plan", "tp_size", "distributed_config")
 
 
 class CheckpointMixin:
-    """`from_pretrained` and `save_pretrained` of every jina-vlm model."""
+    """`from_pretrained` and `save_pretrained` of every jina-vlm model, which is not made where its sizes are absurd."""
+
+    def __init__(self, config, *args, **kwargs):
+        _check_sizes(config)
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -75,6 +104,21 @@ class CheckpointMixin:
         if save_original_format:
             raise ValueError("jina-vlm saves its own layout only, got `save_original_format=True`. Leave it out.")
         return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+
+
+def _check_sizes(config) -> None:
+    for name, largest in LARGEST_SIZES.items():
+        size = attrgetter(name)(config)
+        if not isinstance(size, int) or not 1 <= size <= largest:
+            raise ValueError(f"`{name}` is {size}; expected 1 to {largest}.")
+    text = config.text_config
+    heads = text.num_attention_heads + text.num_key_value_heads
+    in_block = 2 * heads * text.head_dim + 3 * text.intermediate_size
+    count = text.hidden_size * (2 * text.vocab_size + text.num_hidden_layers * in_block)
+    if count > MOST_TEXT_PARAMETERS:
+        raise ValueError(
+            f"`text_config` describes {count:.2g} parameters; expected at most {MOST_TEXT_PARAMETERS:.2g}."
+        )
 
 
 def _name_damaged(checkpoint, error: Exception) -> str:

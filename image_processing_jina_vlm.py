@@ -2,13 +2,11 @@
 """Image processor of jina-vlm: an image becomes a thumbnail and overlapping tiles, twelve at most by default."""
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, PILImageResampling
@@ -16,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 from .image_loading_jina_vlm import flatten, open_images, to_rgb, to_tensor
+from .resizing_jina_vlm import get_size, resize, resize_image
 from .tiling_jina_vlm import (
     check_geometry,
     get_canvas_size,
@@ -26,8 +25,6 @@ from .tiling_jina_vlm import (
     get_tokens_per_side,
 )
 
-
-BAND_ROWS = 64  # that are taken out of an image at a time
 
 # Settings that a call may override, and those that are the model's
 _PER_CALL = ("do_resize", "max_tiles", "min_pixels", "max_pixels")
@@ -177,7 +174,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         resized, grids = [], []
         for image in images:
             rgb = self._to_rgb(image, kwargs.get("input_data_format"), kwargs.get("device"))
-            size, grid = get_tiling(*_size(rgb), **settings, **self._geometry)
+            size, grid = get_tiling(*get_size(rgb), **settings, **self._geometry)
             resized.append(resize_image(rgb, *([size] if settings["do_resize"] else self._get_view_sizes(*grid))))
             grids.append(grid)
         counts = [1 + rows * columns for rows, columns in grids]
@@ -399,61 +396,6 @@ def _means(value: Any, expected: Any) -> bool:
 # ----------------------------------------------------------------------------------------------------------------------
 # Pixels
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def resize(channel: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[H, W] -> [height, width], float32: bilinear, half-pixel centers, no antialiasing."""
-    # One channel: as [1, 3, H, W] torch takes another kernel when it has one thread, with other bits.
-    return F.interpolate(channel.float()[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-
-
-def resize_image(image: Image.Image | torch.Tensor, *sizes: tuple[int, int]) -> list[torch.Tensor]:
-    """An RGB image, or its [3, H, W] uint8, to [3, height, width] uint8 of each (height, width), each channel as by
-    [`resize`]."""
-    if sizes == (_size(image),):
-        return [to_tensor(image)]
-    if isinstance(image, torch.Tensor) and image.device.type != "cpu":
-        return [torch.stack([resize(channel, *size).round_().to(torch.uint8) for channel in image]) for size in sizes]
-    resized = [torch.empty(3, *size, dtype=torch.uint8) for size in sizes]
-    full_height, full_width = _size(image)
-    rows = np.unique(np.concatenate([_rows_in_use(full_height, height) for height, _ in sizes]))
-    # Of a large image, many rows are not used: they are never made floats, and their places here never take memory.
-    plane = torch.empty(full_height, full_width)
-    written = plane.numpy()
-    for index in range(3):
-        for top, band in bands(image, index):
-            first, last = np.searchsorted(rows, (top, top + len(band)))
-            if last - first == len(band):  # quicker without indices
-                written[top : top + len(band)] = band
-            else:
-                written[rows[first:last]] = band[rows[first:last] - top]
-        for view, size in zip(resized, sizes, strict=True):
-            view[index].copy_(resize(plane, *size).round_())
-    return resized
-
-
-def bands(image: Image.Image | torch.Tensor, index: int) -> Iterator[tuple[int, np.ndarray]]:
-    """One channel of an image in bands: the number of the first row, and [rows, W] uint8."""
-    if isinstance(image, torch.Tensor):
-        yield 0, image[index].numpy()
-        return
-    # Pillow takes channels apart many times faster than numpy or torch do; a band is copied while caches hold it.
-    for top in range(0, image.height, BAND_ROWS):
-        band = image.crop((0, top, image.width, min(top + BAND_ROWS, image.height)))
-        yield top, np.frombuffer(band.tobytes("raw", "RGB"[index]), np.uint8).reshape(band.height, band.width)
-
-
-def _rows_in_use(height: int, resized_height: int) -> np.ndarray:
-    """The rows of an image that its resized rows lie between, and those beside them where float32 may round to either
-    side."""
-    centers = (np.arange(resized_height) + 0.5) * height / resized_height - 0.5
-    above = np.floor(np.concatenate([centers - 1e-6 * height, centers + 1e-6 * height])).astype(np.int64)
-    return np.unique(np.concatenate([above, above + 1]).clip(0, height - 1))
-
-
-def _size(image: Image.Image | torch.Tensor) -> tuple[int, int]:
-    """(height, width)"""
-    return image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[1:])
 
 
 def _normalize(channel: torch.Tensor) -> torch.Tensor:

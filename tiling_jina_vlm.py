@@ -18,11 +18,14 @@ MAX_IMAGE_TOKENS = 40_960  # of one image: the positions of the released model
 def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling_size: int) -> None:
     """Raise ValueError where these do not fit together: pixels of a tile and of a patch, patches of a margin and of a
     window that is pooled to one token."""
+    for name, value in (("patch_size", patch_size), ("pooling_size", pooling_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}; expected 1 or more.")
     if tile_size % patch_size:
         raise ValueError(f"`tile_size` ({tile_size}) must be a multiple of `patch_size` ({patch_size}).")
-    if 2 * overlap_margin >= tile_size // patch_size:
+    if not 0 <= 2 * overlap_margin < tile_size // patch_size:
         raise ValueError(
-            f"`overlap_margin` is {overlap_margin}; expected less than half of a tile's {tile_size // patch_size} patches."
+            f"`overlap_margin` is {overlap_margin}; expected 0 or more, and less than half of a tile's {tile_size // patch_size} patches."
         )
     if overlap_margin % pooling_size:
         raise ValueError(

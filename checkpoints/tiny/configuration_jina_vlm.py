@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
 from .compatibility_jina_vlm import CACHE_NAME, put_into_package
 from .conversion_jina_vlm import convert_config, is_released_config
+from .tiling_jina_vlm import check_geometry
 
 
 # SigLIP2-So400M/14 at 378 px, its first 25 of 27 blocks: deeper ones are not used.
@@ -39,23 +40,6 @@ _TEXT_DEFAULTS = {
     "eos_token_id": 151643,
     "pad_token_id": 151643,
 }
-
-# The largest sizes that are taken for meant, at least sixteen times the released model's: a config is read before the weights,
-# and memory is taken by what it says.
-_LARGEST = {
-    None: {
-        "connector_num_attention_heads": 1024, "connector_head_dim": 4096, "connector_intermediate_size": 2**18, "pooling_size": 64,
-    },
-    "vision_config": {
-        "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1024, "num_attention_heads": 1024, "num_channels": 64,
-        "image_size": 2**13, "patch_size": 2**10,
-    },
-    "text_config": {
-        "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1024, "num_attention_heads": 1024,
-        "num_key_value_heads": 1024, "head_dim": 4096, "max_position_embeddings": 2**30,
-    },
-}  # fmt: skip
-_MOST_PARAMETERS = 2**38  # of the text model and its head: a hundred times the released model's
 
 AUTO_MAP = {
     "AutoConfig": "configuration_jina_vlm.JinaVLMConfig",
@@ -89,7 +73,7 @@ class JinaVLMConfig(PreTrainedConfig):
         pooling_size (`int`, *optional*, defaults to 2):
             Side, in patches, of the windows that are pooled to one token.
         overlap_margin (`int`, *optional*, defaults to 4):
-            Patches at each inner side of a tile that its neighbour shows as well; their tokens are dropped.
+            Patches at each inner side of a tile that its neighbor shows as well; their tokens are dropped.
         image_token_id (`int`, *optional*, defaults to 151938):
             Id of `<im_patch>`: one for each image feature.
         structural_token_ids (`list[int]`, *optional*, defaults to `[151936, ..., 151941]`):
@@ -101,7 +85,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    # The Trainer gathers what else an evaluation gives by sample; the embeddings of pictures come by token.
+    # The Trainer gathers what else an evaluation gives by sample; the embeddings of images come by token.
     keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
     _auto_class = "AutoConfig"
 
@@ -136,18 +120,10 @@ class JinaVLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuse numbers that do not fit together, before any memory is taken."""
+        """Refuse numbers that do not fit together."""
         super().validate_architecture()
-        for part, sizes in _LARGEST.items():
-            for name, largest in sizes.items():
-                size = getattr(getattr(self, part) if part else self, name)
-                if not isinstance(size, int) or not 1 <= size <= largest:
-                    raise ValueError(f"`{f'{part}.' if part else ''}{name}` is {size}; expected 1 to {largest}.")
-        text = self.text_config
-        in_block = 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim + 3 * text.intermediate_size
-        if (count := text.hidden_size * (2 * text.vocab_size + text.num_hidden_layers * in_block)) > _MOST_PARAMETERS:
-            raise ValueError(f"`text_config` describes {count:.2g} parameters; expected at most {_MOST_PARAMETERS:.2g}.")
-        if text.num_attention_heads % text.num_key_value_heads:
+        vision, text = self.vision_config, self.text_config
+        if text.num_key_value_heads < 1 or text.num_attention_heads % text.num_key_value_heads:
             raise ValueError(
                 f"`text_config.num_attention_heads` ({text.num_attention_heads}) must be a multiple of "
                 f"`text_config.num_key_value_heads` ({text.num_key_value_heads})."
@@ -156,27 +132,20 @@ class JinaVLMConfig(PreTrainedConfig):
         if not layers or min(layers) < 0 or max(layers) != num_layers - 1:
             raise ValueError(
                 f"`vision_feature_layers` is {layers}; its deepest entry must be the last of the tower's "
-                f"{num_layers} blocks ({num_layers - 1}), and none may be negative."
+                f"`vision_config.num_hidden_layers` ({num_layers}) blocks, {num_layers - 1}, and none may be negative."
             )
-        if self.vision_config.image_size % self.vision_config.patch_size:
-            raise ValueError(
-                f"`vision_config.image_size` ({self.vision_config.image_size}) must be a multiple of "
-                f"`vision_config.patch_size` ({self.vision_config.patch_size})."
-            )
-        side = self.vision_config.image_size // self.vision_config.patch_size
-        if not 0 <= 2 * self.overlap_margin < side:
-            raise ValueError(f"`overlap_margin` is {self.overlap_margin}; expected 0 or more, and less than half of a tile's {side} patches.")
-        if self.overlap_margin % self.pooling_size:
-            raise ValueError(
-                f"`overlap_margin` ({self.overlap_margin} patches) must be a multiple of `pooling_size` ({self.pooling_size})."
-            )
+        try:
+            check_geometry(vision.image_size, vision.patch_size, self.overlap_margin, self.pooling_size)
+        except (ValueError, TypeError) as error:
+            names = "`vision_config.image_size` (of a tile), `vision_config.patch_size`, `overlap_margin` and `pooling_size`"
+            raise ValueError(f"{names} do not fit together: {error}") from None
         if self.image_token_id not in self.structural_token_ids:
             raise ValueError(
                 f"`image_token_id` ({self.image_token_id}) must be one of `structural_token_ids` ({self.structural_token_ids})."
             )
         if not 0 <= min(self.structural_token_ids) <= max(self.structural_token_ids) < self.text_config.vocab_size:
             raise ValueError(
-                f"`structural_token_ids` ({self.structural_token_ids}) must lie in the vocabulary of {self.text_config.vocab_size}."
+                f"`structural_token_ids` ({self.structural_token_ids}) must lie in the vocabulary of `text_config.vocab_size` ({text.vocab_size})."
             )
 
     @classmethod

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 
 
 GENERATING = (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM)
@@ -138,7 +139,12 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
             with open(folder / "modeling_jina_vlm.py", "a") as file:
                 file.write(f"\nJinaVLMForConditionalGeneration.revision = {revision!r}\n")
             hub.put("owner/model", folder, revision)
-        environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "*"}
+        environment = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+            "no_proxy": "*",
+        }
         python(code, HF_ENDPOINT=hub.url, **environment)
 
 
@@ -147,10 +153,12 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pipe(bundle, package_unknown):
+@pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
+def pipe(request, bundle, package_unknown):
+    if request.param == "any-to-any" and not is_torchvision_available():
+        pytest.skip("any-to-any asks for torchvision")
     with package_unknown():
-        return pipeline("image-text-to-text", model=str(bundle), trust_remote_code=True, dtype=torch.float32, device="cpu")
+        return pipeline(request.param, model=str(bundle), trust_remote_code=True, dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +174,7 @@ ARGUMENTS = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs":
 
 
 def test_pipeline_of_the_package(bundle, pipe, pictures):
-    own = pipeline("image-text-to-text", model=str(bundle), dtype=torch.float32)
+    own = pipeline(pipe.task, model=str(bundle), dtype=torch.float32)
     assert type(own.model) is jina_vlm.JinaVLMForConditionalGeneration is not type(pipe.model)
     assert own(text=about(pictures[0]), **ARGUMENTS) == pipe(text=about(pictures[0]), **ARGUMENTS)
 
@@ -194,7 +202,9 @@ def test_pipeline_returns_what_is_asked_for(pipe, pictures):
     new = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
     full = pipe(text=chat, **{**ARGUMENTS, "return_full_text": True})[0]["generated_text"]
     assert full[:-1] == chat and full[-1]["role"] == "assistant" and full[-1]["content"].strip() == new.strip()
-    ids = pipe(text=chat, max_new_tokens=4, return_tensors=True, processor_kwargs={"max_tiles": 2})[0]["generated_token_ids"]
+    ids = pipe(text=chat, max_new_tokens=4, return_tensors=True, processor_kwargs={"max_tiles": 2})[0][
+        "generated_token_ids"
+    ]
     assert pipe.processor.decode(ids[-4:]) == new
 
 
@@ -209,7 +219,9 @@ def test_pipeline_hands_on_generation_arguments(pipe, pictures):
 
 def test_pipeline_streams(pipe, pictures):
     streamer = TextIteratorStreamer(pipe.tokenizer or pipe.processor.tokenizer, skip_prompt=True)
-    answer = pipe(text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4})
+    answer = pipe(
+        text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4}
+    )
     assert "".join(streamer) == answer[0]["generated_text"]
 
 
@@ -229,6 +241,7 @@ def test_pipeline_in_other_number_formats(bundle, pictures, dtype):
     assert pipe(text=about(pictures[1]), **ARGUMENTS)[0]["generated_text"]
 
 
+@pytest.mark.parametrize("pipe", ["image-text-to-text"], indirect=True)  # the other's `preprocess` takes no chat
 def test_pipeline_puts_transparency_onto_white_in_chats_only(pipe, tmp_path):
     path = str(tmp_path / "transparent.png")
     Image.new("RGBA", (60, 60), (200, 0, 0, 0)).save(path)

@@ -68,12 +68,12 @@ SIZES = [
 
 @pytest.fixture
 def no_memory(monkeypatch):
-    """Fails the test where a model is made, were it only on the meta device."""
+    """Fails the test where a layer is made, were it only on the meta device."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a model was made")
 
-    monkeypatch.setattr(jina_vlm.JinaVLMForConditionalGeneration, "__init__", refuse)
+    monkeypatch.setattr(jina_vlm.JinaVLMModel, "__init__", refuse)
 
 
 @pytest.mark.usefixtures("no_memory")

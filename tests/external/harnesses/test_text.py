@@ -10,7 +10,10 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 import torch
+from conftest import CHECKPOINT
 from datasets import ClassLabel, Features, List, Value
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -117,7 +120,7 @@ def own_loglikelihood(model, processor, context: str, continuation: str) -> tupl
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("schema", ["mmlu", "arc", "hellaswag"])
 def test_loglikelihoods(harness, model, processor, schema, batch_size):
-    results = run(harness, schema, batch_size, add_bos_token=True)
+    results = run(harness, schema, batch_size)
     right = 0
     values = set()
     for sample in results["samples"]:
@@ -135,7 +138,7 @@ def test_loglikelihoods(harness, model, processor, schema, batch_size):
 def test_answers(harness, model, processor):
     """GSM8K's answers are generated, from plain text that `<|endoftext|>` opens, up to the next "Question:"."""
     settings = {"until": ["Question:"], "do_sample": False, "temperature": 0.0, "max_gen_toks": TOKENS}
-    results = run(harness, "gsm8k", changes={"generation_kwargs": settings}, add_bos_token=True)
+    results = run(harness, "gsm8k", changes={"generation_kwargs": settings})
     assert len(results["samples"]) == 2 * ROWS, "each row under two filters"
     for sample in results["samples"]:
         [(context, _)] = sample["arguments"]
@@ -146,9 +149,40 @@ def test_answers(harness, model, processor):
     assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= results["scores"].keys()
 
 
-def test_opening_token_is_asked_for(harness, model, processor):
-    """Without `add_bos_token=True` the harness leaves out the token that opened every text in training."""
-    results = run(harness, "arc")
-    sample = results["samples"][0]
-    own = [own_loglikelihood(model, processor, *request)[0] for request in sample["arguments"]]
-    assert [float(value) for value, _ in sample["filtered_resps"]] != pytest.approx(own, abs=1e-2)
+def test_opening_token(harness, model, processor):
+    """The tokenizer adds the token that opened every text in training. With `add_bos_token=True` it is there once all the same,
+    with `add_bos_token=False` it is left out."""
+    found = {}
+    for asked in ({}, {"add_bos_token": True}, {"add_bos_token": False}):
+        sample = run(harness, "arc", **asked)["samples"][0]
+        found[asked.get("add_bos_token")] = [float(value) for value, _ in sample["filtered_resps"]]
+    own = pytest.approx(
+        [own_loglikelihood(model, processor, *request)[0] for request in sample["arguments"]], abs=1e-2
+    )
+    assert found[None] == own and found[True] == own and found[False] != own
+
+
+def load(**model_args) -> HFLM:
+    return HFLM(str(CHECKPOINT), trust_remote_code=True, dtype="float32", device="cpu", **model_args)
+
+
+def test_opened_once(processor):
+    """Chats by their template, other texts by the tokenizer."""
+    harness_model = load()
+    chat = harness_model.apply_chat_template([{"role": "user", "content": "the star"}])
+    assert chat.startswith("<|endoftext|>")
+    for text in ("the star", chat):
+        expected = processor(text=text)["input_ids"]
+        assert (
+            harness_model.tok_encode(text) == expected[0]
+            and harness_model.tok_batch_encode([text])[0].tolist() == expected
+        )
+
+
+def test_whole_texts(model, processor):
+    """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be asked not to."""
+    request = Instance("loglikelihood_rolling", {}, ("the star is red",), 0)
+    own, _ = own_loglikelihood(model, processor, "", "the star is red")
+    assert load(add_bos_token=False).loglikelihood_rolling([request], disable_tqdm=True) == [
+        pytest.approx(own, abs=1e-3)
+    ]

@@ -8,10 +8,10 @@ import copy
 import datasets
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from miniature import save_miniature
 from PIL import Image
-from test_processor import RELEASED_TEMPLATE
+from released import RELEASED_TEMPLATE
 
 
 trl = pytest.importorskip("trl")
@@ -23,7 +23,7 @@ QUESTIONS, ANSWERS, OTHERS = ["what?", "two plus three?"], ["the fox", "five"], 
 
 
 def image(height: int, width: int) -> Image.Image:
-    return Image.fromarray(make_picture(height, width))
+    return Image.fromarray(make_image(height, width))
 
 
 IMAGES = {
@@ -62,11 +62,16 @@ def rows(make, images: str, **columns) -> list[dict]:
 def whole(processor, index: int, answer: str, images: str, **kwargs) -> dict:
     """What the processor makes of the conversation in one piece."""
     content = [{"type": "image", "image": image} for image in IMAGES[images][index]]
-    chat = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTIONS[index]}]}, *turns("assistant", answer)]
+    chat = [
+        {"role": "user", "content": [*content, {"type": "text", "text": QUESTIONS[index]}]},
+        *turns("assistant", answer),
+    ]
     return processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt", **kwargs)
 
 
-def assert_rows_are(processor, batch, answers: list[str], images: str, prefix: str = "", mask: str = "completion_mask"):
+def assert_rows_are(
+    processor, batch, answers: list[str], images: str, prefix: str = "", mask: str = "completion_mask"
+):
     """The rows are these answers to the questions, in order, and the answers are what is marked."""
     bos = processor.tokenizer.convert_tokens_to_ids(BOS)
     ids, attended = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"].bool()
@@ -83,7 +88,9 @@ def assert_rows_are(processor, batch, answers: list[str], images: str, prefix: s
 
 
 def assert_images_are(processor, batch, images: str, times: int = 1):
-    expected = [processor.image_processor(one, return_tensors="pt")["pixel_values"] for some in IMAGES[images] for one in some]
+    expected = [
+        processor.image_processor(one, return_tensors="pt")["pixel_values"] for some in IMAGES[images] for one in some
+    ]
     if expected:
         assert torch.equal(batch["pixel_values"], torch.cat(expected * times))
     assert ("pixel_values" in batch) == bool(expected)
@@ -132,7 +139,10 @@ def test_a_releases_template(new_processor):
     new_processor.chat_template = RELEASED_TEMPLATE
     collator = sft_trainer.DataCollatorForVisionLanguageModeling(new_processor)
     batch = collator([{"images": IMAGES["images"][0], "messages": turns("user", "what?")}])
-    assert batch["input_ids"].tolist() == new_processor(text=" user: <|image|>what?", images=IMAGES["images"][0])["input_ids"]
+    assert (
+        batch["input_ids"].tolist()
+        == new_processor(text=" user: <|image|>what?", images=IMAGES["images"][0])["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("token", ["<box>", "<|box|>"])
@@ -175,7 +185,8 @@ def test_texts_alone(miniature, tmp_path, monkeypatch, make, name):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(miniature)
     examples = [
-        {key: value for key, value in row.items() if key != "images"} | ({"label": index == 0} if name == "KTO" else {})
+        {key: value for key, value in row.items() if key != "images"}
+        | ({"label": index == 0} if name == "KTO" else {})
         for index, row in enumerate(rows(make, "none", **TRAINERS[name]))
     ]
     trainer = getattr(trl, f"{name}Trainer")(

@@ -24,8 +24,6 @@ SKIPPED = {
     "test_reverse_loading_mapping": "The released layout is read, not written: saving does not reverse the mapping.",
     "test_apply_chat_template_image": "It expects one row of pixels for each picture, and passes settings of videos: ours are "
     "several tiles for each picture, and unknown arguments are refused.",
-    "test_subprocessor_defaults_0_text": "Our processor opens every text with <|endoftext|>, as the release does; its tokenizer "
-    "does not.",
     "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same pixels with it "
     "and without it.",
 }
@@ -66,7 +64,8 @@ class JinaVLMTester(VLMTester):
     @classmethod
     def make_processor(cls) -> JinaVLMProcessor:
         tokens = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>"]
-        tokenizer = make_tokenizer(tokens, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+        end = "<|endoftext|>"
+        tokenizer = make_tokenizer(tokens, bos_token=end, eos_token=end, pad_token=end, add_bos_token=True)
         template = (ROOT / "chat_template.jinja").read_text()
         return JinaVLMProcessor(JinaVLMImageProcessor(**TILING), tokenizer, chat_template=template)
 
@@ -81,7 +80,9 @@ class Skips:
 
 class JinaVLMModelTest(Skips, VLMModelTest, unittest.TestCase):
     model_tester_class = JinaVLMTester
-    skip_test_image_features_output_shape = True  # two layers' features side by side: twice as wide as the test expects
+    skip_test_image_features_output_shape = (
+        True  # two layers' features side by side: twice as wide as the test expects
+    )
 
     def setUp(self):
         super().setUp()
@@ -122,7 +123,7 @@ class JinaVLMImageProcessingTester(ImageProcessingTester):
 class JinaVLMImageProcessorTest(Skips, VLMImageProcessorTest, unittest.TestCase):
     image_processor_tester_class = JinaVLMImageProcessingTester
 
-    # The mixin's expect one row of pixels for each picture; these as many as there are tiles.
+    # The mixin's expect one row of pixels for each image; these as many as there are tiles.
 
     def check_call(self, **kind):
         processor = JinaVLMImageProcessor(**self.image_processor_dict)
