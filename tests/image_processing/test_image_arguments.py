@@ -194,7 +194,10 @@ def test_integers_of_numpy(image, tmp_path):
     ("settings", "message"),
     [
         ({"tile_size": 100}, r"`tile_size` \(100\) must be a multiple of `patch_size` \(14\)"),
-        ({"overlap_margin": 14}, "`overlap_margin` is 14; expected less than half of a tile's 27 patches"),
+        (
+            {"overlap_margin": 14},
+            "`overlap_margin` is 14; expected 0 or more, and less than half of a tile's 27 patches",
+        ),
         ({"overlap_margin": 3}, r"`overlap_margin` \(3 patches\) must be a multiple of `pooling_size` \(2\)"),
         ({"overlap_margin": -2}, "`overlap_margin` must be at least 0, got -2"),
         ({"pooling_size": 0}, "`pooling_size` must be at least 1, got 0"),
@@ -277,24 +280,12 @@ def test_loaders_get_through(bundle, released_folder):
 
 def test_pipelines_get_through(bundle, image):
     """They hand the arguments of the model's loading to every part."""
-    pipe = pipeline(
-        "image-text-to-text",
-        model=str(bundle),
-        dtype="float32",
-        device="cpu",
-        model_kwargs={"attn_implementation": "eager"},
-    )
-    message = {
-        "role": "user",
-        "content": [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": "the fox"}],
-    }
-    assert pipe([message], max_new_tokens=2)[0]["generated_text"]
+    arguments = {"model": str(bundle), "dtype": "float32"}
+    kwargs = {"attn_implementation": "eager"}
+    pipe = pipeline("image-text-to-text", device="cpu", model_kwargs=dict(kwargs), **arguments)
+    assert len(pipe.preprocess({"text": "<|image|>", "images": [Image.fromarray(image)]})["pixel_values"]) == 3
     features = pipeline(
-        "image-feature-extraction",
-        model=str(bundle),
-        image_processor=str(bundle),
-        dtype="float32",
-        model_kwargs={"attn_implementation": "eager"},
+        "image-feature-extraction", image_processor=str(bundle), model_kwargs=dict(kwargs), **arguments
     )
     assert features.image_processor.max_tiles == 12
 
