@@ -95,7 +95,7 @@ eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print ac
 	$(RUN) -m experiments.eval_tiny $(ARGS)
 
 benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
-	$(RUN) -m benchmarks.answer_pictures $(ARGS)
+	$(RUN) -m benchmarks.many_images $(ARGS)
 
 bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
@@ -104,7 +104,7 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 bench-full: $(VENV)/ready  ## the same with more rounds and eight pictures, and the table of 1,000 pictures (hours)
 	for name in preprocessing "tower --rounds 7" "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
-	$(RUN) -m benchmarks.answer_pictures
+	$(RUN) -m benchmarks.many_images
 
 bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the share of the card's rate
 	for name in preprocessing tower "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
@@ -125,6 +125,7 @@ pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
 lint: $(VENV)/ready  ## check style with ruff, which is installed for it
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 clean:  ## remove environments, caches and what the demo drew
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
@@ -145,10 +146,10 @@ define environment
 	@touch $@
 endef
 
-$(VENV)/page/ready: requirements/page.txt pyproject.toml
+$(VENV)/page/ready: tests/external/web/requirements.txt pyproject.toml
 	$(environment)
 
-$(VENV)/evaluation/ready: requirements/evaluation.txt pyproject.toml
+$(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.toml
 	$(environment)
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
@@ -160,7 +161,7 @@ tests/external/web/node_modules/ready: tests/external/web/package-lock.json
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(environment)
 
-$(VENV)/vllm/ready: requirements/vllm-0.32.0.txt
+$(VENV)/vllm/ready: tests/external/vllm/requirements.txt
 	@echo "Setting up $(@D), once, with $< (some GB: this takes minutes) ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check -r $<

@@ -73,7 +73,7 @@ class JinaVLMConfig(PreTrainedConfig):
         pooling_size (`int`, *optional*, defaults to 2):
             Side, in patches, of the windows that are pooled to one token.
         overlap_margin (`int`, *optional*, defaults to 4):
-            Patches at each inner side of a tile that its neighbour shows as well; their tokens are dropped.
+            Patches at each inner side of a tile that its neighbor shows as well; their tokens are dropped.
         image_token_id (`int`, *optional*, defaults to 151938):
             Id of `<im_patch>`: one for each image feature.
         structural_token_ids (`list[int]`, *optional*, defaults to `[151936, ..., 151941]`):
@@ -85,7 +85,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    # The Trainer gathers what else an evaluation gives by sample; the embeddings of pictures come by token.
+    # The Trainer gathers what else an evaluation gives by sample; the embeddings of images come by token.
     keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
     _auto_class = "AutoConfig"
 

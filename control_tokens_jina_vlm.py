@@ -9,7 +9,7 @@ that were typed.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -96,6 +96,12 @@ def mark_chat(conversation: list, tokens: tuple[str, ...]) -> list:
     return {**message, "content": content}
 
 
+def typed_tokens(conversation: list, tokens: tuple[str, ...]) -> list[str]:
+    """List those of the `tokens` that are typed in the text of messages, also across parts, which a template joins."""
+    text = "\0".join(_written(conversation))
+    return [token for token in tokens if token in text]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], tokens: tuple[str, ...] | None = None
 ) -> list[Encoding]:
@@ -139,6 +145,17 @@ def in_source(span: tuple[int, int], edits: list[Edit]) -> tuple[int, int]:
     if span[0] < edited_end:
         return source
     return span[0] - edited_end + source[1], span[1] - edited_end + source[1]
+
+
+def _written(conversation: list) -> Iterator[str]:
+    """What is written in each message of a conversation, or of several."""
+    for message in conversation:
+        if isinstance(message, list):
+            yield from _written(message)
+        else:
+            content = message.get("content") or ""
+            parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+            yield "".join(part for part in parts if isinstance(part, str))
 
 
 @lru_cache

@@ -21,7 +21,9 @@ class Checkout(MetaPathFinder):
 
     def find_spec(self, name, path=None, target=None):
         if name == "jina_vlm":
-            return importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+            return importlib.util.spec_from_file_location(
+                name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+            )
 
 
 def main() -> None:

@@ -25,11 +25,13 @@ NEW_TOKENS = 8
 
 
 def conversations(number: int) -> list[list[dict]]:
-    """Questions about pictures of shapes, of mixed sizes."""
+    """Questions about images of shapes, of mixed sizes."""
     samples = []
     for index in range(number):
         height, width = SIZES[index % len(SIZES)]
-        picture = draw_scene(evaluation_sample(index, "count", "en").scene).resize((width, height), Image.Resampling.BICUBIC)
+        picture = draw_scene(evaluation_sample(index, "count", "en").scene).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         content = [{"type": "image", "image": picture}, {"type": "text", "text": "How many shapes are there?"}]
         samples.append([{"role": "user", "content": content}])
     return samples
@@ -49,13 +51,20 @@ class Answerer:
     def answer(self, chats: list, batch_size: int, **kwargs) -> None:
         for start in range(0, len(chats), batch_size):
             inputs = self.processor.apply_chat_template(
-                chats[start : start + batch_size], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+                chats[start : start + batch_size],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                padding=True,
             ).to(self.model.device)
             self.tokens += inputs["attention_mask"].numel()
             self.padding += int((inputs["attention_mask"] == 0).sum())
             if self.model.dtype != torch.float32:
                 inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-            self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **kwargs)
+            self.model.generate(
+                **inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **kwargs
+            )
 
     def counts(self, chats: list, batch_size: int, **kwargs) -> dict[str, float]:
         """Tiles that passed through the tower, and the share of the prompts' tokens that is padding."""
@@ -66,11 +75,16 @@ class Answerer:
 
 def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
     chats = conversations(max(BATCHES))
-    tiles = [answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)]) for index in range(len(chats))]
+    tiles = [
+        answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)])
+        for index in range(len(chats))
+    ]
     sorted_chats = [chats[index] for index in sorted(range(len(chats)), key=tiles.__getitem__)]
     middle = BATCHES[len(BATCHES) // 2]
     cases = {str(size): (chats, size) for size in BATCHES} | {f"{middle}, of like size": (sorted_chats, middle)}
-    seconds = take_turns({name: lambda case=case: answerer.answer(*case) for name, case in cases.items()}, rounds, device)
+    seconds = take_turns(
+        {name: lambda case=case: answerer.answer(*case) for name, case in cases.items()}, rounds, device
+    )
     rows = [
         {
             "batch": name,
@@ -81,13 +95,22 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
         }
         for name, case in cases.items()
     ]
-    for what, kwargs in (("4 beams", {"num_beams": 4}), ("4 beams, 4 answers each", {"num_beams": 4, "num_return_sequences": 4})):
+    for what, kwargs in (
+        ("4 beams", {"num_beams": 4}),
+        ("4 beams, 4 answers each", {"num_beams": 4, "num_return_sequences": 4}),
+    ):
         rows.append({"batch": f"{middle}, {what}", "needed": sum(tiles), **answerer.counts(chats, middle, **kwargs)})
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Images at a time", "Images a second", "To one by one", "Padding", "Tiles through the tower / of the images"]
+    head = [
+        "Images at a time",
+        "Images a second",
+        "To one by one",
+        "Padding",
+        "Tiles through the tower / of the images",
+    ]
     return markdown.table(
         head,
         [

@@ -25,11 +25,13 @@ LENGTHS = (2048, 8192, 32768)
 
 
 def prompt(model, pictures: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
-    """Ids of so many pictures and some text, and the pictures' embeddings as `get_image_features` returns them."""
+    """Ids of so many images and some text, and the images' embeddings as `get_image_features` returns them."""
     processor, config = JinaVLMProcessor.from_pretrained(TINY), model.config
     picture = processor.tokenizer(processor._expansion(rows, columns), add_special_tokens=False)["input_ids"]
     count = picture.count(config.image_token_id)
-    features = [torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)]
+    features = [
+        torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)
+    ]
     ids = pictures * picture + list(range(1000, 1000 + text_tokens))
     return torch.tensor([ids], device=model.device), {"image": BaseModelOutputWithPooling(pooler_output=features)}
 
@@ -46,7 +48,12 @@ def prefill(model, text, name: str, rounds: int, device: str, **pictures) -> dic
         rounds,
         device,
     )
-    return {"what": name, "tokens": ids.shape[1], "seconds": medians(seconds), "to_text": ratio(seconds, "ours", "text")}
+    return {
+        "what": name,
+        "tokens": ids.shape[1],
+        "seconds": medians(seconds),
+        "to_text": ratio(seconds, "ours", "text"),
+    }
 
 
 def noise_cache(config, length: int, device: str, dtype: torch.dtype) -> DynamicCache:
@@ -60,8 +67,15 @@ def noise_cache(config, length: int, device: str, dtype: torch.dtype) -> Dynamic
 
 def weights_read_once(model):
     """Calls the product of each matrix of the decoder and its head with one vector."""
-    matrices = [module.weight for module in (*model.model.language_model.modules(), model.lm_head) if isinstance(module, torch.nn.Linear)]
-    vectors = {size: torch.randn(1, size, dtype=model.dtype, device=model.device) for size in {matrix.shape[1] for matrix in matrices}}
+    matrices = [
+        module.weight
+        for module in (*model.model.language_model.modules(), model.lm_head)
+        if isinstance(module, torch.nn.Linear)
+    ]
+    vectors = {
+        size: torch.randn(1, size, dtype=model.dtype, device=model.device)
+        for size in {matrix.shape[1] for matrix in matrices}
+    }
 
     def call() -> None:
         for matrix in matrices:
@@ -123,9 +137,33 @@ def main() -> None:
     args = parser.parse_args()
     model = full_model.jina_vlm(device=args.device)
     text = full_model.text_model(model)
-    rows = [prefill(model, text, "prefill, one image of 12 tiles", args.rounds, args.device, pictures=1, rows=3, columns=4, text_tokens=3)]
+    rows = [
+        prefill(
+            model,
+            text,
+            "prefill, one image of 12 tiles",
+            args.rounds,
+            args.device,
+            pictures=1,
+            rows=3,
+            columns=4,
+            text_tokens=3,
+        )
+    ]
     if args.full:
-        rows.append(prefill(model, text, "prefill, eight images of 4 tiles", args.rounds, args.device, pictures=8, rows=2, columns=2, text_tokens=32))
+        rows.append(
+            prefill(
+                model,
+                text,
+                "prefill, eight images of 4 tiles",
+                args.rounds,
+                args.device,
+                pictures=8,
+                rows=2,
+                columns=2,
+                text_tokens=32,
+            )
+        )
     rows += [decode(model, text, length, args.tokens, args.rounds, args.device) for length in LENGTHS]
     print(table(rows))
     save("decoder", rows, args.device)

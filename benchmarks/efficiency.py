@@ -42,8 +42,8 @@ def meta_model(pooling_size: int) -> JinaVLMForConditionalGeneration:
 
 @torch.inference_mode()
 def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> dict[str, int]:
-    """Of one picture of so many tiles: `tokens` and, of these, `image_tokens` (the others end rows, and open and end pictures); operations
-    of `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the picture alone."""
+    """Of one image of so many tiles: `tokens` and, of these, `image_tokens` (the others end rows, and open and end images); operations
+    of `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the image alone."""
     config = model.config
     grid = JinaVLMImageProcessor(pooling_size=config.pooling_size)
     parts = (grid.get_token_grid(1, 1), grid.get_token_grid(rows, columns))
@@ -52,7 +52,9 @@ def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> di
     tokens = image_tokens + structural
     text, tiles = config.text_config, 1 + rows * columns
     with torch.device("meta"):
-        pixels = torch.empty(tiles, 3, config.vision_config.image_size, config.vision_config.image_size, dtype=torch.bfloat16)
+        pixels = torch.empty(
+            tiles, 3, config.vision_config.image_size, config.vision_config.image_size, dtype=torch.bfloat16
+        )
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         features = torch.empty(tiles, patches, model.model.connector.pad_embed.shape[1], dtype=torch.bfloat16)
         embeddings = torch.empty(1, tokens, text.hidden_size, dtype=torch.bfloat16)
@@ -62,7 +64,11 @@ def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> di
         "image_tokens": image_tokens,
         "tower": flops(lambda: model.model.vision_model(pixels)),
         "connector": flops(lambda: model.model.connector(features, last_tile)),
-        "prefill": flops(lambda: model.lm_head(model.model.language_model(inputs_embeds=embeddings, use_cache=True).last_hidden_state[:, -1:])),
+        "prefill": flops(
+            lambda: model.lm_head(
+                model.model.language_model(inputs_embeds=embeddings, use_cache=True).last_hidden_state[:, -1:]
+            )
+        ),
         "cache": tokens * text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim * BYTES,
     }
 
@@ -79,7 +85,9 @@ def rows() -> list[dict]:
                 "tiles": grid[0] * grid[1],
                 "pooled": ours,
                 "unpooled": plain,
-                "times": {name: plain[name] / ours[name] for name in ("tokens", "image_tokens", "prefill", "cache", "all")},
+                "times": {
+                    name: plain[name] / ours[name] for name in ("tokens", "image_tokens", "prefill", "cache", "all")
+                },
             }
         )
     result[-1]["plainly"] = counted_plainly(result[-1], pooled)
@@ -89,7 +97,9 @@ def rows() -> list[dict]:
 def counted_plainly(row: dict, model: JinaVLMForConditionalGeneration) -> dict[str, float]:
     """How many times less with pooling, by [`PLAIN_PROMPT`] tokens of text, tokens a quarter of the patches, and no products of attention."""
     patches = 729 * (1 + row["tiles"])
-    weights = sum(module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear))
+    weights = sum(
+        module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear)
+    )
     seen = row["pooled"]["tower"] + row["pooled"]["connector"]
     plain, pooled = (2 * weights * (tokens + PLAIN_PROMPT) for tokens in (patches, patches / 4))
     return {"tokens": 4.0, "prefill": plain / pooled, "cache": 4.0, "all": (seen + plain) / (seen + pooled)}

@@ -21,7 +21,7 @@ def fill(module: nn.Module, scale: float = 0.02) -> None:
 
 
 def build(make, dtype: torch.dtype, device: str) -> nn.Module:
-    """A module without its own initialisation, filled with noise."""
+    """A module without its own initialization, filled with noise."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -34,9 +34,11 @@ def build(make, dtype: torch.dtype, device: str) -> nn.Module:
 
 
 def small_tokenizers_config() -> JinaVLMConfig:
-    """The 2.4B model's, with pictures' tokens as the processor of [`TINY`] writes them: there is no released tokenizer here."""
+    """The 2.4B model's, with images' tokens as the processor of [`TINY`] writes them: there is no released tokenizer here."""
     small = JinaVLMConfig.from_pretrained(TINY)
-    return JinaVLMConfig.from_pretrained(ROOT, image_token_id=small.image_token_id, structural_token_ids=small.structural_token_ids)
+    return JinaVLMConfig.from_pretrained(
+        ROOT, image_token_id=small.image_token_id, structural_token_ids=small.structural_token_ids
+    )
 
 
 def jina_vlm(dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> JinaVLMForConditionalGeneration:

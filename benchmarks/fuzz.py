@@ -1,4 +1,4 @@
-"""Hostile pictures in great number: random bytes and mutated files of every format, through the image processor.
+"""Hostile images in great number: random bytes and mutated files of every format, through the image processor.
 
 Each must become tiles, or be refused by a `ValueError`, in at most `SECONDS` of a core's time and with at most `BYTES` more memory. Half of the
 files come from mutations drawn from a seed, in this process; the other half from a fuzzer guided by coverage of this code and of
@@ -31,8 +31,8 @@ from PIL import Image, features
 from benchmarks.side_by_side import memory_bytes
 
 
-SECONDS = 30  # of one core, for one picture
-BYTES = 5.4e9  # more than before, while one picture is read; see docs/robustness.md
+SECONDS = 30  # of one core, for one image
+BYTES = 5.4e9  # more than before, while one image is read; see docs/robustness.md
 EXTREMES = (0, 1, 2, 255, 256, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -83,10 +83,12 @@ def seeds(side: int = 24) -> dict[str, bytes]:
 
 
 def encode(image: Image.Image, name: str, **options) -> bytes:
-    """The picture as a file, in the format that the name's ending says."""
+    """The image as a file, in the format that the name's ending says."""
     Image.init()
     file = io.BytesIO()
-    image, *more = (one.copy() for one in (image, *options.pop("append_images", [])))  # saving leaves settings in a picture
+    image, *more = (
+        one.copy() for one in (image, *options.pop("append_images", []))
+    )  # saving leaves settings in an image
     image.save(file, Image.EXTENSION[Path(name).suffix], append_images=more, **options)
     return file.getvalue()
 
@@ -115,7 +117,9 @@ def mutate(rng: random.Random, files: list[bytes]) -> bytes:
             case 0:
                 data[position : position + 1] = rng.randbytes(1)
             case 1:
-                data[position : position + 1] = bytes([data[position] ^ 1 << rng.randrange(8)]) if position < len(data) else b""
+                data[position : position + 1] = (
+                    bytes([data[position] ^ 1 << rng.randrange(8)]) if position < len(data) else b""
+                )
             case 2:
                 number = rng.choice(EXTREMES).to_bytes(4, rng.choice(("little", "big")))
                 data[position : position + 4] = number
@@ -149,7 +153,7 @@ class Promises:
         self.tiler, self.keep, self.kind = tiler, keep, kind
         self.ends, self.broken = Counter(), 0
         self.slowest = (0.0, "")
-        self.tiler(Image.new("RGB", (64, 64)))  # what is imported and set up once is no picture's fault
+        self.tiler(Image.new("RGB", (64, 64)))  # what is imported and set up once is no image's fault
         self.before = self.peak = memory_bytes("VmHWM")
         self.largest = ""
 
@@ -164,7 +168,13 @@ class Promises:
             end = "tiles"
         except ValueError as error:
             # Most messages name the file first, and in parentheses what the decoder said.
-            end = (str(error).partition(": ")[2] or str(error)).partition("(")[0].partition(", got")[0].strip().rstrip(".")
+            end = (
+                (str(error).partition(": ")[2] or str(error))
+                .partition("(")[0]
+                .partition(", got")[0]
+                .strip()
+                .rstrip(".")
+            )
         except BaseException as error:
             end = fault = f"{type(error).__name__}: {error}"
         seconds = time.process_time() - start
@@ -187,7 +197,9 @@ class Promises:
         print(f"\n{title}: {number:,} files in {seconds:,.0f} s, {1000 * seconds / max(number, 1):.1f} ms each")
         for end, count in self.ends.most_common():
             print(f"  {count:>7,}  {end}")
-        print(f"  slowest {self.slowest[0]:.2f} s ({self.slowest[1]}); most memory {(self.peak - self.before) / 1e9:.2f} GB ({self.largest})")
+        print(
+            f"  slowest {self.slowest[0]:.2f} s ({self.slowest[1]}); most memory {(self.peak - self.before) / 1e9:.2f} GB ({self.largest})"
+        )
         print(f"  promises broken: {self.broken}", flush=True)
 
 

@@ -21,7 +21,7 @@ from .results import save
 from .side_by_side import wait
 
 
-PICTURES = ((378, 378), (640, 480), (900, 640), (1920, 1080))
+IMAGES = ((378, 378), (640, 480), (900, 640), (1920, 1080))
 COUNTS = (1, 2, 4)
 ANSWERS = (0, 16, 64)
 QUESTION = "What is shown?"
@@ -47,9 +47,13 @@ class Stages:
         inputs, preprocessing = self._timed(lambda: self.processor(text=text, images=images, return_tensors="pt"))
         inputs = inputs.to(self.device)
         pixels = inputs["pixel_values"].to(self.model.dtype)
-        features, tower = self._timed(lambda: self.model.get_image_features(pixels, inputs["tile_positions"], return_dict=True))
+        features, tower = self._timed(
+            lambda: self.model.get_image_features(pixels, inputs["tile_positions"], return_dict=True)
+        )
         output, prefill = self._timed(
-            lambda: self.model(input_ids=inputs["input_ids"], mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1)
+            lambda: self.model(
+                input_ids=inputs["input_ids"], mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1
+            )
         )
 
         def decode() -> None:
@@ -68,19 +72,32 @@ class Stages:
 
 
 def measure(stages: Stages, other: peer.Peer) -> list[dict]:
-    stages.run([PICTURES[0]], 1)
-    rows = [{"grows": "image", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in PICTURES]
+    stages.run([IMAGES[0]], 1)
+    rows = [
+        {"grows": "image", "at": f"{width} x {height}", **stages.run([(width, height)], 0)} for width, height in IMAGES
+    ]
     question = len(stages.processor.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-    other.first_token(noise(*PICTURES[0][::-1]), question)
-    for row, size in zip(rows, PICTURES, strict=True):
+    other.first_token(noise(*IMAGES[0][::-1]), question)
+    for row, size in zip(rows, IMAGES, strict=True):
         row["peer"] = other.first_token(noise(*size[::-1]), question)
-    rows += [{"grows": "images", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS]
-    rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([PICTURES[0]], tokens)} for tokens in ANSWERS]
+    rows += [
+        {"grows": "images", "at": f"{count} of 640 x 480", **stages.run(count * [(640, 480)], 0)} for count in COUNTS
+    ]
+    rows += [{"grows": "answer", "at": f"{tokens} tokens", **stages.run([IMAGES[0]], tokens)} for tokens in ANSWERS]
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    head = ["What grows", "", "Tiles", "Tokens", *(f"{stage.capitalize()}, s" for stage in STAGES), "Together, s", f"{peer.NAME}: tokens", "Together, s"]
+    head = [
+        "What grows",
+        "",
+        "Tiles",
+        "Tokens",
+        *(f"{stage.capitalize()}, s" for stage in STAGES),
+        "Together, s",
+        f"{peer.NAME}: tokens",
+        "Together, s",
+    ]
     return markdown.table(
         head,
         [

@@ -27,7 +27,10 @@ from .side_by_side import Peak, in_fresh_process
 
 SHARD_BYTES = 1_500_000_000
 OURS, RELEASED, LIBRARY = "jina-vlm, this layout", "jina-vlm, released layout", "the library's Qwen3-1.7B"
-IMPORTS = {"jina_vlm": "from jina_vlm import JinaVLMForConditionalGeneration", "the library's parts": "from transformers import Qwen3ForCausalLM, SiglipModel"}
+IMPORTS = {
+    "jina_vlm": "from jina_vlm import JinaVLMForConditionalGeneration",
+    "the library's parts": "from transformers import Qwen3ForCausalLM, SiglipModel",
+}
 
 
 def released_config() -> dict:
@@ -74,7 +77,9 @@ def released_shapes() -> dict[str, list[int]]:
             "attn.q_b": [2048], "attn.k_b": [1024], "attn.v_b": [1024],
         }  # fmt: skip
         text |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {f"model.language_model.{name}": s for name, s in text.items()} | {"lm_head.weight": [151936, 2048]}
+    return (
+        shapes | {f"model.language_model.{name}": s for name, s in text.items()} | {"lm_head.weight": [151936, 2048]}
+    )
 
 
 def write_released(folder: Path) -> None:
@@ -138,7 +143,9 @@ def seconds_of(*command: str) -> float:
 def first_token() -> tuple[float, float]:
     """Seconds that demo.py says until the first token of its answer, and from its start to its end."""
     start = time.perf_counter()
-    said = subprocess.run([sys.executable, "-m", "jina_vlm_tools", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-m", "jina_vlm_tools", "demo"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     return float(re.search(r"First token after ([\d.]+) s", said)[1]), time.perf_counter() - start
 
 
@@ -163,7 +170,9 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write the checkpoints (14 GB); a temporary folder if left out")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the checkpoints (14 GB); a temporary folder if left out"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         paths = write_all(Path(folder))
@@ -171,12 +180,27 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, path in paths.items():
                 runs[name].append(in_fresh_process(load, str(path), name == LIBRARY))
-    rows = [{"what": name, **{key: statistics.median(run[key] for run in of) for key in of[0]}} for name, of in runs.items()]
+    rows = [
+        {"what": name, **{key: statistics.median(run[key] for run in of) for key in of[0]}}
+        for name, of in runs.items()
+    ]
     for name, code in IMPORTS.items():
-        rows.append({"what": f"import of {name}", "seconds": statistics.median(seconds_of("-c", code) for _ in range(args.rounds))})
+        rows.append(
+            {
+                "what": f"import of {name}",
+                "seconds": statistics.median(seconds_of("-c", code) for _ in range(args.rounds)),
+            }
+        )
     demos = [first_token() for _ in range(args.rounds)]
-    rows.append({"what": "make demo, from the question to its first token", "seconds": statistics.median(first for first, _ in demos)})
-    rows.append({"what": "make demo, from its start to its end", "seconds": statistics.median(whole for _, whole in demos)})
+    rows.append(
+        {
+            "what": "make demo, from the question to its first token",
+            "seconds": statistics.median(first for first, _ in demos),
+        }
+    )
+    rows.append(
+        {"what": "make demo, from its start to its end", "seconds": statistics.median(whole for _, whole in demos)}
+    )
     print(table(rows))
     save("loading", rows)
 

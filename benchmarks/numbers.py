@@ -1,7 +1,7 @@
 """bfloat16 and float16 against float32: how far logits move, by the number of tokens, and whether any is NaN or infinite.
 
-On `checkpoints/tiny`, whose positions are extended for it, with text from a seed and, in front of it, pictures that are black,
-white, of one colour, of noise, and of coloured shapes.
+On `checkpoints/tiny`, whose positions are extended for it, with text from a seed and, in front of it, images that are black,
+white, of one color, of noise, and of colored shapes.
 
     python -m benchmarks.numbers [--tokens 1024 4096 32768]
 """
@@ -25,7 +25,7 @@ SIDE = 378
 
 
 def pictures() -> dict[str, Image.Image]:
-    """Extreme pictures, and an ordinary one, each of one tile."""
+    """Extreme images, and an ordinary one, each of one tile."""
     noise = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE, 3), np.uint8) * 255
     colours = {"black": 0, "white": 255, "grey": 127, "nearly black": 1}
     flat = {name: Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)) for name, value in colours.items()}
@@ -42,7 +42,7 @@ def load(dtype: torch.dtype, **kwargs):
 
 
 def inputs(processor, images: list[Image.Image], tokens: int) -> dict[str, torch.Tensor]:
-    """Model inputs of these pictures and random text, in all so many tokens."""
+    """Model inputs of these images and random text, in all so many tokens."""
     made = processor(text=processor.image_token * len(images), images=images, return_tensors="pt")
     missing = tokens - made["input_ids"].shape[1]
     text = torch.randint(0, 800, (1, missing), generator=torch.Generator().manual_seed(tokens))
@@ -59,22 +59,35 @@ def last_logits(model, given: dict[str, torch.Tensor], kept: int = 512) -> torch
 def compare(logits: torch.Tensor, exact: torch.Tensor) -> tuple[bool, float, float]:
     """Whether all are finite; how far they lie from the exact ones, as a part of their norm; the share of equal choices."""
     difference = (logits - exact).norm() / exact.norm()
-    return bool(logits.isfinite().all()), float(difference), float((logits.argmax(-1) == exact.argmax(-1)).float().mean())
+    return (
+        bool(logits.isfinite().all()),
+        float(difference),
+        float((logits.argmax(-1) == exact.argmax(-1)).float().mean()),
+    )
 
 
 def main() -> None:
     import jina_vlm
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 32768], help="lengths (default: 1024 4096 32768)")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[1024, 4096, 32768], help="lengths (default: 1024 4096 32768)"
+    )
     args = parser.parse_args()
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     processor.tokenizer.model_max_length = POSITIONS
     models = {dtype: load(dtype) for dtype in DTYPES}
-    models |= {f"float32, then {name}": load(torch.float32).to(dtype) for name, dtype in (("bfloat16", DTYPES[1]), ("float16", DTYPES[2]))}
-    # one extreme picture each, and all of them before the longest text
-    cases = [([name], args.tokens[0]) for name in pictures()] + [(list(pictures()), tokens) for tokens in args.tokens[1:]]
-    print("| Pictures | Tokens | Numbers | Finite | Distance | Same choice | Seconds |\n| --- | ---: | --- | --- | ---: | ---: | ---: |")
+    models |= {
+        f"float32, then {name}": load(torch.float32).to(dtype)
+        for name, dtype in (("bfloat16", DTYPES[1]), ("float16", DTYPES[2]))
+    }
+    # one extreme image each, and all of them before the longest text
+    cases = [([name], args.tokens[0]) for name in pictures()] + [
+        (list(pictures()), tokens) for tokens in args.tokens[1:]
+    ]
+    print(
+        "| Pictures | Tokens | Numbers | Finite | Distance | Same choice | Seconds |\n| --- | ---: | --- | --- | ---: | ---: | ---: |"
+    )
     for names, tokens in cases:
         given = inputs(processor, [pictures()[name] for name in names], tokens)
         exact = None
@@ -86,7 +99,10 @@ def main() -> None:
             finite, distance, same = compare(logits, exact)
             shown = ", ".join(names) if len(names) == 1 else f"all {len(names)}"
             name = str(kind).removeprefix("torch.")
-            print(f"| {shown} | {tokens:,} | {name} | {'yes' if finite else 'NO'} | {distance:.2%} | {same:.1%} | {seconds:.1f} |", flush=True)
+            print(
+                f"| {shown} | {tokens:,} | {name} | {'yes' if finite else 'NO'} | {distance:.2%} | {same:.1%} | {seconds:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,21 @@ from .results import arguments, save
 from .side_by_side import Peak, in_fresh_process, medians, ratio, take_turns, together
 
 
-SIZES = {"480 x 640": (480, 640), "1080p": (1080, 1920), "4K": (2160, 3840), "A4, 300 dpi": (3508, 2480), "12 MP": (3000, 4000)}
+SIZES = {
+    "480 x 640": (480, 640),
+    "1080p": (1080, 1920),
+    "4K": (2160, 3840),
+    "A4, 300 dpi": (3508, 2480),
+    "12 MP": (3000, 4000),
+}
 ALL = "all five"
 # Of the floor: each one alone
-PARTS = {"channels": "Channels out of Pillow", "fitted": "`interpolate` to the fitted size", "tiles": "`interpolate` to canvas and thumbnail", "written": "Output written"}
+PARTS = {
+    "channels": "Channels out of Pillow",
+    "fitted": "`interpolate` to the fitted size",
+    "tiles": "`interpolate` to canvas and thumbnail",
+    "written": "Output written",
+}
 
 
 def noise(height: int, width: int) -> Image.Image:
@@ -35,7 +46,7 @@ def picture(name: str) -> Image.Image:
 
 
 def straight(tiler: JinaVLMImageProcessor, image: Image.Image) -> torch.Tensor:
-    """The tiles by three `interpolate`s, an `unfold` and a normalisation of whole pictures."""
+    """The tiles by three `interpolate`s, an `unfold` and a normalization of whole images."""
     fitted, (rows, columns) = tiler.get_tiling(image.height, image.width)
     channels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     channels = F.interpolate(channels, size=fitted, mode="bilinear").round() / 255
@@ -46,7 +57,7 @@ def straight(tiler: JinaVLMImageProcessor, image: Image.Image) -> torch.Tensor:
 
 
 def parts(tiler: JinaVLMImageProcessor, images: list[Image.Image]) -> dict:
-    """Calls each of [`PARTS`] for the pictures, with inputs that are ready."""
+    """Calls each of [`PARTS`] for the images, with inputs that are ready."""
     tilings = [tiler.get_tiling(image.height, image.width) for image in images]
     planes = [torch.rand(image.height, image.width) for image in images]
     fitted = [torch.rand(size) for size, _ in tilings]
@@ -69,7 +80,12 @@ def parts(tiler: JinaVLMImageProcessor, images: list[Image.Image]) -> dict:
                 resize(plane, 266 * rows + 112, 266 * columns + 112)
                 resize(plane, 378, 378)
 
-    return {"channels": channels, "fitted": to_fitted, "tiles": to_tiles, "written": lambda: torch.empty(tiles, 3, 378, 378).fill_(1)}
+    return {
+        "channels": channels,
+        "fitted": to_fitted,
+        "tiles": to_tiles,
+        "written": lambda: torch.empty(tiles, 3, 378, 378).fill_(1),
+    }
 
 
 def measure(names: list[str], threads: int, rounds: int) -> dict:
@@ -108,7 +124,7 @@ def memory(name: str) -> tuple[int, int]:
 
 
 def on_gpu(names: list[str], rounds: int) -> dict:
-    """The CPU's time to the card's, pictures and tiles carried there included, and the largest difference of a pixel, in levels of 255."""
+    """The CPU's time to the card's, images and tiles carried there included, and the largest difference of a pixel, in levels of 255."""
     torch.set_num_threads(1)
     tiler, images = JinaVLMImageProcessor(), [picture(name) for name in names]
     seconds = take_turns(
@@ -119,7 +135,9 @@ def on_gpu(names: list[str], rounds: int) -> dict:
         rounds,
         "cuda",
     )
-    there, here = (tiler(images, return_tensors="pt", **kwargs)["pixel_values"].cpu() for kwargs in ({"device": "cuda"}, {}))
+    there, here = (
+        tiler(images, return_tensors="pt", **kwargs)["pixel_values"].cpu() for kwargs in ({"device": "cuda"}, {})
+    )
     return {
         "picture": ALL if len(names) > 1 else names[0],
         "tiles": len(here),
@@ -130,9 +148,23 @@ def on_gpu(names: list[str], rounds: int) -> dict:
 
 
 def gpu_table(rows: list[dict]) -> str:
-    head = ["Image", "Tiles", "One CPU thread and the way there, ms", "On the card, ms", "Ratio", "Largest difference, levels of 255"]
+    head = [
+        "Image",
+        "Tiles",
+        "One CPU thread and the way there, ms",
+        "On the card, ms",
+        "Ratio",
+        "Largest difference, levels of 255",
+    ]
     lines = [
-        [row["picture"], str(row["tiles"]), f"{row['milliseconds']['cpu']:.1f}", f"{row['milliseconds']['ours']:.1f}", f"**{row['to_cpu']:.2f}**", f"{row['levels']:.2f}"]
+        [
+            row["picture"],
+            str(row["tiles"]),
+            f"{row['milliseconds']['cpu']:.1f}",
+            f"{row['milliseconds']['ours']:.1f}",
+            f"**{row['to_cpu']:.2f}**",
+            f"{row['levels']:.2f}",
+        ]
         for row in rows
     ]
     return markdown.table(head, lines)
@@ -141,7 +173,17 @@ def gpu_table(rows: list[dict]) -> str:
 def table(rows: list[dict]) -> str:
     if "to_cpu" in rows[0]:
         return gpu_table(rows)
-    head = ["Image", "Tiles", "Threads", "Straight torch calls, ms", "Ours, ms", "Ratio", "The floor's ratio", "To the output written once", "Memory / output"]
+    head = [
+        "Image",
+        "Tiles",
+        "Threads",
+        "Straight torch calls, ms",
+        "Ours, ms",
+        "Ratio",
+        "The floor's ratio",
+        "To the output written once",
+        "Memory / output",
+    ]
     compared = [
         [
             row["picture"],
@@ -157,16 +199,32 @@ def table(rows: list[dict]) -> str:
         for row in rows
     ]
     profile = [
-        [row["picture"], str(row["threads"]), *(f"{row['milliseconds'][part]:.1f}" for part in PARTS), f"{row['milliseconds']['floor']:.1f}", f"{row['milliseconds']['ours']:.1f}"]
+        [
+            row["picture"],
+            str(row["threads"]),
+            *(f"{row['milliseconds'][part]:.1f}" for part in PARTS),
+            f"{row['milliseconds']['floor']:.1f}",
+            f"{row['milliseconds']['ours']:.1f}",
+        ]
         for row in rows
     ]
     floor = markdown.table(["The floor, ms", "Threads", *PARTS.values(), "Together", "Ours"], profile)
     without_fit = [
-        [row["picture"], str(row["threads"]), f"{row['milliseconds']['without_fit']:.1f}", f"{row['milliseconds']['ours']:.1f}", f"**{row['without_fit_to_ours']:.2f}**"]
+        [
+            row["picture"],
+            str(row["threads"]),
+            f"{row['milliseconds']['without_fit']:.1f}",
+            f"{row['milliseconds']['ours']:.1f}",
+            f"**{row['without_fit_to_ours']:.2f}**",
+        ]
         for row in rows
         if "without_fit_to_ours" in row
     ]
-    routes = [markdown.table(["Without a fit", "Threads", "`do_resize=False`, ms", "Default, ms", "Ratio"], without_fit)] if without_fit else []
+    routes = (
+        [markdown.table(["Without a fit", "Threads", "`do_resize=False`, ms", "Default, ms", "Ratio"], without_fit)]
+        if without_fit
+        else []
+    )
     return "\n\n".join([markdown.table(head, compared), floor, *routes])
 
 

@@ -84,12 +84,18 @@ def summary() -> str:
     rows = {name: of["rows"] for name, of in measured.items()}
 
     def values(name: str, key: str, **where) -> str:
-        return ", ".join(f"{row[key]:.2f}" for row in rows[name] if key in row and all(row[at] == value for at, value in where.items()))
+        return ", ".join(
+            f"{row[key]:.2f}"
+            for row in rows[name]
+            if key in row and all(row[at] == value for at, value in where.items())
+        )
 
     loaded = {row["what"]: row["seconds"] / row["weights"] for row in rows["loading"] if "weights" in row}
     library = loaded.pop("the library's Qwen3-1.7B")
     sizes = ", ".join(dict.fromkeys(row["picture"].replace(",", "") for row in rows["preprocessing"]))
-    grown = {row["at"]: sum(row["seconds"].values()) / row["peer"]["seconds"] for row in rows["growth"] if "peer" in row}
+    grown = {
+        row["at"]: sum(row["seconds"].values()) / row["peer"]["seconds"] for row in rows["growth"] if "peer" in row
+    }
     most = rows["efficiency"][-1]["times"]
     batched = {row["batch"]: 1 / row["to_one_by_one"] for row in rows["batches"][1:] if "to_one_by_one" in row}
     tiles = ", ".join(str(row["tiles"]) for row in rows["tower"])
@@ -99,19 +105,52 @@ def summary() -> str:
         return ", ".join(f"{figure:.2f}" for figure in figures)
 
     lines = [
-        ["preprocessing", f"Images to tiles, one thread: {sizes}", straight, values("preprocessing", "to_straight", threads=1)],
-        ["preprocessing", "The least for the same bits, one thread", straight, values("preprocessing", "floor_to_straight", threads=1)],
+        [
+            "preprocessing",
+            f"Images to tiles, one thread: {sizes}",
+            straight,
+            values("preprocessing", "to_straight", threads=1),
+        ],
+        [
+            "preprocessing",
+            "The least for the same bits, one thread",
+            straight,
+            values("preprocessing", "floor_to_straight", threads=1),
+        ],
         ["preprocessing", "Images to tiles, two threads", straight, values("preprocessing", "to_straight", threads=2)],
-        ["preprocessing", "The least for the same bits, two threads", straight, values("preprocessing", "floor_to_straight", threads=2)],
+        [
+            "preprocessing",
+            "The least for the same bits, two threads",
+            straight,
+            values("preprocessing", "floor_to_straight", threads=2),
+        ],
         ["preprocessing", "Memory for the first five", "their tiles", values("preprocessing", "memory")],
         ["tower", f"Tower and connector: {tiles} tiles", tower, values("tower", "to_library")],
         ["tower", "Its matrix products and attention alone", tower, values("tower", "limit_to_library")],
-        *(["decoder", row["what"].capitalize(), "the library's Qwen3 with these weights", f"{row['to_text']:.2f}"] for row in rows["decoder"]),
+        *(
+            ["decoder", row["what"].capitalize(), "the library's Qwen3 with these weights", f"{row['to_text']:.2f}"]
+            for row in rows["decoder"]
+        ),
         ["batches", f"An image's time, {' / '.join(batched)} at a time", "one at a time", listed(batched.values())],
-        ["loading", f"Loading a GB of {' / '.join(loaded)}", "the library's Qwen3-1.7B", listed(value / library for value in loaded.values())],
-        ["training_step", "A training step of the small model", "the library's SigLIP and Qwen3, added up", values("training_step", "to_parts")],
+        [
+            "loading",
+            f"Loading a GB of {' / '.join(loaded)}",
+            "the library's Qwen3-1.7B",
+            listed(value / library for value in loaded.values()),
+        ],
+        [
+            "training_step",
+            "A training step of the small model",
+            "the library's SigLIP and Qwen3, added up",
+            values("training_step", "to_parts"),
+        ],
         ["growth", f"Image to first token: {', '.join(grown)}", f"the library's {peer.NAME}", listed(grown.values())],
-        ["efficiency", "Tokens, prefill, cache, all operations of 12 tiles, counted", "without pooling", ", ".join(f"1 / {most[key]:.2f}" for key in ("tokens", "prefill", "cache", "all"))],
+        [
+            "efficiency",
+            "Tokens, prefill, cache, all operations of 12 tiles, counted",
+            "without pooling",
+            ", ".join(f"1 / {most[key]:.2f}" for key in ("tokens", "prefill", "cache", "all")),
+        ],
     ]
     lines = [[what, against, f"`{measured[name]['command']}`", times] for name, what, against, times in lines]
     return markdown.table(["What", "Against", "By", "Times as much"], lines, figures=3)
@@ -130,24 +169,43 @@ def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours
 
 def _preprocessing(axes: Axes, rows: list[dict]) -> None:
     if "to_cpu" in rows[0]:
-        _bars(axes, [row["picture"].replace(", ", "\n") for row in rows], {"ours": [row["to_cpu"] for row in rows]}, [OURS])
+        _bars(
+            axes,
+            [row["picture"].replace(", ", "\n") for row in rows],
+            {"ours": [row["to_cpu"] for row in rows]},
+            [OURS],
+        )
         axes.set_ylabel("to one CPU thread and the way there")
         return
     labels = list(dict.fromkeys(row["picture"] for row in rows))
-    by_threads = {f"{threads} thread{'s' * (threads > 1)}": [row["to_straight"] for row in rows if row["threads"] == threads] for threads in (1, 2)}
+    by_threads = {
+        f"{threads} thread{'s' * (threads > 1)}": [row["to_straight"] for row in rows if row["threads"] == threads]
+        for threads in (1, 2)
+    }
     _bars(axes, [label.replace(", ", "\n") for label in labels], by_threads, [OURS, "#7fb7c9"])
     axes.axhline(1, color=LIMIT, linewidth=1)
     axes.set_ylabel("to straight torch calls (line)")
 
 
 def _tower(axes: Axes, rows: list[dict]) -> None:
-    per_tile = {name: [row["seconds"][key] / row["tiles"] for row in rows] for name, key in (("ours", "ours"), ("the library's", "library"), ("products and attention alone", "limit"))}
+    per_tile = {
+        name: [row["seconds"][key] / row["tiles"] for row in rows]
+        for name, key in (("ours", "ours"), ("the library's", "library"), ("products and attention alone", "limit"))
+    }
     _bars(axes, [f"{row['tiles']} tile{'s' * (row['tiles'] > 1)}" for row in rows], per_tile, [OURS, OTHER, LIMIT])
     axes.set_ylabel("seconds a tile")
 
 
 def _decoder(axes: Axes, rows: list[dict]) -> None:
-    _bars(axes, [row["what"].replace(", ", "\n").replace(" of ", "\nof ").replace("a token after ", "token\nafter ") for row in rows], {"ours": [row["to_text"] for row in rows]}, [OURS])
+    _bars(
+        axes,
+        [
+            row["what"].replace(", ", "\n").replace(" of ", "\nof ").replace("a token after ", "token\nafter ")
+            for row in rows
+        ],
+        {"ours": [row["to_text"] for row in rows]},
+        [OURS],
+    )
     axes.axhline(1, color=LIMIT, linewidth=1)
     axes.set_ylabel("to the text model alone (line)")
     axes.get_legend().remove()
@@ -155,21 +213,43 @@ def _decoder(axes: Axes, rows: list[dict]) -> None:
 
 def _batches(axes: Axes, rows: list[dict]) -> None:
     rows = [row for row in rows if "pictures_per_second" in row]
-    _bars(axes, [f"{row['batch']} at a time" for row in rows], {"ours": [row["pictures_per_second"] for row in rows]}, [OURS])
+    _bars(
+        axes,
+        [f"{row['batch']} at a time" for row in rows],
+        {"ours": [row["pictures_per_second"] for row in rows]},
+        [OURS],
+    )
     axes.set_ylabel("images a second")
 
 
 def _loading(axes: Axes, rows: list[dict]) -> None:
     rows = [row for row in rows if "weights" in row]
-    groups = {"seconds a GB": [row["seconds"] / row["weights"] * 1e9 for row in rows], "peak memory / weights": [row["peak"] / row["weights"] for row in rows]}
-    _bars(axes, [row["what"].replace(", ", "\n").replace("library's ", "library's\n") for row in rows], groups, [OURS, OTHER])
+    groups = {
+        "seconds a GB": [row["seconds"] / row["weights"] * 1e9 for row in rows],
+        "peak memory / weights": [row["peak"] / row["weights"] for row in rows],
+    }
+    _bars(
+        axes,
+        [row["what"].replace(", ", "\n").replace("library's ", "library's\n") for row in rows],
+        groups,
+        [OURS, OTHER],
+    )
 
 
 def _efficiency(axes: Axes, rows: list[dict]) -> None:
     tiles = [row["tiles"] for row in rows]
     for kind, colour in (("pooled", OURS), ("unpooled", OTHER)):
-        axes.plot(tiles, [row[kind]["prefill"] / 1e12 for row in rows], marker="o", color=colour, label=f"prefill, {kind}")
-        axes.plot(tiles, [row[kind]["all"] / 1e12 for row in rows], marker="o", linestyle="--", color=colour, label=f"with the tower, {kind}")
+        axes.plot(
+            tiles, [row[kind]["prefill"] / 1e12 for row in rows], marker="o", color=colour, label=f"prefill, {kind}"
+        )
+        axes.plot(
+            tiles,
+            [row[kind]["all"] / 1e12 for row in rows],
+            marker="o",
+            linestyle="--",
+            color=colour,
+            label=f"with the tower, {kind}",
+        )
     axes.set(xlabel="tiles", ylabel="10^12 operations", xticks=tiles)
     axes.legend(fontsize=7, frameon=False)
 
@@ -183,21 +263,32 @@ def _growth(axes: Axes, rows: list[dict], grows: str) -> None:
         base = [below + value for below, value in zip(base, values, strict=True)]
     if beside := {place: row["peer"]["seconds"] for place, row in enumerate(rows) if "peer" in row}:
         axes.scatter(beside.keys(), beside.values(), marker="_", s=400, color=LIMIT, label=peer.NAME)
-    axes.set_xticks(range(len(rows)), [f"{row['at']}\n{row['tiles']} tiles, {row['tokens']:,} tokens" for row in rows], fontsize=7)
+    axes.set_xticks(
+        range(len(rows)), [f"{row['at']}\n{row['tiles']} tiles, {row['tokens']:,} tokens" for row in rows], fontsize=7
+    )
     axes.set_ylabel("seconds")
     axes.legend(fontsize=7, frameon=False)
 
 
 def draw(device: str = "cpu") -> Figure:
     """The figure: a panel for each benchmark that has been run."""
-    drawers = {"preprocessing": _preprocessing, "tower": _tower, "decoder": _decoder, "batches": _batches, "loading": _loading, "efficiency": _efficiency}
+    drawers = {
+        "preprocessing": _preprocessing,
+        "tower": _tower,
+        "decoder": _decoder,
+        "batches": _batches,
+        "loading": _loading,
+        "efficiency": _efficiency,
+    }
     panels = [(BENCHMARKS[name], drawer, load(name, device)) for name, drawer in drawers.items()]
     growth = load("growth", device)
     for grows, title in (("image", "A larger image"), ("images", "More images"), ("answer", "A longer answer")):
         panels.append((title, lambda axes, rows, grows=grows: _growth(axes, rows, grows), growth))
     panels = [panel for panel in panels if panel[2] is not None]
     figure = Figure(figsize=(17, 4.4 * -(-len(panels) // 3)), layout="constrained")
-    for axes, (title, drawer, measured) in zip(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat, panels, strict=False):
+    for axes, (title, drawer, measured) in zip(
+        figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat, panels, strict=False
+    ):
         drawer(axes, measured["rows"])
         axes.set_title(title, loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
@@ -212,7 +303,9 @@ def main() -> None:
     args = parser.parse_args()
     if not any((RESULTS / args.device).glob("*.json")):
         raise SystemExit(f"Nothing was measured on {args.device} yet: `make bench` measures.")
-    page_file, figure = (PAGE, FIGURE) if args.device == "cpu" else (PAGE.with_stem("performance-gpu"), FIGURE.with_stem("report-gpu"))
+    page_file, figure = (
+        (PAGE, FIGURE) if args.device == "cpu" else (PAGE.with_stem("performance-gpu"), FIGURE.with_stem("report-gpu"))
+    )
     page_file.write_text(page(args.device, figure), encoding="utf-8")
     draw(args.device).savefig(figure, dpi=110)
     print(f"Wrote {page_file} and {figure}.")

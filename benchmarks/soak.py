@@ -1,4 +1,4 @@
-"""A soak: many requests with mixed pictures, from several threads, on one model and one processor in one process.
+"""A soak: many requests with mixed images, from several threads, on one model and one processor in one process.
 
 Every distinct request is answered once before, alone; each later answer must be the same. The memory that the process holds is
 read when a tenth of the requests are done, and at the end.
@@ -27,7 +27,7 @@ GROWTH = 64 * 2**20  # bytes between a tenth of the requests and the end, that a
 
 
 def distinct_requests(number: int) -> list[tuple[bytes, str]]:
-    """Files and questions: pictures of shapes in several formats and sizes, small files of every kind, and damaged ones."""
+    """Files and questions: images of shapes in several formats and sizes, small files of every kind, and damaged ones."""
     kinds, requests = list(seeds().values()), []
     for index in range(number):
         rng = random.Random(index)
@@ -46,7 +46,7 @@ def distinct_requests(number: int) -> list[tuple[bytes, str]]:
 
 
 def answer(model, processor, data: bytes, question: str) -> str:
-    """What the model says, or why the picture cannot be used."""
+    """What the model says, or why the image cannot be used."""
     try:
         content = [{"type": "image", "image": Image.open(io.BytesIO(data))}, {"type": "text", "text": question}]
         inputs = processor.apply_chat_template(
@@ -74,7 +74,12 @@ def soak(model, processor, requests: int, threads: int, distinct: int) -> tuple[
             wrong += not right
             if done == max(1, requests // 10):
                 early = memory_bytes("VmRSS")
-    return early, memory_bytes("VmRSS"), wrong, sum(text in ("ValueError", "UnidentifiedImageError", "OSError") for text in first)
+    return (
+        early,
+        memory_bytes("VmRSS"),
+        wrong,
+        sum(text in ("ValueError", "UnidentifiedImageError", "OSError") for text in first),
+    )
 
 
 def load():
@@ -88,7 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--distinct", type=int, default=100, help="different requests among them (default: %(default)s)")
+    parser.add_argument(
+        "--distinct", type=int, default=100, help="different requests among them (default: %(default)s)"
+    )
     args = parser.parse_args()
     start = time.perf_counter()
     early, late, wrong, refused = soak(*load(), args.requests, args.threads, args.distinct)

@@ -47,12 +47,21 @@ class Plain(nn.Module):
         pooled = self.heads * self.head_dim
         self.query, self.key_value = nn.Linear(2 * width, pooled), nn.Linear(2 * width, 2 * pooled)
         self.out = nn.Linear(pooled, width)
-        self.gate_up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, config.text_config.hidden_size, bias=False)
+        self.gate_up, self.down = (
+            nn.Linear(width, 2 * inner, bias=False),
+            nn.Linear(inner, config.text_config.hidden_size, bias=False),
+        )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         features = torch.cat([states[layer + 1] for layer in self.layers], dim=-1).unflatten(1, (27, 27))
-        features = F.pad(features, (0, 0, 0, 1, 0, 1)).unflatten(2, (14, 2)).unflatten(1, (14, 2)).transpose(2, 3).reshape(-1, 4, features.shape[-1])
+        features = (
+            F.pad(features, (0, 0, 0, 1, 0, 1))
+            .unflatten(2, (14, 2))
+            .unflatten(1, (14, 2))
+            .transpose(2, 3)
+            .reshape(-1, 4, features.shape[-1])
+        )
         query = self.query(features.mean(1, keepdim=True)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(features).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
         weights = (query @ key.transpose(2, 3) * self.head_dim**-0.5).softmax(-1)
@@ -67,7 +76,9 @@ def make(kind: type[nn.Module], device: str) -> nn.Module:
 
 
 def pictures(tiles: int, device: str) -> torch.Tensor:
-    return torch.rand(tiles, 3, 378, 378, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16) * 2 - 1
+    return (
+        torch.rand(tiles, 3, 378, 378, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16) * 2 - 1
+    )
 
 
 def one_block(config: PreTrainedConfig, tiles: int, device: str) -> dict:
@@ -118,7 +129,17 @@ def memory(kind: type[nn.Module], tiles: int, device: str) -> int:
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Tiles", "Library's SigLIP and plain pooling, s", "Ours, s", "Ratio", "Matrix products alone, s", "Attention alone, s", "The limit's ratio", "Memory, MB", "Library's, MB"]
+    head = [
+        "Tiles",
+        "Library's SigLIP and plain pooling, s",
+        "Ours, s",
+        "Ratio",
+        "Matrix products alone, s",
+        "Attention alone, s",
+        "The limit's ratio",
+        "Memory, MB",
+        "Library's, MB",
+    ]
     return markdown.table(
         head,
         [
@@ -138,10 +159,15 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     args = arguments(__doc__, rounds=3).parse_args()
     kinds = {"ours": SeeingHalf, "library": Plain}
-    risen = {tiles: {name: in_fresh_process(memory, kind, tiles, args.device) for name, kind in kinds.items()} for tiles in TILES}
+    risen = {
+        tiles: {name: in_fresh_process(memory, kind, tiles, args.device) for name, kind in kinds.items()}
+        for tiles in TILES
+    }
     ours, plain = (make(kind, args.device) for kind in kinds.values())
     config = JinaVLMConfig.from_pretrained(ROOT)
-    rows = [{**measure(tiles, args.rounds, ours, plain, config, args.device), "memory": risen[tiles]} for tiles in TILES]
+    rows = [
+        {**measure(tiles, args.rounds, ours, plain, config, args.device), "memory": risen[tiles]} for tiles in TILES
+    ]
     print(table(rows))
     save("tower", rows, args.device)
 

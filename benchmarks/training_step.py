@@ -22,9 +22,14 @@ from .side_by_side import medians, ratio, take_turns, together
 
 
 def batch(processor: JinaVLMProcessor, number: int) -> dict[str, torch.Tensor]:
-    """So many questions about pictures, every token of which is a label."""
+    """So many questions about images, every token of which is a label."""
     inputs = processor.apply_chat_template(
-        conversations(number), tokenize=True, return_dict=True, return_tensors="pt", padding=True, add_generation_prompt=True
+        conversations(number),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        add_generation_prompt=True,
     )
     return {**inputs, "labels": inputs["input_ids"]}
 
@@ -41,7 +46,10 @@ def small(rounds: int) -> dict:
     processor, config = JinaVLMProcessor.from_pretrained(TINY), JinaVLMConfig.from_pretrained(TINY)
     inputs = batch(processor, 2)
     ours = JinaVLMForConditionalGeneration(config).train()
-    tower, text = AutoModel.from_config(config.vision_config).train(), AutoModelForCausalLM.from_config(config.text_config).train()
+    tower, text = (
+        AutoModel.from_config(config.vision_config).train(),
+        AutoModelForCausalLM.from_config(config.text_config).train(),
+    )
     text_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
     seconds = take_turns(
         {
@@ -90,7 +98,17 @@ def large(rounds: int) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    head = ["A step of", "Tiles", "Tokens", "Ours, s", "Sum of the library's SigLIP and Qwen3, s", "Ratio", "Tokens a second", "Memory, GB", "Share of the rate"]
+    head = [
+        "A step of",
+        "Tiles",
+        "Tokens",
+        "Ours, s",
+        "Sum of the library's SigLIP and Qwen3, s",
+        "Ratio",
+        "Tokens a second",
+        "Memory, GB",
+        "Share of the rate",
+    ]
     return markdown.table(
         head,
         [

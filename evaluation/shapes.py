@@ -1,6 +1,6 @@
 """The small checkpoint's questions as a file that the harnesses read: `python -m evaluation.shapes`.
 
-They are those of `python -m experiments.eval_tiny`, in its order: pictures of seeds and colour-shape pairs that training never
+They are those of `python -m experiments.eval_tiny`, in its order: images of seeds and color-shape pairs that training never
 draws, and one question about each.
 """
 

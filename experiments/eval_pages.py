@@ -24,7 +24,9 @@ from .eval_tiny import ask
 def evaluate(model, processor, samples: int, batch_size: int, tasks: tuple[str, ...] = TASKS) -> list[dict]:
     """What [`ask`] gives for `samples` questions, the same number for each task and language, of these tasks alone."""
     chosen = [sample for sample in held_out_samples(samples) if sample.turn.task in tasks]
-    chosen.sort(key=lambda sample: (TASKS.index(sample.turn.task), math.prod(sample.page.scene.size)))  # batches of pages alike
+    chosen.sort(
+        key=lambda sample: (TASKS.index(sample.turn.task), math.prod(sample.page.scene.size))
+    )  # batches of pages alike
     return ask(model, processor, chosen, batch_size)
 
 
@@ -55,7 +57,12 @@ def table(results: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default=str(ROOT / "training" / "runs" / "small_stage2"))
-    parser.add_argument("--samples", type=int, default=6_000, help="questions, of all tasks and languages in turn (default: %(default)s)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=6_000,
+        help="questions, of all tasks and languages in turn (default: %(default)s)",
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="ask these alone")
     parser.add_argument("--max-tiles", type=int, help="of a picture; otherwise the checkpoint's own")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -65,11 +72,15 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(args.checkpoint, trust_remote_code=True)
     if args.max_tiles:
         processor.image_processor.max_tiles = args.max_tiles
-    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        args.checkpoint, trust_remote_code=True, dtype=torch.float32
+    ).eval()
     started = time.perf_counter()
     results = evaluate(model, processor, args.samples, args.batch_size, tuple(args.tasks))
     print(table(results))
-    print(f"\n{len(results):,} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words.")
+    print(
+        f"\n{len(results):,} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words."
+    )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

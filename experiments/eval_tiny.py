@@ -1,6 +1,6 @@
-"""Ask the small checkpoint about fresh pictures: `python -m experiments.eval_tiny`.
+"""Ask the small checkpoint about fresh images: `python -m experiments.eval_tiny`.
 
-The pictures come from seeds and colour-shape pairs that training never draws. Each is asked one question, answered
+The images come from seeds and color-shape pairs that training never draws. Each is asked one question, answered
 greedily, and right if the answer's words are exactly the expected ones.
 """
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jina_vlm_tools import markdown
 from jina_vlm_tools.files import TINY
-from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample, normalise
+from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample, normalize
 from jina_vlm_tools.training.answers import answer
 
 
@@ -40,7 +40,7 @@ def ask(model, processor, samples: list, batch_size: int) -> list[dict]:
                     "question": turn.question,
                     "expected": turn.answer,
                     "given": text.strip(),
-                    "right": normalise(text) == normalise(turn.answer),
+                    "right": normalize(text) == normalize(turn.answer),
                 }
             )
     return results
@@ -110,18 +110,24 @@ def card_results(results: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default=str(TINY))
-    parser.add_argument("--samples", type=int, default=960, help="questions, of all tasks and languages in turn (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=960, help="questions, of all tasks and languages in turn (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write all answers here")
     parser.add_argument("--results", type=Path, help="write the accuracy here, as the model card takes it")
     args = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(args.checkpoint, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        args.checkpoint, trust_remote_code=True, dtype=torch.float32
+    ).eval()
     started = time.perf_counter()
     results = evaluate(model, processor, args.samples, args.batch_size)
     print(table(results))
-    print(f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words.")
+    print(
+        f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words."
+    )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.results:

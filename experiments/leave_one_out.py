@@ -53,16 +53,21 @@ def write_run(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path) 
 
     mixture_file = beside(file, stage.mixture)
     sources = [
-        dataclasses.replace(source, path=absolute(mixture_file, source.path)) if source.path else source for source in mixture.sources
+        dataclasses.replace(source, path=absolute(mixture_file, source.path)) if source.path else source
+        for source in mixture.sources
     ]
-    (folder / "mixture.yaml").write_text(yaml.safe_dump(dataclasses.asdict(dataclasses.replace(mixture, sources=sources))), encoding="utf-8")
+    (folder / "mixture.yaml").write_text(
+        yaml.safe_dump(dataclasses.asdict(dataclasses.replace(mixture, sources=sources))), encoding="utf-8"
+    )
     model = absolute(file, stage.model) if beside(file, stage.model).is_dir() else stage.model
     stage = dataclasses.replace(stage, model=model, mixture="mixture.yaml", evaluation=None)
     (folder / "stage.yaml").write_text(yaml.safe_dump(dataclasses.asdict(stage)), encoding="utf-8")
     return folder / "stage.yaml"
 
 
-def train_and_ask(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path, samples: int, threads: int) -> dict[str, float]:
+def train_and_ask(
+    stage: Stage, mixture: MixtureSettings, file: Path, folder: Path, samples: int, threads: int
+) -> dict[str, float]:
     """Share of right answers per task after training, with so many threads; from `answers.json` where that is there already."""
     answers = folder / "answers.json"
     if not answers.is_file():
@@ -70,7 +75,16 @@ def train_and_ask(stage: Stage, mixture: MixtureSettings, file: Path, folder: Pa
         resume = ["--resume"] if list((folder / "model" / "run").glob("checkpoint-*/trainer_state.json")) else []
         _run(threads, "jina_vlm_tools", "train", str(stage_file), "--output", str(folder / "model"), *resume)
         partial = answers.with_suffix(".partial")
-        _run(threads, "experiments.eval_pages", "--checkpoint", str(folder / "model"), "--samples", str(samples), "--json", str(partial))
+        _run(
+            threads,
+            "experiments.eval_pages",
+            "--checkpoint",
+            str(folder / "model"),
+            "--samples",
+            str(samples),
+            "--json",
+            str(partial),
+        )
         partial.replace(answers)
     results = json.loads(answers.read_text(encoding="utf-8"))
     return {task: statistics.mean(result["right"] for result in results if result["task"] == task) for task in TASKS}
@@ -101,7 +115,9 @@ def changes(scores: dict[str, list[dict[str, float]]]) -> list[dict]:
         if left_out == NONE:
             continue
         for task in TASKS:
-            differences = [100 * (after[task] - before[task]) for before, after in zip(scores[NONE], by_seed, strict=True)]
+            differences = [
+                100 * (after[task] - before[task]) for before, after in zip(scores[NONE], by_seed, strict=True)
+            ]
             mean, low, high = (round(float(value), 1) for value in interval(differences))
             rows.append(
                 {
@@ -120,7 +136,10 @@ def changes(scores: dict[str, list[dict[str, float]]]) -> list[dict]:
 def draw(rows: list[dict], file: Path) -> None:
     """The changes as a heat map."""
     left_out = list(dict.fromkeys(row["left_out"] for row in rows))
-    values = [[next(row["change"] for row in rows if (row["left_out"], row["task"]) == (out, task)) for task in TASKS] for out in left_out]
+    values = [
+        [next(row["change"] for row in rows if (row["left_out"], row["task"]) == (out, task)) for task in TASKS]
+        for out in left_out
+    ]
     largest = max(1.0, max(abs(value) for line in values for value in line))
     figure = Figure(figsize=(1.7 + 1.35 * len(TASKS), 1.4 + 0.62 * len(left_out)), layout="constrained")
     axes = figure.subplots()
@@ -128,7 +147,15 @@ def draw(rows: list[dict], file: Path) -> None:
     for row in rows:
         x, y = TASKS.index(row["task"]), left_out.index(row["left_out"])
         colour = "white" if abs(row["change"]) > 0.6 * largest else "black"
-        axes.text(x, y, f"{row['change']:+.1f}\n[{row['low']:+.0f}, {row['high']:+.0f}]", ha="center", va="center", fontsize=8, color=colour)
+        axes.text(
+            x,
+            y,
+            f"{row['change']:+.1f}\n[{row['low']:+.0f}, {row['high']:+.0f}]",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
     with_all = {row["task"]: row["with_all"] for row in rows}
     axes.set_xticks(range(len(TASKS)), [f"{task}\n{with_all[task]:.0f} %" for task in TASKS])
     axes.set_yticks(range(len(left_out)), [f"without {task}" for task in left_out])
@@ -142,9 +169,15 @@ def main() -> None:
     parser.add_argument("stage", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="2 to 10 of them (default: 0 1 2)")
-    parser.add_argument("--leave-out", nargs="+", metavar="TASK", help="these tasks of the mixture; otherwise each in turn")
-    parser.add_argument("--samples", type=int, default=360, help="questions after each training (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, which share the cores (default: %(default)s)")
+    parser.add_argument(
+        "--leave-out", nargs="+", metavar="TASK", help="these tasks of the mixture; otherwise each in turn"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=360, help="questions after each training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="trainings at a time, which share the cores (default: %(default)s)"
+    )
     args = parser.parse_args()
     if len(set(args.seeds)) != len(args.seeds) or not 2 <= len(args.seeds) <= 1 + max(STUDENT):
         sys.exit(f"--seeds: expected 2 to {1 + max(STUDENT)} different numbers, got {args.seeds}.")
@@ -157,7 +190,9 @@ def main() -> None:
     known = list(dict.fromkeys(source.task for source in mixture.sources))
     left_out = args.leave_out or known
     if unknown := [task for task in left_out if task not in known]:
-        sys.exit(f"--leave-out: {', '.join(map(repr, unknown))}: no source of the mixture has this task. Known are: {', '.join(known)}.")
+        sys.exit(
+            f"--leave-out: {', '.join(map(repr, unknown))}: no source of the mixture has this task. Known are: {', '.join(known)}."
+        )
 
     if args.workers < 1:
         sys.exit(f"--workers: expected at least 1, got {args.workers}.")
@@ -182,7 +217,9 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     draw(rows, args.output / "changes.png")
-    print(f"{len(scores) * len(args.seeds)} trainings in {(time.perf_counter() - started) / 60:.0f} minutes. See {args.output / 'changes.csv'}.")
+    print(
+        f"{len(scores) * len(args.seeds)} trainings in {(time.perf_counter() - started) / 60:.0f} minutes. See {args.output / 'changes.csv'}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Teach a small tower and connector to see: `python -m experiments.seeing --model checkpoints/tiny --output runs/seeing`.
 
 A real run starts from SigLIP2, which sees already. The small model has nothing of the kind, and from answers alone it did not get
-beyond guessing in 7,000 pictures (two runs). So throw-away linear layers read off each patch which character is printed there, and
-off each image token what colour and kind of shape lies there, in which of nine places, in which cell of a table, how high the bar is,
-and the whole number or word that it belongs to: hundreds of answers a picture in place of a few words.
+beyond guessing in 7,000 images (two runs). So throw-away linear layers read off each patch which character is printed there, and
+off each image token what color and kind of shape lies there, in which of nine places, in which cell of a table, how high the bar is,
+and the whole number or word that it belongs to: hundreds of answers an image in place of a few words.
 """
 
 import argparse
@@ -52,8 +52,8 @@ TOKEN_CLASSES = {
 
 
 class PagesDataset(Dataset):
-    """Page i is drawn from seed `first_seed` + i: shapes, half of them in colours that have no name (else what is told of a shape's
-    kind is its colour too, and pairs that were never seen are misjudged), boards, lines of text, tables and charts."""
+    """Page i is drawn from seed `first_seed` + i: shapes, half of them in colors that have no name (else what is told of a shape's
+    kind is its color too, and pairs that were never seen are misjudged), boards, lines of text, tables and charts."""
 
     def __init__(self, length: int, first_seed: int):
         self.length, self.first_seed = length, first_seed
@@ -80,7 +80,9 @@ class PageCollator:
 
     def __call__(self, pages: list[Page]) -> dict[str, torch.Tensor]:
         # Of one tile: it is the thumbnail once more.
-        pixels = self.image_processor([draw_page(page) for page in pages], max_tiles=1, return_tensors="pt")["pixel_values"]
+        pixels = self.image_processor([draw_page(page) for page in pages], max_tiles=1, return_tensors="pt")[
+            "pixel_values"
+        ]
         return {
             "pixel_values": pixels[1::2],
             "patch_labels": torch.stack([patch_labels(page) for page in pages]),
@@ -88,19 +90,21 @@ class PageCollator:
         }
 
 
-def _centres(size: tuple[int, int], positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _centers(size: tuple[int, int], positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [1, n] and y [n, 1] in pixels of a page that was stretched to the tile, of positions from 0 to 1."""
     return positions[None, :] * size[0], positions[:, None] * size[1]
 
 
-def _inside(box: tuple[float, float, float, float], x: torch.Tensor, y: torch.Tensor, margin=(0.0, 0.0)) -> torch.Tensor:
+def _inside(
+    box: tuple[float, float, float, float], x: torch.Tensor, y: torch.Tensor, margin=(0.0, 0.0)
+) -> torch.Tensor:
     left, top, right, bottom = box
     return (x >= left - margin[0]) & (x <= right + margin[0]) & (y >= top - margin[1]) & (y <= bottom + margin[1])
 
 
 def patch_labels(page: Page) -> torch.Tensor:
     """[patches] int64, row by row: 1 + the number of the character that the patch's middle lies on, else 0."""
-    x, y = _centres(page.scene.size, (torch.arange(SIDE) + 0.5) / SIDE)
+    x, y = _centers(page.scene.size, (torch.arange(SIDE) + 0.5) / SIDE)
     labels = torch.zeros(SIDE, SIDE, dtype=torch.long)
     for character, box in characters(page):
         labels[_inside(box, x, y)] = 1 + CHARACTERS.index(character)
@@ -112,7 +116,7 @@ def token_labels(page: Page) -> torch.Tensor:
     where nobody could say. A shape reaches as far as the circle around it; a number or word half a token further than its letters."""
     size = page.scene.size
     positions = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)
-    x, y = _centres(size, positions)
+    x, y = _centers(size, positions)
     columns = {name: index for index, name in enumerate(TOKEN_CLASSES)}
     labels = torch.zeros(*positions.shape, *positions.shape, len(columns), dtype=torch.long)
     labels[..., columns["place"]] = (3 * positions[:, None]).long() * 3 + (3 * positions[None, :]).long()
@@ -132,7 +136,9 @@ def token_labels(page: Page) -> torch.Tensor:
     return labels.flatten(0, 1)
 
 
-def _label_shapes(labels: torch.Tensor, scene: Scene, x: torch.Tensor, y: torch.Tensor, columns: dict[str, int]) -> None:
+def _label_shapes(
+    labels: torch.Tensor, scene: Scene, x: torch.Tensor, y: torch.Tensor, columns: dict[str, int]
+) -> None:
     width, height = scene.size
     for shape in scene.shapes:
         row, column = divmod(PLACES.index(shape.place), 3)
@@ -152,7 +158,9 @@ class PageReader(nn.Module):
         self.patch_head = nn.Linear(features, 1 + len(CHARACTERS))
         self.head = nn.Linear(model.config.text_config.hidden_size, sum(TOKEN_CLASSES.values()))
 
-    def forward(self, pixel_values: torch.Tensor, patch_labels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, pixel_values: torch.Tensor, patch_labels: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         features = self.vision_model(pixel_values).last_hidden_state
         # As thumbnail or as tile, which the connector marks: half of them each
         is_tile = torch.arange(len(features), device=features.device) % 2 == 1
@@ -221,7 +229,9 @@ def main() -> None:
     processes = PartialState(cpu=on_cpu).num_processes
     set_seed(args.seed)
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
-        args.model, dtype=torch.float32, attn_implementation="eager"  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
+        args.model,
+        dtype=torch.float32,
+        attn_implementation="eager",  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
     )
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(args.model)
     reader, collator = PageReader(model), PageCollator(processor.image_processor)

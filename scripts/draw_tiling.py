@@ -1,6 +1,5 @@
-"""Draw the guide's pictures: `make pictures`. `docs/tiling.png` shows how a picture becomes tiles and tokens, as `jina-vlm
-tiles` shows it for any picture; `docs/shapes.png` is one that the guide's examples ask about."""
-
+"""Draw the guide's images: `make images`. `docs/tiling.png` shows how an image becomes tiles and tokens, as `jina-vlm
+tiles` shows it for any image; `docs/shapes.png` is one that the guide's examples ask about."""
 
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, ImageDraw
@@ -29,14 +28,27 @@ def draw_landscape() -> Image.Image:
     canvas.ellipse((1330, 130, 1570, 370), fill=(255, 226, 120))
     for x, y, scale in ((250, 190, 1.0), (820, 120, 0.8), (1180, 330, 0.6)):
         for dx, dy, radius in ((0, 0, 70), (80, -30, 85), (165, 0, 65), (80, 25, 70)):
-            box = [x + scale * (dx - radius), y + scale * (dy - radius), x + scale * (dx + radius), y + scale * (dy + radius)]
+            box = [
+                x + scale * (dx - radius),
+                y + scale * (dy - radius),
+                x + scale * (dx + radius),
+                y + scale * (dy + radius),
+            ]
             canvas.ellipse(box, fill=(250, 251, 253))
-    canvas.polygon([(0, 860), (330, 430), (620, 760), (940, 380), (1330, 800), (1560, 560), (1800, 800), (1800, 1280), (0, 1280)], fill=(110, 132, 168))
+    canvas.polygon(
+        [(0, 860), (330, 430), (620, 760), (940, 380), (1330, 800), (1560, 560), (1800, 800), (1800, 1280), (0, 1280)],
+        fill=(110, 132, 168),
+    )
     for x, y, spread in ((330, 430, 88), (940, 380, 100), (1560, 560, 70)):
-        canvas.polygon([(x, y), (x - 0.72 * spread, y + spread), (x, y + 0.72 * spread), (x + 0.9 * spread, y + spread)], fill="white")
+        canvas.polygon(
+            [(x, y), (x - 0.72 * spread, y + spread), (x, y + 0.72 * spread), (x + 0.9 * spread, y + spread)],
+            fill="white",
+        )
     canvas.ellipse((-700, 760, 1300, 1900), fill=(92, 156, 92))
     canvas.ellipse((600, 850, 2500, 2000), fill=(116, 178, 98))
-    canvas.polygon([(880, 1280), (1010, 1000), (1060, 870), (1084, 870), (1075, 1000), (1120, 1280)], fill=(222, 200, 156))
+    canvas.polygon(
+        [(880, 1280), (1010, 1000), (1060, 870), (1084, 870), (1075, 1000), (1120, 1280)], fill=(222, 200, 156)
+    )
     canvas.rectangle((360, 800, 640, 1010), fill=(246, 236, 216))
     canvas.polygon([(325, 805), (500, 660), (675, 805)], fill=(186, 70, 58))
     canvas.rectangle((470, 890, 540, 1010), fill=(120, 78, 50))
@@ -46,13 +58,15 @@ def draw_landscape() -> Image.Image:
         canvas.rectangle((x - 12 * size, y, x + 12 * size, y + 90 * size), fill=(104, 72, 48))
         for lift, spread in ((0, 90), (70, 72), (135, 52)):
             tip = (x, y - size * (lift + 130))
-            canvas.polygon([tip, (x - size * spread, y - size * lift), (x + size * spread, y - size * lift)], fill=(36, 104, 70))
+            canvas.polygon(
+                [tip, (x - size * spread, y - size * lift), (x + size * spread, y - size * lift)], fill=(36, 104, 70)
+            )
     return image.reduce(2)
 
 
 def main() -> None:
     page = draw_page(compute_tiling(draw_landscape(), JinaVLMImageProcessor()))
-    # 128 colours are plenty for a drawing
+    # 128 colors are plenty for a drawing
     page.quantize(128, dither=Image.Dither.NONE).save(TILING, optimize=True)
     draw_scene(evaluation_sample(SHAPES_SEED, "position", "en").scene).save(SHAPES, optimize=True)
     for path in (TILING, SHAPES):

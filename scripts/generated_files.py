@@ -1,7 +1,7 @@
 """Write the files that are made from others, which `tests/test_repository.py` keeps in step:
 
-    python -m scripts.generated_files root      config.json, generation_config.json, processor_config.json at the root
-    python -m scripts.generated_files bundle    the modules, into checkpoints/tiny
+python -m scripts.generated_files root      config.json, generation_config.json, processor_config.json at the root
+python -m scripts.generated_files bundle    the modules, into checkpoints/tiny
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the tests share: the package, the golden checkpoint, pictures made from integers."""
+"""What the tests share: the package, the golden checkpoint, images made from integers."""
 
 import http.server
 import importlib.util
@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 if importlib.util.find_spec("jina_vlm") is None:  # not installed: the checkout is the package
-    spec = importlib.util.spec_from_file_location("jina_vlm", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "jina_vlm", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     sys.modules["jina_vlm"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["jina_vlm"])
 
@@ -42,7 +44,7 @@ def pytest_configure(config):
         config.pluginmanager.register(DeprecatedCalls())
 
 
-# By EXIF orientation: what shows a stored picture, an array, upright.
+# By EXIF orientation: what shows a stored image, an array, upright.
 TURNS = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -55,11 +57,15 @@ TURNS = {
 }
 
 
-def make_picture(height: int, width: int, kind: str = "texture", seed: int = 0) -> np.ndarray:
-    """[height, width, 3] uint8, from integers alone: the pictures of the golden data (`golden/README.md`)."""
+def make_image(height: int, width: int, kind: str = "texture", seed: int = 0) -> np.ndarray:
+    """[height, width, 3] uint8, from integers alone: the images of the golden data (`golden/README.md`)."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     channels = {
-        "texture": lambda: ((7 * x + 13 * y + 29 * seed), (x * x // 31 + 5 * y + seed), (3 * x + y * y // 17 + 11 * seed)),
+        "texture": lambda: (
+            (7 * x + 13 * y + 29 * seed),
+            (x * x // 31 + 5 * y + seed),
+            (3 * x + y * y // 17 + 11 * seed),
+        ),
         "gradient": lambda: (x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (height + width - 2)),
         "checker": lambda: [(x // 24 + y // 24 + seed) % 2 * 255] * 3,
         "black": lambda: [x * 0] * 3,
@@ -70,8 +76,8 @@ def make_picture(height: int, width: int, kind: str = "texture", seed: int = 0) 
 
 
 def make_conversation(turns: list) -> list:
-    """Messages from turns like ("user", "text", (20, 30), "text"): strings are text, (height, width) a picture of that
-    size, dictionaries parts as they stand, all else pictures. One string alone is the message's content. A list of
+    """Messages from turns like ("user", "text", (20, 30), "text"): strings are text, (height, width) an image of that
+    size, dictionaries parts as they stand, all else images. One string alone is the message's content. A list of
     lists of turns becomes a batch."""
     if isinstance(turns[0], list):
         return [make_conversation(item) for item in turns]
@@ -80,11 +86,14 @@ def make_conversation(turns: list) -> list:
         if isinstance(item, str):
             return {"type": "text", "text": item}
         if isinstance(item, tuple):
-            item = Image.fromarray(make_picture(*item, seed=sum(item)))
+            item = Image.fromarray(make_image(*item, seed=sum(item)))
         return item if isinstance(item, dict) else {"type": "image", "image": item}
 
     return [
-        {"role": role, "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else [part(p) for p in parts]}
+        {
+            "role": role,
+            "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else [part(p) for p in parts],
+        }
         for role, *parts in turns
     ]
 
@@ -140,8 +149,8 @@ def chat(processor):
 
 @pytest.fixture(scope="session")
 def picture():
-    """The function `picture(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
-    return make_picture
+    """The function `image(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
+    return make_image
 
 
 @pytest.fixture(scope="session")

@@ -30,21 +30,25 @@ def encoded(picture, file_format: str, **kwargs) -> bytes:
     return file.getvalue()
 
 
-# Pictures
+# Images
 
 
-@pytest.mark.parametrize("thing", [object(), 7, {"a": 1}, b"bytes", None, [None], [object()]], ids=lambda thing: type(thing).__name__)
-def test_no_picture(tiler, processor, thing):
+@pytest.mark.parametrize(
+    "thing", [object(), 7, {"a": 1}, b"bytes", None, [None], [object()]], ids=lambda thing: type(thing).__name__
+)
+def test_no_image(tiler, processor, thing):
     name = type(thing[0] if isinstance(thing, list) else thing).__name__
     with refused(f"Expected an image .*PIL image.*got {name}", TypeError):
         tiler(thing)
-    if thing is not None:  # the processor takes it for no pictures
+    if thing is not None:  # the processor takes it for no images
         with refused(f"Expected an image .*got {name}", TypeError):
             processor(images=thing, text="<|image|>")
 
 
-@pytest.mark.parametrize("content", [b"just text", b"<html><body>404</body></html>", b""], ids=["text", "html", "empty"])
-def test_file_that_is_no_picture(tiler, tmp_path, content):
+@pytest.mark.parametrize(
+    "content", [b"just text", b"<html><body>404</body></html>", b""], ids=["text", "html", "empty"]
+)
+def test_file_that_is_no_image(tiler, tmp_path, content):
     path = tmp_path / "page.png"
     path.write_bytes(content)
     with refused("page.png: not an image in a format that Pillow can read"):
@@ -78,7 +82,7 @@ def test_corrupt(tiler, picture, tmp_path):
 
 
 @pytest.mark.parametrize("empty", [[], (), [[]]])
-def test_no_pictures(tiler, processor, empty):
+def test_no_images(tiler, processor, empty):
     with refused("[Ee]mpty list of images"):
         tiler(empty)
     if empty != [[]]:
@@ -97,7 +101,11 @@ def test_aspect_ratio(tiler):
     for size, shown in (((1, 201), "201 x 1"), ((402, 2), "2 x 402")):
         with refused(f"{shown} pixels; its longer side may be at most 200 times"):
             tiler(Image.new("L", size[::-1]))
-    assert len(tiler(Image.new("L", (200, 1)))["pixel_values"]) == len(tiler(Image.new("L", (2, 400)))["pixel_values"]) == 2
+    assert (
+        len(tiler(Image.new("L", (200, 1)))["pixel_values"])
+        == len(tiler(Image.new("L", (2, 400)))["pixel_values"])
+        == 2
+    )
 
 
 def test_decompression_bomb(tiler, picture, tmp_path, web, monkeypatch):
@@ -110,7 +118,9 @@ def test_decompression_bomb(tiler, picture, tmp_path, web, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-0.5, "-0.5"), (1.5, "1.5"), (255.0, "255.0")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-0.5, "-0.5"), (1.5, "1.5"), (255.0, "255.0")]
+)
 def test_floats(tiler, picture, dtype, value, shown):
     array = (picture(*SMALL) / 255).astype(dtype)
     array[3, 4, 1] = value
@@ -218,7 +228,9 @@ def test_max_tiles(tiler, processor, picture, max_tiles):
             attempt()
 
 
-@pytest.mark.parametrize("setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str)
+@pytest.mark.parametrize(
+    "setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str
+)
 def test_pixel_budget(tiler, picture, setting):
     for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(picture(*SMALL), **setting)):
         with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
@@ -252,7 +264,7 @@ def test_nothing_given(processor):
         processor(text=[1])
 
 
-# Texts and their pictures
+# Texts and their images
 
 
 @pytest.mark.parametrize(
@@ -270,7 +282,7 @@ def test_nothing_given(processor):
         (["hi", "<|image|>"], [[], []], 1, 1, 0),
     ],
 )
-def test_numbers_of_pictures(processor, picture, texts, images, sample, places, number):
+def test_numbers_of_images(processor, picture, texts, images, sample, places, number):
     def fill(item):
         return [fill(i) for i in item] if isinstance(item, list) else picture(*SMALL)
 
@@ -293,7 +305,7 @@ def test_too_long(new_processor, picture, conversation):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_truncation_that_would_cut_a_picture(new_processor, picture, side):
+def test_truncation_that_would_cut_a_image(new_processor, picture, side):
     new_processor.tokenizer.truncation_side = side
     text = "the fox <|image|>" if side == "right" else "<|image|> the fox"
     with refused("Sample 0 has 42[0-9] tokens; truncation to 400 would cut an image"):
@@ -334,16 +346,31 @@ BAD_CONVERSATIONS = {
     "messages beside conversations": ([[{"role": "user", "content": "hi"}], {"role": "user", "content": "hi"}], LISTS),
 }
 BAD_CONTENT = {
-    "a part alone": (TEXT, "Expected `content` to be a string or a list of parts such as .*got {'type': 'text', 'text': 'hi'}"),
+    "a part alone": (
+        TEXT,
+        "Expected `content` to be a string or a list of parts such as .*got {'type': 'text', 'text': 'hi'}",
+    ),
     "a number": (7, "Expected `content` to be a string or a list .*got 7"),
     "strings": (["which?", "color"], "Expected a part of `content` to be a dictionary such as .*got 'which"),
     "no type": ([{"text": "hi"}], "Expected a part of `content` to be a dictionary such as .*got {'text': 'hi'}"),
-    "an image without type": ([{"image": "x.png"}, TEXT], "Expected a part of `content` to be a dictionary such as .*got {'image'"),
-    "no text": ([{"type": "text"}], "Expected a string under 'text', as in {'type': 'text', 'text': '...'}, got {'type': 'text'}"),
+    "an image without type": (
+        [{"image": "x.png"}, TEXT],
+        "Expected a part of `content` to be a dictionary such as .*got {'image'",
+    ),
+    "no text": (
+        [{"type": "text"}],
+        "Expected a string under 'text', as in {'type': 'text', 'text': '...'}, got {'type': 'text'}",
+    ),
     "text None": ([{"type": "text", "text": None}], "Expected a string under 'text'.*'text': None"),
-    "text under another name": ([{"type": "text", "content": "hi"}], "Expected a string under 'text'.*'content': 'hi'"),
+    "text under another name": (
+        [{"type": "text", "content": "hi"}],
+        "Expected a string under 'text'.*'content': 'hi'",
+    ),
     "a number as text": ([{"type": "text", "text": 7}], "Expected a string under 'text'.*'text': 7"),
-    "two images in one": ([{"type": "image", "url": "x.png", "path": "y.png"}], "A part shows one image, got 'url' and 'path'"),
+    "two images in one": (
+        [{"type": "image", "url": "x.png", "path": "y.png"}],
+        "A part shows one image, got 'url' and 'path'",
+    ),
 }
 
 
@@ -373,7 +400,9 @@ def test_bad_content_in_engines(processor, chat_template, name):
     """They have the template alone, which must neither print nor skip what it cannot use."""
     content, _ = BAD_CONTENT[name]
     with refused("Expected parts such as|is not iterable", Exception):
-        processor.tokenizer.apply_chat_template([{"role": "user", "content": content}], chat_template=chat_template, tokenize=False)
+        processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=chat_template, tokenize=False
+        )
 
 
 def test_what_is_none_is_not_there(processor, picture, tmp_path):
@@ -460,11 +489,17 @@ def test_tensors_that_do_not_belong_together(model, inputs):
         "`pixel_values` without `tile_positions`": run(tile_positions=None),
         r"got \[5, 3, 378, 378\] and \[4, 4\]": run(tile_positions=places[:4]),
         r"got \[4, 3, 378, 378\] and \[5, 4\]": run(pixel_values=pixels[:4]),
-        r"got \[0, 3, 378, 378\] and \[0, 4\].* where there are no images": run(pixel_values=pixels[:0], tile_positions=places[:0]),
+        r"got \[0, 3, 378, 378\] and \[0, 4\].* where there are no images": run(
+            pixel_values=pixels[:0], tile_positions=places[:0]
+        ),
         # a sample that `default_collate` put a dimension around
-        r"got \[1, 5, 3, 378, 378\] and \[1, 5, 4\].* concatenated along": run(pixel_values=pixels[None], tile_positions=places[None]),
+        r"got \[1, 5, 3, 378, 378\] and \[1, 5, 4\].* concatenated along": run(
+            pixel_values=pixels[None], tile_positions=places[None]
+        ),
         "from tile 3 on .* expected": run(pixel_values=pixels[:4], tile_positions=places[:4]),
-        r"from tile 0 on is \[\[0, 0, 1, 2\].* expected \[\[-1, -1, 1, 2\]": run(pixel_values=pixels[1:], tile_positions=places[1:]),
+        r"from tile 0 on is \[\[0, 0, 1, 2\].* expected \[\[-1, -1, 1, 2\]": run(
+            pixel_values=pixels[1:], tile_positions=places[1:]
+        ),
         "from tile 0 on is": run(tile_positions=swapped),
         r"from tile 0 on is \[\[-1, -1, 2, 2\]": run(tile_positions=wrong),
         "text has 924 places .* make 392": run(pixel_values=pixels[3:], tile_positions=places[3:]),

@@ -109,7 +109,9 @@ def _check_supported(given: dict, supported: dict, path: str = "") -> None:
                     f"Released config: `{where}` is {value!r}; only {expected!r}, the released checkpoint's value, is supported."
                 )
         elif path.count(".") > 1 and key not in _SIZES and not _WITHOUT_EFFECT.fullmatch(key):
-            raise ValueError(f"Released config: unknown setting `{where}` = {value!r}; it is not in the released checkpoint.")
+            raise ValueError(
+                f"Released config: unknown setting `{where}` = {value!r}; it is not in the released checkpoint."
+            )
 
 
 def _get(config: dict, path: str):
@@ -148,9 +150,13 @@ def convert_config(released: dict) -> dict:
     ):
         heads, head_dim = _get(released, f"{key}.n_heads"), _get(released, f"{key}.head_dim")
         if size is not None and heads * head_dim != size:
-            raise ValueError(f"Released config: `{key}` has {heads} heads of {head_dim}; they must make up the width {size}.")
+            raise ValueError(
+                f"Released config: `{key}` has {heads} heads of {head_dim}; they must make up the width {size}."
+            )
         if (groups := _get(released, key).get("n_kv_heads")) not in (None, heads):
-            raise ValueError(f"Released config: `{key}.n_kv_heads` is {groups}; only null, as many as heads, is supported.")
+            raise ValueError(
+                f"Released config: `{key}.n_kv_heads` is {groups}; only null, as many as heads, is supported."
+            )
 
     # `vit_layers` indexes the outputs of all blocks followed by the final LayerNorm's. The layers behind the deepest
     # one used, and that LayerNorm, are never run: they are left out.
@@ -245,7 +251,9 @@ def convert_image_processor_config(released: dict) -> dict:
     ):
         first, second = released.get(key, default)
         if first != second:
-            raise ValueError(f"Released preprocessor config: `{key}` must hold one number twice, got {[first, second]}.")
+            raise ValueError(
+                f"Released preprocessor config: `{key}` must hold one number twice, got {[first, second]}."
+            )
         squares[key] = first
     return {
         "tile_size": squares["base_input_size"],
@@ -356,7 +364,9 @@ class _PatchLinearToConv(_ReleasedOp):
         (weight,) = tensors
         side = math.isqrt(weight.shape[1] // 3)
         if weight.ndim != 2 or side * side * 3 != weight.shape[1]:
-            raise ValueError(f"`{released_name(name)}` has shape {list(weight.shape)}, expected [out, rows * columns * 3].")
+            raise ValueError(
+                f"`{released_name(name)}` has shape {list(weight.shape)}, expected [out, rows * columns * 3]."
+            )
         return [weight.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous()]
 
 
@@ -368,7 +378,9 @@ class _SplitHeads(_ReleasedOp):
         text = config.get_text_config()
         rows = [heads * text.head_dim for heads in (text.num_attention_heads, *[text.num_key_value_heads] * 2)]
         if weight.shape[0] != sum(rows):
-            raise ValueError(f"`{released_name(name)}` has {weight.shape[0]} rows, expected {sum(rows)} = {rows} for q, k, v.")
+            raise ValueError(
+                f"`{released_name(name)}` has {weight.shape[0]} rows, expected {sum(rows)} = {rows} for q, k, v."
+            )
         return [part.contiguous() for part in weight.split(rows)]
 
 
@@ -384,14 +396,16 @@ class _JoinEmbedding(_ReleasedOp):
 
 class _NormOfUnbiasedHeads(_ReleasedOp):
     """The per-head norm's weight, if the biases beside it are all zero. The release stores biases that it never
-    trained; this architecture has none, so that anything else in them could not be honoured."""
+    trained; this architecture has none, so that anything else in them could not be honored."""
 
     def run(self, tensors, name, config):
         norm, *biases = tensors
         for bias, letter in zip(biases, "q" if "q_norm" in name else "kv", strict=True):
             if bias is not None and bool(torch.count_nonzero(bias)):
                 source = re.sub(r"[qk]_lnorm\.weight$", f"{letter}_b", released_name(name))
-                raise ValueError(f"`{source}` holds values other than zero: biases in the text model's attention are not supported.")
+                raise ValueError(
+                    f"`{source}` holds values other than zero: biases in the text model's attention are not supported."
+                )
         if norm is None:
             raise ValueError(f"`{released_name(name)}` is missing.")
         return [norm]
@@ -417,7 +431,10 @@ def register_released_layout() -> None:
     ]
     for released_prefix, native_prefix, names in _BLOCKS:
         renamings += [
-            WeightRenaming(rf"^model\.{re.escape(released_prefix)}(\d+)\.{re.escape(released)}", rf"model.{native_prefix}\1.{native}")
+            WeightRenaming(
+                rf"^model\.{re.escape(released_prefix)}(\d+)\.{re.escape(released)}",
+                rf"model.{native_prefix}\1.{native}",
+            )
             for released, native in names
         ]
     converters = [

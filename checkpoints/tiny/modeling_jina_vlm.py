@@ -27,14 +27,14 @@ TILES_AT_A_TIME = 4  # in the tower, on a CPU
 
 @dataclass
 class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
-    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the pictures."""
+    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the images."""
 
     image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
 class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the pictures."""
+    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the images."""
 
     image_hidden_states: torch.Tensor | None = None
 
@@ -62,8 +62,8 @@ class JinaVLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # The library would leave out, when weights are missing, the initialisation of modules that have no parameters of
-        # their own, such as SigLIP's attention. That is for code whose initialisation overwrites what was loaded.
+        # The library would leave out, when weights are missing, the initialization of modules that have no parameters of
+        # their own, such as SigLIP's attention. That is for code whose initialization overwrites what was loaded.
         return False
 
 
@@ -73,7 +73,9 @@ class PatchEmbedding(nn.Conv2d):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         rows, columns = self.kernel_size
-        patches = pixel_values.unflatten(2, (-1, rows)).unflatten(4, (-1, columns)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        patches = (
+            pixel_values.unflatten(2, (-1, rows)).unflatten(4, (-1, columns)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        )
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -99,7 +101,10 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
         self.tower = AutoModel.from_config(config.vision_config)
         embeddings = self.tower.embeddings
         embeddings.patch_embedding = PatchEmbedding(
-            config.vision_config.num_channels, config.vision_config.hidden_size, embeddings.patch_size, embeddings.patch_size
+            config.vision_config.num_channels,
+            config.vision_config.hidden_size,
+            embeddings.patch_size,
+            embeddings.patch_size,
         )
         self.tower.post_layernorm = nn.Identity()
         # A checkpoint may hold the whole tower.
@@ -127,7 +132,10 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
 
     def _in_parts(self, pixel_values: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
         """A CPU is fastest with what its caches hold; elsewhere, for gradients, graphs and captured outputs, all tiles at once."""
-        captures = any(kwargs.get(name, getattr(self.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+        captures = any(
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        )
         on_cpu = self.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         parts = -(-len(pixel_values) // TILES_AT_A_TIME) if on_cpu and not captures else 1
         return pixel_values.tensor_split(max(1, parts))
@@ -170,12 +178,12 @@ class JinaVLMConnector(nn.Module):
         """
         Args:
             features (`torch.Tensor` [tiles, patches, features]): Of square tiles, row by row.
-            is_last_tile (`torch.Tensor` [tiles], bool): Whether a tile is its picture's last.
+            is_last_tile (`torch.Tensor` [tiles], bool): Whether a tile is its image's last.
 
         Returns:
             `torch.Tensor` [tiles, tokens, hidden], row by row.
         """
-        # Row 1 means "partly padded". That it goes to each picture's last tile is what the weights were trained with.
+        # Row 1 means "partly padded". That it goes to each image's last tile is what the weights were trained with.
         features = features + is_last_tile[:, None, None].to(features.dtype) * self.pad_embed[1]
         windows = self._windows(features)
         queries = self._heads(self.q_proj(windows.mean(dim=2, keepdim=True)))
@@ -195,7 +203,7 @@ class JinaVLMConnector(nn.Module):
 
     def _windows(self, features: torch.Tensor) -> torch.Tensor:
         """[tiles, side * side, features] -> [tiles, windows, patches of a window, features], zeros where the last row
-        and column have no neighbour."""
+        and column have no neighbor."""
         side = round(features.shape[1] ** 0.5)
         missing = -side % self.window
         grid = F.pad(features.unflatten(1, (side, side)), (0, 0, 0, missing, 0, missing))
@@ -258,7 +266,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        tile_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -266,7 +277,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             tile_positions (`torch.Tensor` [tiles, 4], int64): (row, column, rows, columns) of each tile.
 
         Returns:
-            `pooler_output`: for each picture, in prompt order, the [tokens, hidden] final embeddings of its `<im_patch>`
+            `pooler_output`: for each image, in prompt order, the [tokens, hidden] final embeddings of its `<im_patch>`
             tokens; and what the tower returned.
 
         Raises:
@@ -298,7 +309,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where the embeddings of pictures go, [batch, length, 1] bool.
+        """Where the embeddings of images go, [batch, length, 1] bool.
 
         Raises:
             ValueError: there are more or fewer places than features.
@@ -333,13 +344,13 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """
         Args:
             input_ids (`torch.Tensor` [batch, length], *optional*): Token ids; or `inputs_embeds` [batch, length, hidden].
-            pixel_values (`torch.Tensor` [tiles, 3, 378, 378], *optional*): The tiles of all pictures, in prompt order.
+            pixel_values (`torch.Tensor` [tiles, 3, 378, 378], *optional*): The tiles of all images, in prompt order.
             tile_positions (`torch.Tensor` [tiles, 4], *optional*): Where each tile belongs.
             mm_encoder_outputs (`dict`, *optional*): Under `"image"` what `get_image_features` returned, in the place of
                 the two before.
 
         Raises:
-            ValueError: arguments that exclude or need each other, or places and pictures that do not match.
+            ValueError: arguments that exclude or need each other, or places and images that do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Expected either `input_ids` or `inputs_embeds`.")
@@ -395,7 +406,10 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
         return loaded
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_positions: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        tile_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """See [`JinaVLMModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, tile_positions, **kwargs)
@@ -445,7 +459,11 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
         if labels is not None:
             if (shifted := kwargs.get("shift_labels")) is not None:  # what is counted, where both are given
                 # The mask of a sequence's next part is not known: of this one's last position its own is taken.
-                mask = attention_mask if attention_mask is None else torch.cat([attention_mask[:, 1:], attention_mask[:, -1:]], 1)
+                mask = (
+                    attention_mask
+                    if attention_mask is None
+                    else torch.cat([attention_mask[:, 1:], attention_mask[:, -1:]], 1)
+                )
                 kwargs["shift_labels"] = self._targets(shifted, mask)
             targets = self._targets(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=logits.shape[-1], **kwargs)

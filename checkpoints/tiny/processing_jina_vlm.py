@@ -1,5 +1,5 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of jina-vlm: text and pictures become model inputs."""
+"""Processor of jina-vlm: text and images become model inputs."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .compatibility_jina_vlm import put_into_package
-from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat
+from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 from .messages_jina_vlm import check_conversation
@@ -32,7 +32,7 @@ _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
 class JinaVLMProcessor(ProcessorMixin):
     r"""
-    Puts pictures and text together. Each `<|image|>` in a text stands for one picture, and becomes
+    Puts images and text together. Each `<|image|>` in a text stands for one image, and becomes
 
         <im_start> 14 x (14 x <im_patch> <im_col>) <im_end>   its thumbnail
         <im_start>  R x ( C x <im_patch> <im_col>) <im_end>   its tiles
@@ -44,7 +44,7 @@ class JinaVLMProcessor(ProcessorMixin):
     that somebody adds to the tokenizer (`<box>`) stay tokens in both, unless `tokenizer.chat_control_tokens` names them.
 
     Args:
-        image_processor ([`JinaVLMImageProcessor`]): Makes tiles of pictures.
+        image_processor ([`JinaVLMImageProcessor`]): Makes tiles of images.
         tokenizer (`PreTrainedTokenizerFast`): Must know the structural tokens.
         chat_template (`str`, *optional*): A Jinja template.
         always_start_with_space (`bool`, *optional*, defaults to `True`): Given to the chat template, as the released
@@ -66,11 +66,11 @@ class JinaVLMProcessor(ProcessorMixin):
     ):
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in STRUCTURAL_TOKENS if token not in vocabulary]:
-            raise ValueError(
-                f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint."
-            )
+            raise ValueError(f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint.")
         self.always_start_with_space = always_start_with_space
-        self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # written by saving, dropped by loading
+        self.auto_map = {
+            "AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"
+        }  # written by saving, dropped by loading
         self.image_token = "<|image|>"
         self.image_token_id = vocabulary[self.image_token]
         # What an expansion is made of; `mm_token_type_ids` marks these.
@@ -91,7 +91,7 @@ class JinaVLMProcessor(ProcessorMixin):
             self.chat_template = templates and self._self_contained(templates)
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Text and pictures to model inputs
+    # Text and images to model inputs
     # ------------------------------------------------------------------------------------------------------------------
 
     def __call__(
@@ -102,8 +102,8 @@ class JinaVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: Pictures, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
-            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each picture. `<|endoftext|>` is put in
+            images: Images, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
+            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each image. `<|endoftext|>` is put in
                 front of those that do not begin with it, unless `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer's call (`padding`, `truncation`, `max_length`, ...) and of the image
                 processor's (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
@@ -112,16 +112,16 @@ class JinaVLMProcessor(ProcessorMixin):
                 `return_tensors` is given.
 
         Returns:
-            `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with pictures `pixel_values`
-            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the pictures in the texts. On request
-            `mm_token_type_ids` [texts, length], 1 for the tokens of pictures, and `offset_mapping`: the characters of
-            each token in the text as it was given, where all tokens of a picture stand for its `<|image|>`. Together with
+            `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with images `pixel_values`
+            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the images in the texts. On request
+            `mm_token_type_ids` [texts, length], 1 for the tokens of images, and `offset_mapping`: the characters of
+            each token in the text as it was given, where all tokens of an image stand for its `<|image|>`. Together with
             `text_replacement_offsets`, the library's record of what became of each `<|image|>`, they are characters of the
-            text with its pictures written out, as of the library's own processors.
+            text with its images written out, as of the library's own processors.
 
         Raises:
-            ValueError, TypeError: pictures and their places in the texts do not match, a prompt is longer than the model
-                can take, truncation would cut a picture, a video or an unknown argument was given, or a picture cannot be
+            ValueError, TypeError: images and their places in the texts do not match, a prompt is longer than the model
+                can take, truncation would cut an image, a video or an unknown argument was given, or an image cannot be
                 used.
         """
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
@@ -162,7 +162,7 @@ class JinaVLMProcessor(ProcessorMixin):
         _refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"})
 
     def _flat_images(self, images: Any, texts: list[str] | None) -> list:
-        """The pictures as a flat list, in the order of their places in the texts, whose numbers must agree."""
+        """The images as a flat list, in the order of their places in the texts, whose numbers must agree."""
         if images is None:
             images = []
         elif isinstance(images, (list, tuple)) and not images:
@@ -173,7 +173,9 @@ class JinaVLMProcessor(ProcessorMixin):
             return flatten(images)
         places = [sample.count(self.image_token) for sample in texts]
         if nested and len(images) != len(texts):
-            raise ValueError(f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in the prompts should be the same as the number of images.")
+            raise ValueError(
+                f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in the prompts should be the same as the number of images."
+            )
         if nested:
             given = [len(flatten(sample)) for sample in images]
         else:
@@ -211,14 +213,18 @@ class JinaVLMProcessor(ProcessorMixin):
     ) -> dict[str, Any]:
         """Texts to token ids, padded. Nothing is set on the tokenizer, which other threads may be using."""
         if unsupported := sorted(name for name, value in unsupported.items() if value):
-            raise TypeError(f"{', '.join(unsupported)}: not supported with images. Call `processor.tokenizer` for text alone.")
+            raise TypeError(
+                f"{', '.join(unsupported)}: not supported with images. Call `processor.tokenizer` for text alone."
+            )
         limit = self.tokenizer.model_max_length if max_length is None else max_length
         if limit < 1:
             raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
         expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
         if sum(map(len, replacement_offsets)) != len(replacements):
-            raise ValueError(f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out.")
+            raise ValueError(
+                f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out."
+            )
         encodings = encode(self.tokenizer, expanded, self._control_tokens if sanitize_control_tokens else None)
         rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
         for index, (ids, offsets) in enumerate(encodings):
@@ -256,7 +262,12 @@ class JinaVLMProcessor(ProcessorMixin):
         if return_offsets_mapping:
             result["offset_mapping"] = [
                 # of no width; and in order, as transformers before 5.19 expect
-                _pad(offsets, len(ids), (0, 0) if padding_side != "right" or not offsets else (offsets[-1][1],) * 2, padding_side or "left")
+                _pad(
+                    offsets,
+                    len(ids),
+                    (0, 0) if padding_side != "right" or not offsets else (offsets[-1][1],) * 2,
+                    padding_side or "left",
+                )
                 for ids, offsets in zip(result["input_ids"], rows["offset_mapping"], strict=True)
             ]
         if return_text_replacement_offsets:
@@ -266,7 +277,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return result
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The text that stands for one picture."""
+        """The text that stands for one image."""
         grids = [(rows, columns) for row, _, rows, columns in image_inputs["tile_positions"].tolist() if row < 0]
         return self._expansion(*grids[image_idx])
 
@@ -276,7 +287,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return "".join(f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>" for height, width in blocks)
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
-        """Tokens (`num_image_tokens`, structural ones included) and tiles (`num_image_patches`) of pictures of these
+        """Tokens (`num_image_tokens`, structural ones included) and tiles (`num_image_patches`) of images of these
         (height, width), in pixels, without making them. Engines plan with it. `max_tiles`, `min_pixels` and `max_pixels`
         may be given."""
         if image_sizes is None:
@@ -284,7 +295,10 @@ class JinaVLMProcessor(ProcessorMixin):
         grids = [self.image_processor.get_tiling(*size, **kwargs)[1] for size in image_sizes]
         return MultiModalData(
             num_image_tokens=[
-                sum(2 + height * (width + 1) for height, width in (self._thumbnail_grid, self.image_processor.get_token_grid(*grid)))
+                sum(
+                    2 + height * (width + 1)
+                    for height, width in (self._thumbnail_grid, self.image_processor.get_token_grid(*grid))
+                )
                 for grid in grids
             ],
             num_image_patches=[1 + rows * columns for rows, columns in grids],
@@ -331,13 +345,15 @@ class JinaVLMProcessor(ProcessorMixin):
         conversation = check_conversation(conversation)
         template = self._template(chat_template)
         tokens = self._control_tokens
-        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens, "control_tokens": tokens}
+        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
+        if not tokenize:
+            variables["control_tokens"] = typed_tokens(conversation, tokens)
         # The library takes what a template does not use for ours.
         variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
         if tokenize and sanitize_control_tokens:
             conversation = mark_chat(conversation, tokens)
             kwargs = {
-                # a template may be told what stands for a picture
+                # a template may be told what stands for an image
                 name: value if name == "image_token" and value == self.image_token else mark(value, tokens)
                 for name, value in kwargs.items()
             }
@@ -360,19 +376,34 @@ class JinaVLMProcessor(ProcessorMixin):
     def _self_contained(self, template: str) -> str:
         """A release's template with the two variables that it expects and the `<|endoftext|>` that its processor adds: engines
         that render it themselves give it none of these."""
-        variables = {"image_prompt_token": f"'{self.image_token}'", "always_start_with_space": str(self.always_start_with_space).lower()}
-        missing = {name: value for name, value in variables.items() if name in template and f"{name} is not defined" not in template}
+        variables = {
+            "image_prompt_token": f"'{self.image_token}'",
+            "always_start_with_space": str(self.always_start_with_space).lower(),
+        }
+        missing = {
+            name: value
+            for name, value in variables.items()
+            if name in template and f"{name} is not defined" not in template
+        }
         if not missing:
             return template
         bos, head = self.tokenizer.bos_token, re.split(r"\{%-?\s*for\b", template)[0]
         opening = "" if bos in head or "bos_token" in head else f"{{{{- '{bos}' }}}}"
-        defaults = [f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}" for name, value in missing.items()]
+        defaults = [
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+            for name, value in missing.items()
+        ]
         return "".join([*defaults, opening, template])
 
     @property
     def _own_kwargs(self) -> set[str]:
         groups = self.valid_processor_kwargs.__annotations__
-        return {*groups, *groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__, *_ON_REQUEST}
+        return {
+            *groups,
+            *groups["text_kwargs"].__annotations__,
+            *groups["images_kwargs"].__annotations__,
+            *_ON_REQUEST,
+        }
 
     @property
     def _control_tokens(self) -> tuple[str, ...]:
@@ -405,7 +436,9 @@ class JinaVLMProcessor(ProcessorMixin):
 
 def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
     if unknown := sorted(set(kwargs) - known):
-        raise TypeError(f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}.")
+        raise TypeError(
+            f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}."
+        )
 
 
 def _pad(values: list, length: int, filler: Any, side: str) -> list:

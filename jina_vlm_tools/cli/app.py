@@ -19,12 +19,16 @@ examples:
   jina-vlm app
   jina-vlm app --model jinaai/jina-vlm --port 9000
 """
-TINY_NOTE = "The small checkpoint knows drawn, colored shapes, in English, German, Spanish and French, and nothing else."
+TINY_NOTE = (
+    "The small checkpoint knows drawn, colored shapes, in English, German, Spanish and French, and nothing else."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default=os.environ.get(MODEL_VARIABLE) or default_checkpoint(), help=f"{MODEL_HELP} (default: %(default)s)"
+        "--model",
+        default=os.environ.get(MODEL_VARIABLE) or default_checkpoint(),
+        help=f"{MODEL_HELP} (default: %(default)s)",
     )
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the checkpoint's own elsewhere)")

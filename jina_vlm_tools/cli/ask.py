@@ -1,4 +1,4 @@
-"""`ask`: one question about pictures."""
+"""`ask`: one question about images."""
 
 import argparse
 import json
@@ -22,7 +22,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="a path, an http(s) URL, a data URI, or - for stdin")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="a path, an http(s) URL, a data URI, or - for stdin"
+    )
     parser.add_argument("question", metavar="QUESTION", help="comes last; quote it")
     options.add_model_options(parser)
     options.add_json(parser, "one JSON object (answer, tokens, tiles of each picture, seconds of each part)")
@@ -31,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
-    options.check_pictures(args.images)
+    options.check_images(args.images)
     started, progress = time.perf_counter(), Progress()
     with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_pictures
+        from jina_vlm_tools.inference.conversation import Conversation, describe_images
         from jina_vlm_tools.inference.loading import (
+            load_image,
             load_on_device,
             load_processor_and_class,
-            open_picture,
             quiet_libraries,
         )
 
@@ -47,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
     with progress.step("picture", "Opening the picture"):
-        pictures = [open_picture(source, processor.image_processor) for source in args.images]
-        described = describe_pictures(processor, pictures, args.max_tiles)
+        pictures = [load_image(source, processor.image_processor) for source in args.images]
+        described = describe_images(processor, pictures, args.max_tiles)
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
     conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
@@ -67,7 +69,12 @@ def run(args: argparse.Namespace) -> None:
             "dtype": str(model.dtype).removeprefix("torch."),
             "images": described,
             "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
-            "seconds": {**progress.seconds, "first_token": answer.seconds_to_first_token, "answer": answer.seconds, "total": total},
+            "seconds": {
+                **progress.seconds,
+                "first_token": answer.seconds_to_first_token,
+                "answer": answer.seconds,
+                "total": total,
+            },
         }
         print(json.dumps(report, ensure_ascii=False))
         return

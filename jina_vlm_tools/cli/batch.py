@@ -29,13 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
     questions = parser.add_mutually_exclusive_group()
-    questions.add_argument("--question", default="Describe the picture.", help="asked about each (default: %(default)s)")
+    questions.add_argument(
+        "--question", default="Describe the picture.", help="asked about each (default: %(default)s)"
+    )
     questions.add_argument("--question-column", metavar="NAME", help="take each row's own question from here")
-    parser.add_argument("--image-column", metavar="NAME", help="pictures, their bytes or paths (default: the one column of pictures)")
-    parser.add_argument("--id-column", metavar="NAME", help="what to call the rows (default: their paths in a folder, else their numbers)")
+    parser.add_argument(
+        "--image-column", metavar="NAME", help="pictures, their bytes or paths (default: the one column of pictures)"
+    )
+    parser.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="what to call the rows (default: their paths in a folder, else their numbers)",
+    )
     parser.add_argument("--subset", help="of a data set that has several")
     parser.add_argument("--split", help='of a data set that has several, such as "train" or "train[:100]"')
-    parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)"
+    )
     parser.add_argument(
         "--model",
         default=default_checkpoint(),
@@ -47,12 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: float32 on a CPU, the checkpoint's own (auto) on a GPU",
     )
     options.add_max_tiles(parser)
-    parser.add_argument("--max-new-tokens", type=options.positive, default=256, help="longest answer (default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=options.positive, default=8, help="pictures at a time; halved where memory runs out (default: %(default)s)"
+        "--max-new-tokens", type=options.positive, default=256, help="longest answer (default: %(default)s)"
     )
     parser.add_argument(
-        "--rows-per-part", type=options.positive, default=64, help="of the output; what a kill can cost each process (default: %(default)s)"
+        "--batch-size",
+        type=options.positive,
+        default=8,
+        help="pictures at a time; halved where memory runs out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows-per-part",
+        type=options.positive,
+        default=64,
+        help="of the output; what a kill can cost each process (default: %(default)s)",
     )
     parser.set_defaults(run=run, interrupted="The same command goes on from here.")
 

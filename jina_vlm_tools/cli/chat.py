@@ -27,7 +27,12 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="shown with the first question: a path, an http(s) URL or a data URI")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="*",
+        help="shown with the first question: a path, an http(s) URL or a data URI",
+    )
     options.add_model_options(parser)
     options.add_json(parser, "one JSON object for each answer (answer, tokens, tiles of new pictures, seconds)")
     parser.set_defaults(run=run)
@@ -35,16 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
-    options.check_pictures(args.images)
+    options.check_images(args.images)
     if options.STDIN in args.images:
         raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
     progress = Progress()
     with progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.conversation import Conversation
         from jina_vlm_tools.inference.loading import (
+            load_image,
             load_on_device,
             load_processor_and_class,
-            open_picture,
             quiet_libraries,
         )
 
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
-    pictures = [open_picture(source, processor.image_processor) for source in args.images]
+    pictures = [load_image(source, processor.image_processor) for source in args.images]
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
 
@@ -77,22 +82,24 @@ def read(prompt: str) -> str | None:
 
 
 def take(line: str, conversation, pictures: list, as_json: bool) -> list:
-    """Does what a line says. `pictures` wait for the next question; returns those that wait now."""
-    from jina_vlm_tools.inference.conversation import describe_pictures
-    from jina_vlm_tools.inference.loading import open_picture
+    """Does what a line says. `images` wait for the next question; returns those that wait now."""
+    from jina_vlm_tools.inference.conversation import describe_images
+    from jina_vlm_tools.inference.loading import load_image
 
     command, _, argument = line.partition(" ")
     if command == "/image":
         source = argument.strip()
         if source == options.STDIN:
             raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
-        options.check_picture(source)
-        return [*pictures, open_picture(source, conversation.processor.image_processor)]
+        options.check_image(source)
+        return [*pictures, load_image(source, conversation.processor.image_processor)]
     if command == "/reset":
         conversation.reset()
         return []
     if command.startswith("/"):
-        raise ValueError(f"{command}: no such command. There are /image PATH, /reset and /quit; a question begins with another character.")
+        raise ValueError(
+            f"{command}: no such command. There are /image PATH, /reset and /quit; a question begins with another character."
+        )
     if line:
         answer = conversation.answer(line, pictures, (lambda text: None) if as_json else show)
         if as_json:
@@ -100,7 +107,7 @@ def take(line: str, conversation, pictures: list, as_json: bool) -> list:
                 "answer": answer.text,
                 "is_cut_off": answer.is_cut_off,
                 "question": line,
-                "images": describe_pictures(conversation.processor, pictures, conversation.max_tiles),
+                "images": describe_images(conversation.processor, pictures, conversation.max_tiles),
                 "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
                 "seconds": {"first_token": answer.seconds_to_first_token, "answer": answer.seconds},
             }

@@ -8,7 +8,7 @@ from pathlib import Path
 from jina_vlm_tools.files import default_checkpoint
 
 from .ask import show
-from .options import DTYPES, add_max_tiles, check_model, check_picture, positive
+from .options import DTYPES, add_max_tiles, check_image, check_model, positive
 from .progress import Progress
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def draw(seed: int, language: str) -> tuple:
-    """A picture, its file, a question about it and the right answer."""
+    """An image, its file, a question about it and the right answer."""
     from jina_vlm_tools.synthetic.questions import TASKS, evaluation_sample
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
@@ -53,15 +53,15 @@ def draw(seed: int, language: str) -> tuple:
 
 def run(args: argparse.Namespace) -> None:
     if args.image:
-        check_picture(args.image)
+        check_image(args.image)
     check_model(args.checkpoint)
     started, progress = time.perf_counter(), Progress(sys.stdout)
     with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_pictures
+        from jina_vlm_tools.inference.conversation import Conversation, describe_images
         from jina_vlm_tools.inference.loading import (
+            load_image,
             load_on_device,
             load_processor_and_class,
-            open_picture,
             quiet_libraries,
         )
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     expected = None
     if args.image:
-        picture, question = open_picture(args.image, processor.image_processor), args.question or "Describe the picture."
+        picture, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
     else:
         picture, question, expected = draw(args.seed, args.language)
         question, expected = (args.question, None) if args.question else (question, expected)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
         inputs = conversation.prepare(question, [picture])
-        (made,) = describe_pictures(processor, [picture], args.max_tiles)
+        (made,) = describe_images(processor, [picture], args.max_tiles)
         print(
             f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of {processor.image_processor.tile_size} pixels "
             f"(a grid of {made['rows']} x {made['columns']} and a thumbnail), and these {made['tokens']} of the prompt's {inputs['input_ids'].shape[1]} tokens."

@@ -28,22 +28,53 @@ STOPPED, READER_GONE = 130, 141  # 128 and the signal's number, as shells count
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the whole, and those of the commands by their names."""
     parser = argparse.ArgumentParser(
-        "jina-vlm", description=DESCRIPTION, epilog=MORE + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "jina-vlm",
+        description=DESCRIPTION,
+        epilog=MORE + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for name, summary, description, examples, add_arguments in (
         ("ask", "ask a question about pictures", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
         ("chat", "talk about pictures, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
-        ("tiles", "see what becomes of a picture, count its tokens", tiles.DESCRIPTION, tiles.EXAMPLES, tiles.add_arguments),
-        ("batch", "answer a question about every image of a folder or data set", batch.DESCRIPTION, batch.EXAMPLES, batch.add_arguments),
+        (
+            "tiles",
+            "see what becomes of a picture, count its tokens",
+            tiles.DESCRIPTION,
+            tiles.EXAMPLES,
+            tiles.add_arguments,
+        ),
+        (
+            "batch",
+            "answer a question about every image of a folder or data set",
+            batch.DESCRIPTION,
+            batch.EXAMPLES,
+            batch.add_arguments,
+        ),
         ("app", "open a page to try a checkpoint on", app.DESCRIPTION, app.EXAMPLES, app.add_arguments),
         ("demo", "watch a checkpoint answer, step by step", demo.DESCRIPTION, demo.EXAMPLES, demo.add_arguments),
         ("train", "train or fine-tune by a recipe", train.DESCRIPTION, train.EXAMPLES, train.add_arguments),
-        ("convert", "write a checkpoint in this layout, with its code", publish.CONVERT, publish.CONVERT_EXAMPLES, publish.add_convert_arguments),
-        ("upload", "publish a checkpoint on the Hub", publish.UPLOAD, publish.UPLOAD_EXAMPLES, publish.add_upload_arguments),
+        (
+            "convert",
+            "write a checkpoint in this layout, with its code",
+            publish.CONVERT,
+            publish.CONVERT_EXAMPLES,
+            publish.add_convert_arguments,
+        ),
+        (
+            "upload",
+            "publish a checkpoint on the Hub",
+            publish.UPLOAD,
+            publish.UPLOAD_EXAMPLES,
+            publish.add_upload_arguments,
+        ),
     ):
         command = commands.add_parser(
-            name, help=summary, description=description, epilog=f"{examples}\n{EXIT_CODES}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=description,
+            epilog=f"{examples}\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(check=None, interrupted=None)
         add_arguments(command)
@@ -58,7 +89,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     if arguments[0] == "serve":
         return argparse.Namespace(run=lambda _: serve.run(arguments[1:]))
     command = commands[arguments[0]]
-    args = command.parse_intermixed_args(arguments[1:])  # options may stand between pictures and question
+    args = command.parse_intermixed_args(arguments[1:])  # options may stand between images and question
     if args.check:
         args.check(command, args)
     return args
@@ -77,7 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # here, where it can be told that nobody reads
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes once more when it ends
         sys.exit(READER_GONE)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {getattr(args, 'interrupted', None) or ''}".rstrip(), file=sys.stderr)

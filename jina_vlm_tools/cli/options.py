@@ -37,7 +37,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help=f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}, else {RELEASED}, fetched once; its weights are CC BY-NC 4.0)",
     )
     add_max_tiles(parser)
-    parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: %(default)s)"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -55,7 +57,7 @@ def check_model(name: str) -> None:
         raise ValueError(f"{name}: neither a folder nor the name of a repository on the Hub (owner/name).")
 
 
-def check_picture(source: str) -> None:
+def check_image(source: str) -> None:
     """
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
@@ -67,8 +69,8 @@ def check_picture(source: str) -> None:
     raise FileNotFoundError(f"{source}: no such picture. Expected a path, an http(s) URL, a data URI, or - for stdin.")
 
 
-def check_pictures(sources: list[str]) -> None:
+def check_images(sources: list[str]) -> None:
     for source in sources:
-        check_picture(source)
+        check_image(source)
     if sources.count(STDIN) > 1:
         raise ValueError("- stands for one picture on stdin, and was given several times.")

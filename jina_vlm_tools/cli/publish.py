@@ -45,7 +45,10 @@ AGAIN = "Run the same command again: files that have arrived are not sent twice.
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (default: the checkpoint's own)"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights (default: the checkpoint's own)",
     )
     parser.add_argument("--max-shard-size", default="2GB", help="largest file of weights (default: %(default)s)")
     options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the picture)")
@@ -63,13 +66,20 @@ def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help=options.MODEL_HELP)
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where it goes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="assemble it here, check it, and send nothing")
-    parser.add_argument("--dry-run", action="store_true", help="assemble and check it, print its files and card, keep and send nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="assemble and check it, print its files and card, keep and send nothing"
+    )
     parser.add_argument("--private", action="store_true", help="if the repository is made, make it private")
     parser.add_argument("--revision", help="a branch of the repository, made from main if need be (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request to main")
-    parser.add_argument("--message", default="Upload weights, code and card", help="of the commit (default: %(default)s)")
+    parser.add_argument(
+        "--message", default="Upload weights, code and card", help="of the commit (default: %(default)s)"
+    )
     parser.add_argument("--license", help="of the weights, by the Hub's identifier, where no card of theirs says it")
-    parser.add_argument("--origin", help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence")
+    parser.add_argument(
+        "--origin",
+        help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence",
+    )
     parser.add_argument(
         "--results", type=Path, metavar="FILE",
         help='results for the card: JSON, {"command": "what printed them", "results": [arguments of an EvalResult of huggingface_hub, ...]}',
@@ -149,7 +159,11 @@ def upload(args: argparse.Namespace) -> None:
         names = list_bundle(folder)
         with progress.step("check", "Asking it in a fresh process"):
             answer = ask(folder)
-        report = {**describe(folder, names, assembled.changes, answer), "license": origin.license, "origin": origin.text}
+        report = {
+            **describe(folder, names, assembled.changes, answer),
+            "license": origin.license,
+            "origin": origin.text,
+        }
         if not args.json:
             print(f"It answers: {answer}\n{show_files(report)}")
             print(f"Weights: {origin.license}. {origin.text}.", flush=True)

@@ -1,4 +1,4 @@
-"""`tiles`: what becomes of a picture."""
+"""`tiles`: what becomes of an image."""
 
 import argparse
 import json
@@ -26,15 +26,22 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a path, an http(s) URL, a data URI, or - for stdin")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="draw it here; the ending says the format, such as .png")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="draw it here; the ending says the format, such as .png"
+    )
     options.add_max_tiles(parser)
-    parser.add_argument("--model", help=f"take this checkpoint's settings: {options.MODEL_HELP} (default: the released one's, built in)")
-    options.add_json(parser, "one JSON object (sizes in pixels, grid, each tile's box on the canvas, tokens and kept region)")
+    parser.add_argument(
+        "--model",
+        help=f"take this checkpoint's settings: {options.MODEL_HELP} (default: the released one's, built in)",
+    )
+    options.add_json(
+        parser, "one JSON object (sizes in pixels, grid, each tile's box on the canvas, tokens and kept region)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    options.check_pictures([args.image])
+    options.check_images([args.image])
     if args.model:
         options.check_model(args.model)
     if args.save:
@@ -44,18 +51,23 @@ def run(args: argparse.Namespace) -> None:
         from jina_vlm import JinaVLMImageProcessor
 
         from jina_vlm_tools.inference.drawing import draw_page
-        from jina_vlm_tools.inference.loading import open_picture
+        from jina_vlm_tools.inference.loading import load_image
         from jina_vlm_tools.inference.tiling import compute_tiling
 
     image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
-    picture = open_picture(args.image, image_processor)
+    picture = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
         tiling = compute_tiling(picture, image_processor, args.max_tiles)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)
     if args.json:
-        print(json.dumps({"image": args.image, **tiling.to_dict(), "saved": str(args.save) if args.save else None}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"image": args.image, **tiling.to_dict(), "saved": str(args.save) if args.save else None},
+                ensure_ascii=False,
+            )
+        )
         return
     rows, columns = tiling.token_grid
     print(
@@ -74,15 +86,19 @@ def run(args: argparse.Namespace) -> None:
 def check_target(target: Path, image: str) -> None:
     """
     Raises:
-        OSError, ValueError: a picture cannot be written there, or the one that is asked about would be lost.
+        OSError, ValueError: an image cannot be written there, or the one that is asked about would be lost.
     """
     from PIL import Image
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if target.suffix.lower() not in endings:
-        raise ValueError(f"--save {target}: {target.suffix or 'no ending'} is no format that Pillow can write. Try {target.with_suffix('.png')}.")
+        raise ValueError(
+            f"--save {target}: {target.suffix or 'no ending'} is no format that Pillow can write. Try {target.with_suffix('.png')}."
+        )
     if target.is_dir() or not target.parent.is_dir():
-        raise FileNotFoundError(f"--save {target}: {'a folder' if target.is_dir() else 'its folder is not there'}. Name a file in a folder that exists.")
+        raise FileNotFoundError(
+            f"--save {target}: {'a folder' if target.is_dir() else 'its folder is not there'}. Name a file in a folder that exists."
+        )
     if target.exists() and Path(image).exists() and target.samefile(image):
         raise ValueError(f"--save {target} would replace the picture itself. Choose another name.")
 
@@ -100,4 +116,6 @@ def save_whole(page, target: Path) -> None:
         write_whole(target, content.getvalue())
     except OSError as error:
         target.with_name(target.name + UNFINISHED).unlink(missing_ok=True)
-        raise OSError(f"{target} could not be written: {error}. Make room there, or choose another place. Nothing was left behind.") from error
+        raise OSError(
+            f"{target} could not be written: {error}. Make room there, or choose another place. Nothing was left behind."
+        ) from error

@@ -26,7 +26,9 @@ def find_recipe(name: str) -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", metavar="RECIPE", type=find_recipe, help="a YAML file, or the name of one that comes along")
+    parser.add_argument(
+        "stage", metavar="RECIPE", type=find_recipe, help="a YAML file, or the name of one that comes along"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained checkpoint")
     parser.add_argument("--model", help="start from this folder or repository rather than the recipe's `model`")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")

@@ -1,4 +1,4 @@
-"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn picture,
+"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn image,
 print as JSON what came of it."""
 
 import json
@@ -22,7 +22,12 @@ model, loaded = AutoModelForImageTextToText.from_pretrained(
 
 picture = Image.new("RGB", (240, 180), "white")
 ImageDraw.Draw(picture).ellipse((70, 40, 170, 140), fill="red")
-chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}]}]
+chat = [
+    {
+        "role": "user",
+        "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}],
+    }
+]
 inputs = processor.apply_chat_template(
     chat,
     add_generation_prompt=True,
@@ -41,7 +46,12 @@ print(
             "answer": processor.decode(new, skip_special_tokens=True).strip(),
             "logits_are_finite": all(bool(torch.isfinite(step).all()) for step in output.logits),
             "faults": {name: sorted(map(str, keys)) for name, keys in loaded.items() if keys},
-            "code": sorted({type(part).__module__.split(".")[0] for part in (model, model.config, processor, processor.image_processor)}),
+            "code": sorted(
+                {
+                    type(part).__module__.split(".")[0]
+                    for part in (model, model.config, processor, processor.image_processor)
+                }
+            ),
         }
     )
 )

@@ -94,7 +94,7 @@ def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: st
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
-        # The page's licence is that of the weights; this is the modules'.
+        # The page's license is that of the weights; this is the modules'.
         shutil.copyfile(ROOT / "LICENSE", folder / "CODE_LICENSE")
     except (OSError, SafetensorError) as error:
         raise PublishingError(_no_room(folder, str(error))) from error
@@ -108,7 +108,7 @@ def cover_structural_rows(model: JinaVLMForConditionalGeneration) -> bool:
     Engines with a head of their own ignore `suppress_tokens`, and would sample these tokens where their rows are random or
     trained. Here they are suppressed before anything is chosen, so that greedy and sampled answers stay what they were.
     Tokens behind them are not suppressed, and keep their rows. A head that shares the embedding's weights is left alone: the
-    rows are what pictures are marked with.
+    rows are what images are marked with.
 
     Returns:
         Whether there are such rows, so that these are equal now.

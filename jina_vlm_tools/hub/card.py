@@ -131,14 +131,18 @@ def check_card(file: Path) -> None:
         data = ModelCard.load(file).data
     except Exception as error:  # YAML's own, and those of `huggingface_hub` for a malformed model-index
         raise PublishingError(f"{file}: its front matter cannot be read: {error}") from error
-    faults = [f"`{key}` is missing" for key in ("library_name", "pipeline_tag", "license", "tags") if not data.get(key)]
+    faults = [
+        f"`{key}` is missing" for key in ("library_name", "pipeline_tag", "license", "tags") if not data.get(key)
+    ]
     if data.license and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(data.license)):
         faults.append(f"`license` is {data.license!r}, expected an identifier of the Hub such as apache-2.0")
     for key, pattern in (("tags", r"[^\n]+"), ("language", r"[a-z]{2,3}|multilingual|code")):
         for value in data.get(key) or []:
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 faults.append(f"`{key}` holds {value!r}")
-    base_models = data.base_model if isinstance(data.base_model, list) else [data.base_model] if data.base_model else []
+    base_models = (
+        data.base_model if isinstance(data.base_model, list) else [data.base_model] if data.base_model else []
+    )
     for base_model in base_models:
         try:
             validate_repo_id(base_model)

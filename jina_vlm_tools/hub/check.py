@@ -30,7 +30,9 @@ def check_shards(weights: str) -> None:
         PublishingError: a folder's index names files of weights that are not there.
     """
     folder = Path(weights)
-    if (folder / INDEX).is_file() and (missing := [name for name in weight_files(folder) if not (folder / name).is_file()]):
+    if (folder / INDEX).is_file() and (
+        missing := [name for name in weight_files(folder) if not (folder / name).is_file()]
+    ):
         raise PublishingError(
             f"{weights} lacks {', '.join(missing)}, which its {INDEX} names. Fetch the missing ones again, or name the whole checkpoint."
         )
@@ -39,7 +41,9 @@ def check_shards(weights: str) -> None:
 def weight_files(folder: Path) -> list[str]:
     """Names of the files of weights, with the index of shards where there is one."""
     index = folder / INDEX
-    return [INDEX, *sorted(set(json.loads(index.read_text())["weight_map"].values()))] if index.is_file() else [WEIGHTS]
+    return (
+        [INDEX, *sorted(set(json.loads(index.read_text())["weight_map"].values()))] if index.is_file() else [WEIGHTS]
+    )
 
 
 def list_bundle(folder: Path, with_card: bool = True) -> list[str]:
@@ -65,14 +69,18 @@ def list_bundle(folder: Path, with_card: bool = True) -> list[str]:
 
 def ask(folder: Path) -> str:
     """
-    The answer that the folder gives to a drawn picture: in a fresh process, offline, with its own code alone.
+    The answer that the folder gives to a drawn image: in a fresh process, offline, with its own code alone.
 
     Raises:
         PublishingError: it does not load, lacks weights, computes what is no number, or says nothing.
     """
     with tempfile.TemporaryDirectory() as home:
         # None of the variables by which tokens, caches and other code would come along.
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TMPDIR") if name in os.environ}
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TMPDIR")
+            if name in os.environ
+        }
         process = subprocess.run(
             [sys.executable, "-I", str(Path(__file__).with_name("answer_once.py")), str(folder.resolve())],
             capture_output=True,

@@ -55,7 +55,7 @@ def is_repo_id(name: str) -> bool:
 
 def find_origin(weights: str, license: str | None = None, origin: str | None = None) -> Origin:
     """
-    Origin and licence of `weights`, a folder or an id of the Hub: as given, as this repository knows them, or from the
+    Origin and license of `weights`, a folder or an id of the Hub: as given, as this repository knows them, or from the
     checkpoint's own model card.
 
     Raises:
@@ -63,7 +63,9 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
     """
     is_folder = Path(weights).is_dir()
     if not is_folder and not is_repo_id(weights):
-        raise PublishingError(f"--weights {weights}: neither a folder nor the name of a repository on the Hub (owner/name).")
+        raise PublishingError(
+            f"--weights {weights}: neither a folder nor the name of a repository on the Hub (owner/name)."
+        )
     is_tiny = Path(weights).resolve() == TINY.resolve()
     if is_tiny:
         known = TINY_CARD

@@ -45,7 +45,13 @@ def check_name(repo_id: str) -> None:
 
 
 def find_target(
-    api: HfApi, repo_id: str, *, revision: str | None = None, create_pr: bool = False, private: bool = False, replace: bool = False
+    api: HfApi,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    private: bool = False,
+    replace: bool = False,
 ) -> Target:
     """
     What is at the target now. Reads only.
@@ -66,10 +72,14 @@ def find_target(
         info = api.repo_info(repo_id)
     except RepositoryNotFoundError:
         if create_pr:
-            raise PublishingError(f"{repo_id} is not there, or not for you: a pull request needs a repository.") from None
+            raise PublishingError(
+                f"{repo_id} is not there, or not for you: a pull request needs a repository."
+            ) from None
         return target
     if private and not info.private:
-        raise PublishingError(f"{repo_id} is public, and stays so: --private is for new repositories. Change it in its settings first, or choose another name.")
+        raise PublishingError(
+            f"{repo_id} is public, and stays so: --private is for new repositories. Change it in its settings first, or choose another name."
+        )
     if revision not in (None, constants.DEFAULT_REVISION):
         try:
             branch = api.repo_info(repo_id, revision=revision)
@@ -148,9 +158,17 @@ def compare(api: HfApi, repo_id: str, commit: str, folder: Path, names: list[str
     """
     found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     sizes = {info.path: info.size for info in api.get_paths_info(repo_id, names, revision=commit)}
-    faults = [f"{file['path']} has {file['algorithm']} {file['expected']}, not {file['actual']}" for file in found.mismatches]
-    faults += [f"{name} has {sizes[name]} bytes" for name in names if sizes.get(name, size := (folder / name).stat().st_size) != size]
+    faults = [
+        f"{file['path']} has {file['algorithm']} {file['expected']}, not {file['actual']}" for file in found.mismatches
+    ]
+    faults += [
+        f"{name} has {sizes[name]} bytes"
+        for name in names
+        if sizes.get(name, size := (folder / name).stat().st_size) != size
+    ]
     faults += [f"{name} did not arrive" for name in found.extra_paths]
     faults += [f"{name} is there and was not sent" for name in found.missing_paths if name != KEPT]
     if faults:
-        raise PublishingError(f"{repo_id} at {commit} is not what was sent: {'; '.join(faults)}. Do not use it; upload once more.")
+        raise PublishingError(
+            f"{repo_id} at {commit} is not what was sent: {'; '.join(faults)}. Do not use it; upload once more."
+        )

@@ -1,13 +1,13 @@
-"""Answer a question about every picture of a folder, of parquet files or of a data set: `jina-vlm batch`, on one machine or many.
+"""Answer a question about every image of a folder, of parquet files or of a data set: `jina-vlm batch`, on one machine or many.
 
 The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part appears
 under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any number of
 processes, answers the parts that are missing: in the end each row of the source stands in exactly one part. To have a part
 answered again, delete it.
 
-A picture that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run. Rows
+An image that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run. Rows
 are `row` (its number in the source), `id`, `question`, `answer`, `error` and `answer_tokens`, the number of tokens generated:
-as many as `--max-new-tokens` where the answer was cut off. Each process decodes pictures in OMP_NUM_THREADS threads while its
+as many as `--max-new-tokens` where the answer was cut off. Each process decodes images in OMP_NUM_THREADS threads while its
 model answers; launchers set it to 1 where you do not.
 
 `datasets` reads the sources and `accelerate` starts the processes: what users of the library's Trainer have, and what runs
@@ -66,12 +66,12 @@ LONGEST_WAIT = timedelta(days=30)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Sources: rows with a picture each, none of which is read before it is asked for
+# Sources: rows with an image each, none of which is read before it is asked for
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 class Folder:
-    """A folder of pictures: its files, and its subfolders', that are named like a picture that Pillow can open, sorted by
+    """A folder of images: its files, and its subfolders', that are named like an image that Pillow can open, sorted by
     their paths. Hidden ones are left out. All are asked `question`."""
 
     def __init__(self, folder: Path, question: str):
@@ -100,18 +100,25 @@ class Folder:
 
 
 class Table:
-    """Rows of a data set, whose pictures are not decoded.
+    """Rows of a data set, whose images are not decoded.
 
     Args:
         dataset: The rows.
-        image_column, id_column, question_column: Where pictures, ids and questions stand; without the latter two, rows are
+        image_column, id_column, question_column: Where images, ids and questions stand; without the latter two, rows are
             called by their numbers, and all are asked `question`.
     """
 
-    def __init__(self, dataset: Dataset, image_column: str, id_column: str | None, question_column: str | None, question: str):
+    def __init__(
+        self, dataset: Dataset, image_column: str, id_column: str | None, question_column: str | None, question: str
+    ):
         self.images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
         self.texts = dataset.select_columns([name for name in (id_column, question_column) if name])
-        self.image_column, self.id_column, self.question_column, self.question = image_column, id_column, question_column, question
+        self.image_column, self.id_column, self.question_column, self.question = (
+            image_column,
+            id_column,
+            question_column,
+            question,
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -124,10 +131,14 @@ class Table:
         return digest.hexdigest()
 
     def row(self, number: int) -> tuple[dict, dict | None]:
-        """The beginning of a row of the output, and its picture: {"bytes", "path"}, or None."""
+        """The beginning of a row of the output, and its image: {"bytes", "path"}, or None."""
         texts = self.texts[number] if self.texts.column_names else {}
         name = texts.get(self.id_column, number)
-        row = {"row": number, "id": None if name is None else str(name), "question": texts.get(self.question_column, self.question)}
+        row = {
+            "row": number,
+            "id": None if name is None else str(name),
+            "question": texts.get(self.question_column, self.question),
+        }
         return row, self.images[number][self.image_column]
 
 
@@ -135,7 +146,7 @@ def open_source(args: argparse.Namespace) -> Folder | Table:
     """What the arguments name.
 
     Raises:
-        SystemExit: there is no such thing, it has no pictures, or it lacks a column; the message says what it has.
+        SystemExit: there is no such thing, it has no images, or it lacks a column; the message says what it has.
     """
     path = Path(args.source)
     if path.is_dir() and not is_saved(path):
@@ -146,7 +157,9 @@ def open_source(args: argparse.Namespace) -> Folder | Table:
                     raise SystemExit(f"--{option.replace('_', '-')}: {path} is a folder of pictures, which has none.")
             return folder
         if not any(file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar") for file in path.rglob("*")):
-            raise SystemExit(f"{path} holds no pictures: no file in it ends in .jpg, .png or what else Pillow can open.")
+            raise SystemExit(
+                f"{path} holds no pictures: no file in it ends in .jpg, .png or what else Pillow can open."
+            )
     dataset = load_dataset(args)
     return Table(
         dataset,
@@ -163,13 +176,15 @@ def is_saved(folder: Path) -> bool:
 
 
 def load_dataset(args: argparse.Namespace) -> Dataset:
-    """The data set's rows; from the Hub, of a folder, or of parquet files. Pictures stay as they are stored."""
+    """The data set's rows; from the Hub, of a folder, or of parquet files. Images stay as they are stored."""
     path = Path(args.source)
     files = [args.source] if path.is_file() else sorted(glob(args.source, recursive=True)) if not path.is_dir() else []
     if files and not all(file.endswith(".parquet") for file in files):
         raise SystemExit(f"{args.source}: expected a folder of pictures, parquet files or a data set.")
     if not files and not path.is_dir() and (args.source.startswith((".", "/", "~")) or args.source.count("/") > 1):
-        raise SystemExit(f"{args.source}: nothing there. Expected a folder, parquet files, or a data set's name (owner/name).")
+        raise SystemExit(
+            f"{args.source}: nothing there. Expected a folder, parquet files, or a data set's name (owner/name)."
+        )
     if args.subset and (files or is_saved(path)):
         raise SystemExit(f"--subset: {args.source} has none.")
     try:
@@ -193,12 +208,17 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
 
 
 def image_column(dataset: Dataset, name: str | None) -> str:
-    """The column that was asked for; else the one column of pictures; else "image"."""
+    """The column that was asked for; else the one column of images; else "image"."""
     if name is None:
         pictures = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         name = pictures[0] if len(pictures) == 1 else "image"
     feature = dataset.features.get(name)
-    is_stored = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "binary", "large_binary")
+    is_stored = isinstance(feature, datasets.Value) and feature.dtype in (
+        "string",
+        "large_string",
+        "binary",
+        "large_binary",
+    )
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if not (is_stored or is_struct or isinstance(feature, datasets.Image)):
         raise no_column(dataset, "--image-column", name, "pictures (image, binary, or string for paths)")
@@ -213,8 +233,12 @@ def text_column(dataset: Dataset, option: str, name: str | None, types: tuple[st
 
 
 def no_column(dataset: Dataset, option: str, name: str, expected: str) -> SystemExit:
-    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in dataset.features.items())
-    return SystemExit(f"{option}: expected the name of a column of {expected}, got {name!r}. The columns are {columns}.")
+    columns = ", ".join(
+        f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in dataset.features.items()
+    )
+    return SystemExit(
+        f"{option}: expected the name of a column of {expected}, got {name!r}. The columns are {columns}."
+    )
 
 
 def as_unicode(text: str) -> str:
@@ -233,24 +257,24 @@ class Answerer:
     Args:
         model, processor: Of one checkpoint.
         max_new_tokens: Longest answer.
-        max_tiles: At most so many tiles of each picture; None for the processor's own setting.
+        max_tiles: At most so many tiles of each image; None for the processor's own setting.
         batch_size: At most so many at a time; becomes less where memory does not suffice.
     """
 
     def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None, batch_size: int):
         self.model, self.processor, self.max_new_tokens, self.batch_size = model, processor, max_new_tokens, batch_size
         self.limits = {} if max_tiles is None else {"max_tiles": max_tiles}
-        # What fails for this one is no fault of any picture.
+        # What fails for this one is no fault of any image.
         self.inputs(Image.new("RGB", (64, 64)), "?")
 
     def prepare(self, row: dict, image: dict | None) -> tuple[dict, dict | None]:
-        """A row and the model inputs of its picture. Where there can be none, the row's `error` says why."""
+        """A row and the model inputs of its image. Where there can be none, the row's `error` says why."""
         row = row | {"answer": None, "error": None, "answer_tokens": None}
         try:
             if not row["question"]:
                 raise ValueError("The row has no question.")
-            return row, self.inputs(open_picture(self.processor, image), row["question"])
-        except Exception as error:  # whatever a picture can bring about; it must not stop the others
+            return row, self.inputs(load_image(self.processor, image), row["question"])
+        except Exception as error:  # whatever an image can bring about; it must not stop the others
             return row | {"error": as_unicode(f"{type(error).__name__}: {error}")}, None
 
     def inputs(self, picture: Image.Image, question: str) -> dict:
@@ -266,7 +290,7 @@ class Answerer:
 
     def answer(self, prepared: list[tuple[dict, dict | None]]) -> list[dict]:
         """The rows with `answer` and `answer_tokens`. Where memory runs out, fewer are taken at a time from then on; a
-        picture that is too much by itself gets an `error`."""
+        image that is too much by itself gets an `error`."""
         waiting = deque((row, inputs) for row, inputs in prepared if inputs)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
@@ -286,12 +310,15 @@ class Answerer:
             else:
                 self.batch_size = len(batch) // 2
                 waiting.extend(batch)
-                tqdm.write(f"Memory ran out with {len(batch)} pictures; going on with {self.batch_size} at a time.", file=sys.stderr)
+                tqdm.write(
+                    f"Memory ran out with {len(batch)} pictures; going on with {self.batch_size} at a time.",
+                    file=sys.stderr,
+                )
         return [row for row, _ in prepared]
 
     @torch.inference_mode()
     def generate(self, prompts: list[dict]) -> list[tuple[str, int]]:
-        """For each prompt, [1, length] ids and its picture's tiles, the answer and how many tokens it took."""
+        """For each prompt, [1, length] ids and its image's tiles, the answer and how many tokens it took."""
         padded = self.processor.tokenizer.pad(
             {"input_ids": [prompt["input_ids"][0].tolist() for prompt in prompts]},
             padding=True,
@@ -308,8 +335,8 @@ class Answerer:
         return [(text.strip(), length) for text, length in zip(texts, before.tolist(), strict=True)]
 
 
-def open_picture(processor, image: dict | None) -> Image.Image:
-    """A picture from {"bytes", "path"}; its pixels are not read yet."""
+def load_image(processor, image: dict | None) -> Image.Image:
+    """An image from {"bytes", "path"}; its pixels are not read yet."""
     if image is None or image["bytes"] is None and not image["path"]:
         raise ValueError("The row has no picture.")
     if image["bytes"] is None:
@@ -380,7 +407,9 @@ def claim(lock: IO, mode: int) -> None:
     try:
         fcntl.flock(lock, mode | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise SystemExit(f"Another run is at work in {Path(lock.name).parent}. Wait for its end, or end its processes.") from None
+        raise SystemExit(
+            f"Another run is at work in {Path(lock.name).parent}. Wait for its end, or end its processes."
+        ) from None
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -391,15 +420,23 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.exists() and (others := sorted(set(os.listdir(folder)) - {LOCK, SETTINGS + UNFINISHED})):
-        raise SystemExit(f"{folder} holds {others[0]!r} but no {SETTINGS}: it is no output to go on with. Choose a new folder.")
+        raise SystemExit(
+            f"{folder} holds {others[0]!r} but no {SETTINGS}: it is no output to go on with. Choose a new folder."
+        )
     for leftover in folder.glob(f"part-*{UNFINISHED}"):
         leftover.unlink()
     if not any(folder.glob("part-*")):
         write_whole(path, json.dumps(settings, indent=2).encode())
     before = json.loads(path.read_text())
-    changed = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in settings.items() if before.get(name) != value]
+    changed = [
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
     if changed:
-        raise SystemExit(f"{folder} was begun with other settings: {'; '.join(changed)}. Take those, or choose a new folder.")
+        raise SystemExit(
+            f"{folder} was begun with other settings: {'; '.join(changed)}. Take those, or choose a new folder."
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -408,7 +445,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def settings_of(args: argparse.Namespace, source: Folder | Table) -> dict[str, Any]:
-    """All that the answers depend on. Contents of pictures and weights are not compared."""
+    """All that the answers depend on. Contents of images and weights are not compared."""
 
     def full(name: str) -> str:
         return str(Path(name).resolve()) if Path(name).exists() else name
@@ -429,7 +466,7 @@ def plan(args: argparse.Namespace, source: Folder | Table, lock: IO) -> tuple[st
 
 
 class Progress:
-    """A bar of the pictures that all processes have answered: `answered` by this one; what others have is seen by their parts."""
+    """A bar of the images that all processes have answered: `answered` by this one; what others have is seen by their parts."""
 
     def __init__(self, output: Output, missing: list[int], mine: list[int], shown: bool):
         self.folder, self.answered = output.folder, 0
@@ -479,7 +516,9 @@ def run(args: argparse.Namespace, accelerator: Accelerator) -> None:
             source = open_source(args)
             claim(held.enter_context(open(args.output / LOCK, "a+")), fcntl.LOCK_SH)
             if source.digest() != digest:
-                raise SystemExit(f"Process {accelerator.process_index} sees other rows in {args.source} than the first one.")
+                raise SystemExit(
+                    f"Process {accelerator.process_index} sees other rows in {args.source} than the first one."
+                )
 
         output = Output(args.output, len(source), args.rows_per_part, args.format)
         mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -494,7 +533,9 @@ def run(args: argparse.Namespace, accelerator: Accelerator) -> None:
 def summary(output: Output, new: int) -> str:
     errors = [error for part in output.parts for error in output.errors(part)]
     if len(errors) != output.rows:
-        raise SystemExit(f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: delete the parts that were changed.")
+        raise SystemExit(
+            f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: delete the parts that were changed."
+        )
     failed = sum(error is not None for error in errors)
     return (
         f"{output.rows:,} rows: {output.rows - failed:,} answered, {failed:,} with an error; in {len(output.parts):,} parts, "
@@ -502,7 +543,9 @@ def summary(output: Output, new: int) -> str:
     )
 
 
-def answer_parts(args: argparse.Namespace, source: Folder | Table, output: Output, parts: list[int], device, progress: Progress) -> None:
+def answer_parts(
+    args: argparse.Namespace, source: Folder | Table, output: Output, parts: list[int], device, progress: Progress
+) -> None:
     """Answers these parts, one after the other."""
     processor, load_model = load_processor_and_class(args.model)
     model = load_model(dtype=args.dtype).eval().to(device)
@@ -512,7 +555,9 @@ def answer_parts(args: argparse.Namespace, source: Folder | Table, output: Outpu
         for part in parts
         for start in range(0, len(output.numbers(part)), args.batch_size)
     ]
-    all_prepared = prefetched(lambda number: answerer.prepare(*source.row(number)), (numbers for _, numbers in batches))
+    all_prepared = prefetched(
+        lambda number: answerer.prepare(*source.row(number)), (numbers for _, numbers in batches)
+    )
     rows = []
     for (part, _), prepared in zip(batches, all_prepared, strict=True):
         rows += answerer.answer(prepared)

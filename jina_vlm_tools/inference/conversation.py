@@ -1,4 +1,4 @@
-"""Turns with a model. Each goes on from the cache of the one before, so that no picture is encoded twice."""
+"""Turns with a model. Each goes on from the cache of the one before, so that no image is encoded twice."""
 
 import time
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class Conversation:
     Args:
         model, processor: Of one checkpoint.
         max_new_tokens (`int`): Longest answer.
-        max_tiles (`int`, *optional*): At most so many tiles of a picture beside its thumbnail.
+        max_tiles (`int`, *optional*): At most so many tiles of an image beside its thumbnail.
     """
 
     def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None = None):
@@ -57,31 +57,35 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all turns and pictures."""
+        """Forget all turns and images."""
         self.ids, self.cache = None, None
 
-    def answer(self, question: str, pictures: list[Image.Image], show: Callable[[str], None] = lambda text: None) -> Answer:
+    def answer(
+        self, question: str, pictures: list[Image.Image], show: Callable[[str], None] = lambda text: None
+    ) -> Answer:
         """
         The next turn.
 
         Args:
-            pictures: Those that are new, before the question.
+            images: Those that are new, before the question.
             show: Gets the answer's text, piece by piece, while it is generated.
 
         Raises:
-            ValueError: the conversation would be longer than the model's positions, or a picture cannot be used.
+            ValueError: the conversation would be longer than the model's positions, or an image cannot be used.
         """
         return self.generate(self.prepare(question, pictures), show)
 
     def prepare(self, question: str, pictures: list[Image.Image]) -> BatchFeature:
-        """Inputs of the next turn: token ids of the whole conversation, and the new pictures alone."""
+        """Inputs of the next turn: token ids of the whole conversation, and the new images alone."""
         inputs = prepare_turn(self.processor, question, pictures, self.max_tiles)
         if self.ids is not None:
             # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ends the last one already.
             ids = torch.cat([self.ids, inputs["input_ids"][:, 1:]], dim=1)
             limit = self.processor.tokenizer.model_max_length
             if ids.shape[1] > limit:
-                raise ValueError(f"The conversation has {ids.shape[1]} tokens, the model takes {limit}. Begin a new one.")
+                raise ValueError(
+                    f"The conversation has {ids.shape[1]} tokens, the model takes {limit}. Begin a new one."
+                )
             inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return BatchFeature(inputs)
 
@@ -114,7 +118,7 @@ class Conversation:
 
 
 def prepare_turn(processor, question: str, pictures: list[Image.Image], max_tiles: int | None = None) -> BatchFeature:
-    """Model inputs of one user's turn: pictures, then text."""
+    """Model inputs of one user's turn: images, then text."""
     content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -126,7 +130,7 @@ def prepare_turn(processor, question: str, pictures: list[Image.Image], max_tile
     )
 
 
-def describe_pictures(processor, pictures: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
+def describe_images(processor, pictures: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
     """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail, and
     `tokens` of the prompt."""
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
@@ -136,6 +140,13 @@ def describe_pictures(processor, pictures: list[Image.Image], max_tiles: int | N
         rows, columns = processor.image_processor.get_tiling(*size, **settings)[1]
         tokens = processor._get_num_multimodal_tokens([size], **settings)["num_image_tokens"][0]
         described.append(
-            {"width": picture.width, "height": picture.height, "rows": rows, "columns": columns, "tiles": 1 + rows * columns, "tokens": tokens}
+            {
+                "width": picture.width,
+                "height": picture.height,
+                "rows": rows,
+                "columns": columns,
+                "tiles": 1 + rows * columns,
+                "tokens": tokens,
+            }
         )
     return described

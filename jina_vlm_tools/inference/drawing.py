@@ -1,4 +1,4 @@
-"""A page that shows what becomes of a picture."""
+"""A page that shows what becomes of an image."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -7,7 +7,7 @@ from .tiling import Tile, Tiling
 
 INK, GREY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
 VEIL, FADE, LINE = (128, 138, 158), (205, 209, 217), (184, 191, 202)  # to be seen on white paper as well
-TILE_COLOURS = (
+TILE_COLORS = (
     (214, 57, 70), (235, 140, 30), (58, 148, 82), (38, 110, 200), (128, 74, 176), (205, 75, 145),
     (0, 134, 139), (140, 90, 50), (88, 96, 200), (120, 140, 20), (190, 60, 20), (70, 110, 130),
 )  # fmt: skip
@@ -20,16 +20,16 @@ CAPTION = 171  # between what is above and what is below
 VEILED = 110  # of 255
 
 
-def get_tile_colour(index: int) -> tuple[int, int, int]:
-    return TILE_COLOURS[index % len(TILE_COLOURS)]
+def get_tile_color(index: int) -> tuple[int, int, int]:
+    return TILE_COLORS[index % len(TILE_COLORS)]
 
 
 def draw_page(tiling: Tiling) -> Image.Image:
-    """Four parts: the picture; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens; the
+    """Four parts: the image; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens; the
     tiles, each with the region of it that is kept."""
     width = RIGHT + max(LEAST_RIGHT_WIDTH, tiling.columns * (TILE + GAP) - GAP) + MARGIN
     canvas_height = tiling.canvas[1]
-    # A small picture is enlarged, a tall one shown no taller than the canvas.
+    # A small image is enlarged, a tall one shown no taller than the canvas.
     scale = min(LEFT_WIDTH / tiling.picture.width, max(canvas_height, tiling.tile_side) / tiling.picture.height)
     small_size = [max(1, round(side * scale)) for side in tiling.picture.size]
     middle = TOP + max(canvas_height, small_size[1]) + CAPTION
@@ -39,7 +39,14 @@ def draw_page(tiling: Tiling) -> Image.Image:
     side, dropped = tiling.tile_side, (tiling.tile_side - tiling.stride) // 2 // tiling.token_side
 
     fitted = "{} x {}".format(*tiling.fitted)
-    caption(canvas, LEFT, TOP, "1", "The image", f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {fitted}")
+    caption(
+        canvas,
+        LEFT,
+        TOP,
+        "1",
+        "The image",
+        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {fitted}",
+    )
     page.paste(tiling.picture.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 
     caption(
@@ -59,9 +66,11 @@ def draw_page(tiling: Tiling) -> Image.Image:
     for index, tile in enumerate(tiling.tiles):
         x = RIGHT + index % tiling.columns * (TILE + GAP)
         y = middle + index // tiling.columns * (TILE + GAP)
-        page.paste(draw_tokens(tile, tiling.token_side, get_tile_colour(index)).resize((TILE, TILE), Image.LANCZOS), (x, y))
+        page.paste(
+            draw_tokens(tile, tiling.token_side, get_tile_color(index)).resize((TILE, TILE), Image.LANCZOS), (x, y)
+        )
         canvas.rectangle((x - 1, y - 1, x + TILE, y + TILE), outline=PALE)
-        label(canvas, x + TILE / 2, y + TILE / 2, count(tile).removesuffix(" tokens"), get_tile_colour(index))
+        label(canvas, x + TILE / 2, y + TILE / 2, count(tile).removesuffix(" tokens"), get_tile_color(index))
 
     y = middle + side + 70
     canvas.line((LEFT, y, LEFT + LEFT_WIDTH, y), fill=PALE, width=3)
@@ -79,7 +88,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
 
 
 def draw_canvas(tiling: Tiling) -> Image.Image:
-    """The stretched picture, put together from its tiles, their frames on it, and a veil where they overlap."""
+    """The stretched image, put together from its tiles, their frames on it, and a veil where they overlap."""
     stretched, side = Image.new("RGB", tiling.canvas), tiling.tile_side
     for tile in tiling.tiles:
         stretched.paste(tile.image, tile.corner)
@@ -95,10 +104,16 @@ def draw_canvas(tiling: Tiling) -> Image.Image:
     marks = ImageDraw.Draw(shown)
     for index, tile in enumerate(tiling.tiles):
         x, y = tile.corner
-        inset = 3 + 5 * (index % 2) + 4 * (index // tiling.columns % 2)  # so that neighbours' frames do not hide each other
-        marks.rectangle((x + inset, y + inset, x + side - 1 - inset, y + side - 1 - inset), outline=get_tile_colour(index), width=5)
+        inset = (
+            3 + 5 * (index % 2) + 4 * (index // tiling.columns % 2)
+        )  # so that neighbors' frames do not hide each other
+        marks.rectangle(
+            (x + inset, y + inset, x + side - 1 - inset, y + side - 1 - inset), outline=get_tile_color(index), width=5
+        )
     for index, tile in enumerate(tiling.tiles):
-        label(marks, tile.corner[0] + side / 2, tile.corner[1] + side / 2, f"tile {index + 1}", get_tile_colour(index), 28)
+        label(
+            marks, tile.corner[0] + side / 2, tile.corner[1] + side / 2, f"tile {index + 1}", get_tile_color(index), 28
+        )
     return shown
 
 
@@ -137,7 +152,7 @@ def caption(canvas: ImageDraw.ImageDraw, x: int, y: int, number: str, title: str
 
 
 def label(canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, colour, size: int = 25) -> None:
-    """Text on a plate of a colour, about (x, y)."""
+    """Text on a plate of a color, about (x, y)."""
     left, top, right, bottom = canvas.textbbox((x, y), text, font=font(size), anchor="mm")
     canvas.rounded_rectangle((left - 10, top - 7, right + 10, bottom + 7), radius=8, fill=colour)
     canvas.text((x, y), text, font=font(size), fill="white", anchor="mm")

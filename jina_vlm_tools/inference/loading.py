@@ -1,4 +1,4 @@
-"""Checkpoints and pictures, from what people name them by."""
+"""Checkpoints and images, from what people name them by."""
 
 import sys
 from io import BytesIO
@@ -24,7 +24,9 @@ def load_processor_and_class(checkpoint: str):
         try:
             import jina_vlm  # noqa: F401  registers the classes
         except ImportError as error:
-            sys.exit(f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): pip install .")
+            sys.exit(
+                f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): pip install ."
+            )
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=is_bundle)
     except OSError as error:
@@ -52,7 +54,9 @@ def load_on_device(load_model, device: str | None = None, dtype: str | None = No
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}. Leave it out for the best one there is.") from error
+        raise ValueError(
+            f"--device {device}: {str(error).splitlines()[0]}. Leave it out for the best one there is."
+        ) from error
     return load_model(dtype=dtype or ("float32" if device == "cpu" else "auto")).eval().to(device)
 
 
@@ -64,9 +68,9 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def open_picture(source: str, image_processor):
+def load_image(source: str, image_processor):
     """
-    A picture as the model sees it: a PIL image, upright, in RGB, transparency on white.
+    An image as the model sees it: a PIL image, upright, in RGB, transparency on white.
 
     Raises:
         OSError, ValueError: there is none, or it cannot be read; the message says why.

@@ -22,7 +22,7 @@ class JinaVLMProcessor(jina_vlm.JinaVLMProcessor):  # by this name checkpoints a
     """
 
     def apply_chat_template(self, conversation: list[dict], *args, **kwargs):
-        """As the base class, for text and pictures from the network alone.
+        """As the base class, for text and images from the network alone.
 
         Raises:
             fastapi.HTTPException: 400, whose `detail` is the message of the error that the base class raised.

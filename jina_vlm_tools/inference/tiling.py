@@ -1,4 +1,4 @@
-"""What becomes of a picture. Pixels come from the image processor, and numbers from the geometry that it and the model use:
+"""What becomes of an image. Pixels come from the image processor, and numbers from the geometry that it and the model use:
 nothing here repeats their arithmetic."""
 
 from dataclasses import dataclass
@@ -69,7 +69,12 @@ class Tiling:
             "fitted": size(self.fitted),
             "canvas": size(self.canvas),
             "grid": {"rows": self.rows, "columns": self.columns},
-            "tile": {"side": self.tile_side, "stride": self.stride, "overlap": self.tile_side - self.stride, "token_side": self.token_side},
+            "tile": {
+                "side": self.tile_side,
+                "stride": self.stride,
+                "overlap": self.tile_side - self.stride,
+                "token_side": self.token_side,
+            },
             "thumbnail": {"tokens": self.thumbnail.tokens, "kept": list(self.thumbnail.kept_box)},
             "tiles": [
                 {
@@ -90,10 +95,12 @@ class Tiling:
         }
 
 
-def compute_tiling(picture: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None) -> Tiling:
+def compute_tiling(
+    picture: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None
+) -> Tiling:
     """
     Raises:
-        ValueError: the picture is too elongated.
+        ValueError: the image is too elongated.
     """
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
     features = image_processor(picture, return_tensors="pt", **settings)
@@ -129,5 +136,5 @@ def compute_tiling(picture: Image.Image, image_processor: JinaVLMImageProcessor,
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] -> a picture."""
+    """[3, H, W] in [-1, 1] -> an image."""
     return Image.fromarray(((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())

@@ -26,14 +26,18 @@ PLACES_IN = PLACE_NAMES | {
     "it": dict(
         zip(
             PLACES,
-            "in alto a sinistra,in alto,in alto a destra,a sinistra,al centro,a destra,in basso a sinistra,in basso,in basso a destra".split(","),
+            "in alto a sinistra,in alto,in alto a destra,a sinistra,al centro,a destra,in basso a sinistra,in basso,in basso a destra".split(
+                ","
+            ),
             strict=True,
         )
     ),
     "pt": dict(
         zip(
             PLACES,
-            "em cima à esquerda,em cima,em cima à direita,à esquerda,no centro,à direita,em baixo à esquerda,em baixo,em baixo à direita".split(","),
+            "em cima à esquerda,em cima,em cima à direita,à esquerda,no centro,à direita,em baixo à esquerda,em baixo,em baixo à direita".split(
+                ","
+            ),
             strict=True,
         )
     ),
@@ -52,7 +56,7 @@ SHAPE_TEMPLATES = {
         "count": "Quantas formas há?",
     },
 }
-# {place}: as said of what is there; {cell}: a table's cell, such as B2; {colour}: its bare name; {height}: a number.
+# {place}: as said of what is there; {cell}: a table's cell, such as B2; {color}: its bare name; {height}: a number.
 TEMPLATES = {
     "en": {
         "numbers": "Which number is {place}?",
@@ -134,7 +138,10 @@ def ask_shapes(scene: Scene, task: str, language: str, rng: random.Random) -> Tu
     if language not in SHAPE_TEMPLATES:
         return ask(scene, task, language, rng)
     shape = rng.choice(scene.shapes)
-    if task == "position" and sum((other.colour, other.kind) == (shape.colour, shape.kind) for other in scene.shapes) > 1:
+    if (
+        task == "position"
+        and sum((other.colour, other.kind) == (shape.colour, shape.kind) for other in scene.shapes) > 1
+    ):
         return None
     question = SHAPE_TEMPLATES[language][task].format(place=PLACES_IN[language][shape.place], a=a(language, shape))
     answer = {
@@ -154,7 +161,11 @@ def ask_page(page: Page, task: str, language: str, rng: random.Random) -> Turn |
         return turn and Turn("shapes", language, turn.question, turn.answer)
     if task == "charts":
         return _ask_chart(page, language, rng)
-    texts = [text for text in page.texts if task in ("tables", "small print") or text.text.isdecimal() == (task == "numbers")]
+    texts = [
+        text
+        for text in page.texts
+        if task in ("tables", "small print") or text.text.isdecimal() == (task == "numbers")
+    ]
     if not texts:
         return None
     text = rng.choice(texts)
@@ -166,7 +177,7 @@ def ask_page(page: Page, task: str, language: str, rng: random.Random) -> Turn |
 
 
 def _ask_chart(page: Page, language: str, rng: random.Random) -> Turn:
-    """How high a bar is, or, where one alone is so high, what colour it has."""
+    """How high a bar is, or, where one alone is so high, what color it has."""
     bar = rng.choice(page.bars)
     colour = COLOURS_IN[language][bar.colour]
     alone = sum(other.height == bar.height for other in page.bars) == 1
@@ -176,13 +187,20 @@ def _ask_chart(page: Page, language: str, rng: random.Random) -> Turn:
 
 
 def describe(page: Page, language: str) -> Turn:
-    """All that is on a page: of a board in reading order ("top: 42; centre: a red star"), of a table row by row ("A1: 42; B1: 17"), of
+    """All that is on a page: of a board in reading order ("top: 42; center: a red star"), of a table row by row ("A1: 42; B1: 17"), of
     a chart from left to right ("red: 7; blue: 2")."""
     if page.bars:
         items = [(COLOURS_IN[language][bar.colour], str(bar.height)) for bar in page.bars]
     elif page.kind == "table":
         items = [(f"{COLUMNS[text.cell[0]]}{text.cell[1] + 1}", text.text) for text in page.texts]
     else:
-        found = {shape.place: a(language, shape) for shape in page.scene.shapes} | {text.place: text.text for text in page.texts}
+        found = {shape.place: a(language, shape) for shape in page.scene.shapes} | {
+            text.place: text.text for text in page.texts
+        }
         items = [(PLACES_IN[language][place], found[place]) for place in PLACES if place in found]
-    return Turn("everything", language, TEMPLATES[language]["everything"], "; ".join(f"{key}: {value}" for key, value in items) + ".")
+    return Turn(
+        "everything",
+        language,
+        TEMPLATES[language]["everything"],
+        "; ".join(f"{key}: {value}" for key, value in items) + ".",
+    )

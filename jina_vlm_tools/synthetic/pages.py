@@ -1,4 +1,4 @@
-"""Pages: pictures with printed numbers and words, tables, bar charts and small print, for the small model to grow on.
+"""Pages: images with printed numbers and words, tables, bar charts and small print, for the small model to grow on.
 
 Everything is drawn from a seed. Texts are upper case letters and digits in DejaVu Sans Mono Bold, which Matplotlib brings. A page
 knows what it shows: each task's question is asked about it, and each character's place is known to `seeing`.
@@ -65,7 +65,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a chart: left, top, right and bottom in pixels, its colour's name and its height, 1 to 9."""
+    """A bar of a chart: left, top, right and bottom in pixels, its color's name and its height, 1 to 9."""
 
     box: tuple[float, float, float, float]
     colour: str
@@ -74,7 +74,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Page:
-    """What a picture shows. `scene` has its size, its background and its shapes."""
+    """What an image shows. `scene` has its size, its background and its shapes."""
 
     kind: str
     scene: Scene
@@ -90,7 +90,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def draw_page(page: Page) -> Image.Image:
-    """The page as an RGB picture."""
+    """The page as an RGB image."""
     image = draw_scene(page.scene)
     canvas = ImageDraw.Draw(image)
     for line in page.lines:
@@ -140,7 +140,9 @@ def _side(rng: random.Random) -> int:
     return rng.randint(300, 378) if rng.random() < 0.8 else rng.randint(379, 560)
 
 
-def _place_text(rng: random.Random, text: str, place: str, size: tuple[int, int], sizes: tuple[int, int] = SIZES) -> Text:
+def _place_text(
+    rng: random.Random, text: str, place: str, size: tuple[int, int], sizes: tuple[int, int] = SIZES
+) -> Text:
     """Anywhere in the cell where it fits."""
     row, column = divmod(PLACES.index(place), 3)
     width, height = size[0] / 3, size[1] / 3
@@ -162,7 +164,8 @@ def make_board(
     number_of_shapes = min(filled - 1, rng.choice((0, 1, 1, 2)))
     scene = make_scene(rng, pairs, number=max(1, number_of_shapes))
     shapes = [
-        dataclasses.replace(shape, place=place) for shape, place in zip(scene.shapes, places[:number_of_shapes], strict=False)
+        dataclasses.replace(shape, place=place)
+        for shape, place in zip(scene.shapes, places[:number_of_shapes], strict=False)
     ]
     texts = [
         _place_text(rng, random_number(rng) if rng.random() < numbers else random_word(rng, words), place, size)
@@ -212,7 +215,7 @@ def make_table(rng: random.Random) -> Page:
 
 
 def make_chart(rng: random.Random) -> Page:
-    """2 to 5 bars of different colours, 1 to 9 high, above a scale."""
+    """2 to 5 bars of different colors, 1 to 9 high, above a scale."""
     size = (rng.randint(300, 378), rng.randint(300, 378))
     left, bottom, top = 40, size[1] - 14, 16
     unit = (bottom - top) / HIGHEST
@@ -228,10 +231,14 @@ def make_chart(rng: random.Random) -> Page:
     return Page("chart", _empty(rng, size), labels=tuple(labels), bars=tuple(bars), lines=tuple(lines))
 
 
-def make_small_print(rng: random.Random, pairs, words: list[str] | None = None, size: tuple[int, int] | None = None) -> Page:
+def make_small_print(
+    rng: random.Random, pairs, words: list[str] | None = None, size: tuple[int, int] | None = None
+) -> Page:
     """One small number or word beside one to four large shapes, on a page of several tiles."""
     size = size or tuple(side - rng.randint(0, 24) for side in rng.choice(SMALL_PRINT_SIZES))
     scene = make_scene(rng, pairs, number=rng.randint(1, 4))
     place = rng.choice([place for place in PLACES if all(shape.place != place for shape in scene.shapes)])
     text = random_number(rng, rng.randint(2, 4)) if rng.random() < 0.5 else random_word(rng, words)
-    return Page("small print", Scene(size, scene.background, scene.shapes), (_place_text(rng, text, place, size, (24, 25)),))
+    return Page(
+        "small print", Scene(size, scene.background, scene.shapes), (_place_text(rng, text, place, size, (24, 25)),)
+    )

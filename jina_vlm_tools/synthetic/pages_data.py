@@ -1,10 +1,10 @@
 """Draw what the small model grows on: `python -m jina_vlm_tools.synthetic.pages_data --output runs/pages`.
 
-    stage1/pages.parquet      everything on a page described, as `images` and `texts`
-    stage1/text.jsonl         such a description in the place of a page, and a question about it, as `messages`
-    stage2/<task>.parquet     pages of each task with questions, as `images` and `texts`
-    stage2/text.jsonl         as above
-    held_out.parquet          one question each, of shapes and words that training never draws, as `image` and `conversations`
+stage1/pages.parquet      everything on a page described, as `images` and `texts`
+stage1/text.jsonl         such a description in the place of a page, and a question about it, as `messages`
+stage2/<task>.parquet     pages of each task with questions, as `images` and `texts`
+stage2/text.jsonl         as above
+held_out.parquet          one question each, of shapes and words that training never draws, as `image` and `conversations`
 """
 
 import argparse
@@ -18,7 +18,7 @@ from .page_questions import LANGUAGES, TASKS, ask_page, describe
 from .pages import HELD_OUT_WORDS, Page, draw_page, make_board, make_chart, make_small_print, make_table
 from .questions import EVALUATION_SEEDS, Turn, show
 from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, make_scene
-from .writing import write_pictures, write_questions, write_texts
+from .writing import write_images, write_questions, write_texts
 
 
 # Questions about one page
@@ -108,20 +108,27 @@ def write(output: Path, stage1: int, stage2: int, texts: int, held_out: int) -> 
     for stage in ("stage1", "stage2"):
         (output / stage).mkdir(parents=True, exist_ok=True)
     described = map(stage1_turns, range(stage1))
-    write_pictures(output / "stage1" / "pages.parquet", ((draw_page(page), turns) for page, turns in described))
+    write_images(output / "stage1" / "pages.parquet", ((draw_page(page), turns) for page, turns in described))
     write_texts(output / "stage1" / "text.jsonl", map(text_turn, range(texts)))
     for task in TASKS:
         asked = (stage2_turns(task, seed) for seed in range(stage2))
-        write_pictures(output / "stage2" / f"{task.replace(' ', '_')}.parquet", ((draw_page(page), turns) for page, turns in asked))
+        write_images(
+            output / "stage2" / f"{task.replace(' ', '_')}.parquet",
+            ((draw_page(page), turns) for page, turns in asked),
+        )
     write_texts(output / "stage2" / "text.jsonl", map(text_turn, range(texts, 2 * texts)))
-    write_questions(output / "held_out.parquet", ((draw_page(sample.page), sample.turn) for sample in held_out_samples(held_out)))
+    write_questions(
+        output / "held_out.parquet", ((draw_page(sample.page), sample.turn) for sample in held_out_samples(held_out))
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stage1", type=int, default=10_000, help="pages of stage one (default: %(default)s)")
-    parser.add_argument("--stage2", type=int, default=3_000, help="pages of each task of stage two (default: %(default)s)")
+    parser.add_argument(
+        "--stage2", type=int, default=3_000, help="pages of each task of stage two (default: %(default)s)"
+    )
     parser.add_argument("--texts", type=int, default=2_000, help="of each stage (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=180)
     args = parser.parse_args()

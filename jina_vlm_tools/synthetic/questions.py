@@ -1,6 +1,6 @@
 """Questions about a scene and their answers, in English, German, Spanish and French.
 
-There are four tasks: the `kind` of a shape, its `colour`, its `position`, and a `count` from 1 to 5. A question always has
+There are four tasks: the `kind` of a shape, its `color`, its `position`, and a `count` from 1 to 5. A question always has
 one right answer, short enough to be compared as a string.
 """
 
@@ -59,7 +59,7 @@ SHAPE = {
     "fr": ("f", "forme", "formes"),
 }
 
-# Colours as answers; Spanish and French also as feminine, masculine plural and feminine plural adjectives.
+# Colors as answers; Spanish and French also as feminine, masculine plural and feminine plural adjectives.
 COLOUR_NAMES = {
     "en": {colour: colour for colour in COLOURS},
     "de": dict(zip(COLOURS, "rot orange gelb grün blau lila rosa schwarz".split(), strict=True)),
@@ -71,7 +71,13 @@ _UNCHANGING = {"de": ("orange", "lila", "rosa"), "es": ("naranja", "rosa"), "fr"
 # Where a shape is, as an answer; as said of a shape ("the shape ..."); as the scene of a sentence ("What is ...?").
 PLACE_NAMES = {
     "en": dict(zip(PLACES, PLACES, strict=True)),
-    "de": dict(zip(PLACES, "oben links,oben,oben rechts,links,in der Mitte,rechts,unten links,unten,unten rechts".split(","), strict=True)),
+    "de": dict(
+        zip(
+            PLACES,
+            "oben links,oben,oben rechts,links,in der Mitte,rechts,unten links,unten,unten rechts".split(","),
+            strict=True,
+        )
+    ),
     "es": dict(
         zip(
             PLACES,
@@ -83,7 +89,9 @@ PLACE_NAMES = {
     "fr": dict(
         zip(
             PLACES,
-            "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,en bas à gauche,en bas,en bas à droite".split(","),
+            "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,en bas à gauche,en bas,en bas à droite".split(
+                ","
+            ),
             strict=True,
         )
     ),
@@ -92,7 +100,7 @@ _ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"
 
 
 def adjective(language: str, colour: str, gender: str, plural: bool = False) -> str:
-    """The colour as it stands beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
+    """The color as it stands beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
     name = COLOUR_NAMES[language][colour]
     if language == "en" or name in _UNCHANGING[language]:
         return name
@@ -172,7 +180,7 @@ class Turn:
     answer: str
 
 
-# How a question points at a shape: not at all where it is the only one, by its place, or by its colour, its kind or both
+# How a question points at a shape: not at all where it is the only one, by its place, or by its color, its kind or both
 # where these tell it from all others.
 POINTERS = {
     "kind": ("only", "place", "colour"),
@@ -180,8 +188,8 @@ POINTERS = {
     "position": ("only", "colour", "kind", "both"),
 }
 
-# {the}: the shape, with what is known of it; {of}: the same after French "de"; {colour}: agreeing with the word for shape;
-# {name}: the bare colour; {where}, {at}: its place; {plural}: what is counted.
+# {the}: the shape, with what is known of it; {of}: the same after French "de"; {color}: agreeing with the word for shape;
+# {name}: the bare color; {where}, {at}: its place; {plural}: what is counted.
 TEMPLATES = {
     "en": {
         ("kind", "only"): ["What shape is this?", "Which shape is in the picture?", "What shape is it?"],
@@ -231,7 +239,9 @@ def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | No
     cannot be told apart by how they look."""
     if task == "count":
         return _ask_count(scene, language, rng)
-    pointers = [(pointer, shape) for pointer in POINTERS[task] for shape in scene.shapes if _is_clear(scene, pointer, shape)]
+    pointers = [
+        (pointer, shape) for pointer in POINTERS[task] for shape in scene.shapes if _is_clear(scene, pointer, shape)
+    ]
     if not pointers:
         return None
     chosen = rng.choice(sorted({pointer for pointer, _ in pointers}))
@@ -242,14 +252,18 @@ def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | No
         shape.kind if chosen in ("kind", "both") else None,
     )
     templates = TEMPLATES[language]
-    question = rng.choice(templates[task] if task == "position" else templates[task, chosen]).format(
-        the=phrase,
-        of=of(phrase),
-        colour=adjective(language, shape.colour, "f"),
-        name=COLOUR_NAMES[language][shape.colour],
-        where=where(language, shape.place),
-        at=at(language, shape.place),
-    ).replace("de el ", "del ")
+    question = (
+        rng.choice(templates[task] if task == "position" else templates[task, chosen])
+        .format(
+            the=phrase,
+            of=of(phrase),
+            colour=adjective(language, shape.colour, "f"),
+            name=COLOUR_NAMES[language][shape.colour],
+            where=where(language, shape.place),
+            at=at(language, shape.place),
+        )
+        .replace("de el ", "del ")
+    )
     answer = {
         "kind": NOUNS[language][shape.kind][1],
         "colour": COLOUR_NAMES[language][shape.colour],
@@ -271,7 +285,7 @@ def _is_clear(scene: Scene, pointer: str, shape: Shape) -> bool:
 
 
 def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
-    """How many shapes, or shapes of one colour, or of one kind, that the scene holds."""
+    """How many shapes, or shapes of one color, or of one kind, that the scene holds."""
     shape = rng.choice(scene.shapes)
     colour = kind = None
     match rng.choice(("all", "all", "colour", "kind")):
@@ -290,7 +304,7 @@ def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
     return Turn("count", language, question, str(number))
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """What is compared of an answer: its words in lower case, without punctuation."""
     return " ".join(re.findall(r"\w+", answer.lower()))
 
@@ -301,8 +315,10 @@ def normalise(answer: str) -> str:
 
 
 def show(picture: Image.Image, turn: Turn) -> list[dict]:
-    """The conversation for a chat template that shows a picture and asks a question."""
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": turn.question}]}]
+    """The conversation for a chat template that shows an image and asks a question."""
+    return [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": turn.question}]}
+    ]
 
 
 @dataclass(frozen=True)
@@ -318,7 +334,7 @@ class Sample:
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:
-    """A picture of held-out pairs and one question about it. Seeds count from 0 here too, and are moved out of training's
+    """An image of held-out pairs and one question about it. Seeds count from 0 here too, and are moved out of training's
     reach."""
     rng = random.Random(EVALUATION_SEEDS + seed)
     turn = None

@@ -1,10 +1,10 @@
-"""Pictures of coloured shapes, drawn from an integer: the same seed gives the same scene and the same pixels.
+"""Images of colored shapes, drawn from an integer: the same seed gives the same scene and the same pixels.
 
-A picture is a 3 x 3 board of places, one to five of which hold a shape. Its sides lie between 250 and 378 pixels, so that
+An image is a 3 x 3 board of places, one to five of which hold a shape. Its sides lie between 250 and 378 pixels, so that
 jina-vlm makes it one tile and one thumbnail.
 
-Colour-shape pairs are split once and for all. `HELD_OUT_PAIRS` are drawn in evaluation only, and evaluation draws nothing
-else; every colour is held out with one kind, and trained with all others.
+Color-shape pairs are split once and for all. `HELD_OUT_PAIRS` are drawn in evaluation only, and evaluation draws nothing
+else; every color is held out with one kind, and trained with all others.
 """
 
 import math
@@ -27,9 +27,9 @@ COLOURS = {
 }
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 MAX_SHAPES = 5
-GREYISH = 60  # the most that channels differ in a shade that nobody would call by a colour's name
-NAMELESS_DISTANCE = 60  # of a colour without a name from all that have one, as points of RGB
-SIDES = (250, 378)  # shortest and longest side of a picture, in pixels
+GREYISH = 60  # the most that channels differ in a shade that nobody would call by a color's name
+NAMELESS_DISTANCE = 60  # of a color without a name from all that have one, as points of RGB
+SIDES = (250, 378)  # shortest and longest side of an image, in pixels
 
 ALL_PAIRS = tuple((colour, kind) for colour in COLOURS for kind in KINDS)
 HELD_OUT_PAIRS = tuple((colour, KINDS[(5 * i + 3) % len(KINDS)]) for i, colour in enumerate(COLOURS))
@@ -38,8 +38,8 @@ TRAINING_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: `place` is its cell of the board; centre and radius are in cells, the angle in degrees. `colour` is "" for
-    a colour without a name."""
+    """One shape: `place` is its cell of the board; center and radius are in cells, the angle in degrees. `color` is "" for
+    a color without a name."""
 
     kind: str
     colour: str
@@ -47,12 +47,12 @@ class Shape:
     centre: tuple[float, float]  # x, y from the cell's top left corner
     radius: float
     angle: float
-    shade: tuple[int, int, int]  # the RGB it is drawn in: its colour, varied a little
+    shade: tuple[int, int, int]  # the RGB it is drawn in: its color, varied a little
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn: its size (width, height) in pixels, its background and its shapes in reading order."""
+    """An image to be drawn: its size (width, height) in pixels, its background and its shapes in reading order."""
 
     size: tuple[int, int]
     background: tuple[int, int, int]
@@ -62,10 +62,10 @@ class Scene:
 def make_scene(
     rng: random.Random, pairs: tuple[tuple[str, str], ...], number: int | None = None, nameless: float = 0.0
 ) -> Scene:
-    """Compose a scene from (colour, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all equally likely.
+    """Compose a scene from (color, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all equally likely.
 
     In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be counted.
-    `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their colour is "".
+    `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their color is "".
     """
     number = number or rng.randint(1, MAX_SHAPES)
     if rng.random() < 0.5 and number <= MAX_SHAPES:
@@ -87,7 +87,7 @@ def make_scene(
 
 
 def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Far from every named colour; and nearer to none that is held out with this kind, unless it is greyish."""
+    """Far from every named color; and nearer to none that is held out with this kind, unless it is greyish."""
     while True:
         shade = tuple(rng.randint(0, 255) for _ in range(3))
         distances = {colour: math.dist(shade, named) for colour, named in COLOURS.items()}
@@ -99,7 +99,7 @@ def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, i
 
 
 def draw_scene(scene: Scene, oversampling: int = 2) -> Image.Image:
-    """Draw a scene as an RGB picture, `oversampling` times too large and averaged down for smooth edges."""
+    """Draw a scene as an RGB image, `oversampling` times too large and averaged down for smooth edges."""
     width, height = (side * oversampling for side in scene.size)
     image = Image.new("RGB", (width, height), scene.background)
     canvas = ImageDraw.Draw(image)
@@ -124,7 +124,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, r
         canvas.polygon([(x + r * math.sin(a), y - r * math.cos(a)) for r, a in corners], fill=shape.shade)
 
 
-# Corners as (distance from the centre, clockwise angle from the top in degrees). A cross has arms as wide as 0.5 of its radius.
+# Corners as (distance from the center, clockwise angle from the top in degrees). A cross has arms as wide as 0.5 of its radius.
 _ARM = math.degrees(math.atan2(0.25, 0.95))
 _CORNERS = {
     "square": [(1.0, degrees) for degrees in (45, 135, 225, 315)],

@@ -1,10 +1,10 @@
 """Draw the tiny stage's data as files: `python -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes`.
 
-    train.parquet     pictures with conversations, as `images` and `texts`
-    text.jsonl        questions about a caption in the place of a picture, as `messages`
-    held_out.parquet  one question each, of pairs of colour and shape that training never draws, as `image` and `conversations`
+    train.parquet     images with conversations, as `images` and `texts`
+    text.jsonl        questions about a caption in the place of an image, as `messages`
+    held_out.parquet  one question each, of pairs of color and shape that training never draws, as `image` and `conversations`
 
-The questions are in Italian, which `checkpoints/tiny` has never read, and some of the pictures' in its own four languages, so that
+The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four languages, so that
 these are not forgotten.
 """
 
@@ -17,11 +17,11 @@ from .page_questions import ask_shapes, describe
 from .pages import Page
 from .questions import EVALUATION_SEEDS, LANGUAGES, TASKS, Turn, ask
 from .shapes import HELD_OUT_PAIRS, TRAINING_PAIRS, Scene, draw_scene, make_scene
-from .writing import write_pictures, write_questions, write_texts
+from .writing import write_images, write_questions, write_texts
 
 
 def training_turns(seed: int) -> tuple[Scene, list[Turn]]:
-    """A picture, up to six questions in Italian and two in other languages, in any order."""
+    """An image, up to six questions in Italian and two in other languages, in any order."""
     rng = random.Random(f"italian {seed}")
     scene = make_scene(rng, TRAINING_PAIRS)
     turns = [ask_shapes(scene, rng.choice(TASKS), "it", rng) for _ in range(6)]
@@ -42,7 +42,7 @@ def held_out_turn(seed: int) -> tuple[Scene, Turn]:
 
 
 def text_turn(seed: int) -> Turn:
-    """A question about a description in the place of a picture."""
+    """A question about a description in the place of an image."""
     scene, (turn, *_) = training_turns(seed)
     return dataclasses.replace(turn, question=f"{describe(Page('shapes', scene), 'it').answer} {turn.question}")
 
@@ -51,7 +51,7 @@ def write(output: Path, pictures: int, texts: int, held_out: int) -> None:
     """Three files in a folder."""
     output.mkdir(parents=True, exist_ok=True)
     trained = map(training_turns, range(pictures))
-    write_pictures(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
+    write_images(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
     asked = map(held_out_turn, range(held_out))
     write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
     write_texts(output / "text.jsonl", map(text_turn, range(pictures, pictures + texts)))

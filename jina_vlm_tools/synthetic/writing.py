@@ -1,4 +1,4 @@
-"""Drawn pictures and questions as files, in the layouts that `layouts` reads."""
+"""Drawn images and questions as files, in the layouts that `layouts` reads."""
 
 import io
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 from .questions import Turn
 
 
-def write_pictures(path: Path, samples: Iterable[tuple[Image.Image, list[Turn]]]) -> None:
-    """Pictures with conversations, as `images` and `texts`, to a parquet file."""
+def write_images(path: Path, samples: Iterable[tuple[Image.Image, list[Turn]]]) -> None:
+    """Images with conversations, as `images` and `texts`, to a parquet file."""
     rows = [
         {"images": [_png(picture)], "texts": [{"user": turn.question, "assistant": turn.answer} for turn in turns]}
         for picture, turns in samples
@@ -23,11 +23,14 @@ def write_pictures(path: Path, samples: Iterable[tuple[Image.Image, list[Turn]]]
 
 
 def write_questions(path: Path, samples: Iterable[tuple[Image.Image, Turn]]) -> None:
-    """Pictures with a question each, as `image` and `conversations`, to a parquet file."""
+    """Images with a question each, as `image` and `conversations`, to a parquet file."""
     rows = [
         {
             "image": _png(picture),
-            "conversations": [{"from": "human", "value": f"<image>\n{turn.question}"}, {"from": "gpt", "value": turn.answer}],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{turn.question}"},
+                {"from": "gpt", "value": turn.answer},
+            ],
         }
         for picture, turn in samples
     ]
@@ -37,7 +40,7 @@ def write_questions(path: Path, samples: Iterable[tuple[Image.Image, Turn]]) -> 
 
 
 def write_texts(path: Path, turns: Iterable[Turn]) -> None:
-    """Questions without pictures, as `messages`, to a JSONL file."""
+    """Questions without images, as `messages`, to a JSONL file."""
     with open(path, "w", encoding="utf-8") as file:
         for turn in turns:
             messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]

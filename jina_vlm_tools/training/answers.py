@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from jina_vlm_tools.synthetic.questions import normalise
+from jina_vlm_tools.synthetic.questions import normalize
 
 from .stages import EvaluationSettings
 
@@ -39,7 +39,8 @@ def ask_all(model, processor, samples: list[dict], evaluation: EvaluationSetting
         with accelerator.autocast():
             given = answer(model, processor, [chat[:-1] for chat in chats], evaluation.max_new_tokens)
         verdicts += [
-            (index, normalise(text) == normalise(right)) for index, text, right in zip(indices, given, expected, strict=True)
+            (index, normalize(text) == normalize(right))
+            for index, text, right in zip(indices, given, expected, strict=True)
         ]
     right = dict(gather_object(verdicts))
     return sum(right.values()) / len(right)

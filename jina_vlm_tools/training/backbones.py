@@ -3,8 +3,8 @@
     python -m jina_vlm_tools.training.backbones --tower google/siglip2-so400m-patch14-384 --decoder Qwen/Qwen3-1.7B-Base --output bundle
 
 Both may be folders or repositories of the Hub. The tower loses its head and the blocks behind the deepest one that is used; the
-vocabulary grows by 128 rows for pictures, each the mean of the old ones; the connector is new. That nothing else changes is
-checked, on random pictures and tokens, before anything is written. Weights are written in float32.
+vocabulary grows by 128 rows for images, each the mean of the old ones; the connector is new. That nothing else changes is
+checked, on random images and tokens, before anything is written. Weights are written in float32.
 """
 
 import argparse
@@ -41,7 +41,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tower", required=True, help="SigLIP or SigLIP2, as a folder or a repository of the Hub")
     parser.add_argument("--decoder", required=True, help="Qwen3, as a folder or a repository of the Hub")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
-    parser.add_argument("--feature-layers", type=int, nargs="+", metavar="BLOCK", help="the tower's blocks, from 0, that the connector sees, deepest first (default: the third and the ninth from the last)")
+    parser.add_argument(
+        "--feature-layers",
+        type=int,
+        nargs="+",
+        metavar="BLOCK",
+        help="the tower's blocks, from 0, that the connector sees, deepest first (default: the third and the ninth from the last)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the connector's weights")
     return parser.parse_args()
 
@@ -60,7 +66,9 @@ def make_config(tower: str, decoder: str, feature_layers: list[int] | None = Non
     number = vision.num_hidden_layers
     layers = feature_layers or [number - back for back in FROM_THE_END]
     if min(layers) < 0 or max(layers) >= number or max(layers) != layers[0] or len(set(layers)) < len(layers):
-        raise BackboneError(f"--feature-layers {layers}: expected blocks from 0 to {number - 1} of {tower}, the deepest first, none twice.")
+        raise BackboneError(
+            f"--feature-layers {layers}: expected blocks from 0 to {number - 1} of {tower}, the deepest first, none twice."
+        )
     patches = vision.image_size // vision.patch_size
     processor = jina_vlm.JinaVLMImageProcessor
     if patches <= 2 * processor.overlap_margin:
@@ -69,7 +77,9 @@ def make_config(tower: str, decoder: str, feature_layers: list[int] | None = Non
             f"more than {2 * processor.overlap_margin} are needed, since tiles overlap by {processor.overlap_margin} at each side."
         )
     if vision.hidden_size % vision.num_attention_heads:
-        raise BackboneError(f"--tower {tower}: `hidden_size` {vision.hidden_size} is no multiple of its {vision.num_attention_heads} heads.")
+        raise BackboneError(
+            f"--tower {tower}: `hidden_size` {vision.hidden_size} is no multiple of its {vision.num_attention_heads} heads."
+        )
     rows = text.vocab_size
     return jina_vlm.JinaVLMConfig(
         # 384 pixels in patches of 14 use 378 of them
@@ -105,13 +115,19 @@ def make_processor(decoder: str, config: jina_vlm.JinaVLMConfig) -> jina_vlm.Jin
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     rows = config.structural_token_ids[0]
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or END_OF_TEXT not in tokenizer.get_vocab():
-        raise BackboneError(f"--decoder {decoder}: its tokenizer lacks {END_OF_TEXT}, which opens and ends every chat.")
+        raise BackboneError(
+            f"--decoder {decoder}: its tokenizer lacks {END_OF_TEXT}, which opens and ends every chat."
+        )
     if len(tokenizer) > rows:
-        raise BackboneError(f"--decoder {decoder}: its tokenizer has {len(tokenizer):,} tokens, its embedding {rows:,} rows.")
+        raise BackboneError(
+            f"--decoder {decoder}: its tokenizer has {len(tokenizer):,} tokens, its embedding {rows:,} rows."
+        )
     tokenizer.add_tokens([f"|<EXTRA_TOKENS_{index}>|" for index in range(rows - len(tokenizer))], special_tokens=True)
     tokenizer.add_tokens(list(STRUCTURAL_TOKENS), special_tokens=True)
     if (found := tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))) != config.structural_token_ids:
-        raise BackboneError(f"--decoder {decoder}: its tokenizer puts {', '.join(STRUCTURAL_TOKENS)} at {found}, expected {config.structural_token_ids}.")
+        raise BackboneError(
+            f"--decoder {decoder}: its tokenizer puts {', '.join(STRUCTURAL_TOKENS)} at {found}, expected {config.structural_token_ids}."
+        )
     tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
     tokenizer.add_bos_token = True
     tokenizer.padding_side = "left"
@@ -143,7 +159,11 @@ def make_model(config: jina_vlm.JinaVLMConfig, tower: str, decoder: str) -> jina
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         old = weights[name]
         weights[name] = torch.cat([old, old.mean(dim=0, keepdim=True).expand(ADDITIONAL_ROWS, -1)])
-    _copy({name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}, model.model.language_model, decoder)
+    _copy(
+        {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")},
+        model.model.language_model,
+        decoder,
+    )
     model.lm_head.weight.copy_(weights["lm_head.weight"])
     _check_decoder(theirs, model, decoder)
     return model
@@ -162,7 +182,9 @@ def _copy(weights: dict[str, torch.Tensor], target: torch.nn.Module, name: str) 
         if key not in weights:
             raise BackboneError(f"{name} lacks the weight {key}.")
         if weights[key].shape != tensor.shape:
-            raise BackboneError(f"{name}: `{key}` has shape {list(weights[key].shape)}, expected {list(tensor.shape)}.")
+            raise BackboneError(
+                f"{name}: `{key}` has shape {list(weights[key].shape)}, expected {list(tensor.shape)}."
+            )
         tensor.copy_(weights[key])
 
 
@@ -170,7 +192,11 @@ def _check_tower(theirs, ours, name: str) -> None:
     config = ours.config.vision_config
     pixels = torch.rand(1, config.num_channels, config.image_size, config.image_size) * 2 - 1
     outputs = theirs(pixels, output_hidden_states=True).hidden_states  # the first is the embedding's
-    _compare(torch.cat([outputs[layer + 1] for layer in ours.config.vision_feature_layers], dim=-1), ours(pixels).last_hidden_state, name)
+    _compare(
+        torch.cat([outputs[layer + 1] for layer in ours.config.vision_feature_layers], dim=-1),
+        ours(pixels).last_hidden_state,
+        name,
+    )
 
 
 def _check_decoder(theirs, model, name: str) -> None:
@@ -198,7 +224,9 @@ def main() -> None:
         sys.exit(str(error))
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"Saved to {args.output}: {model.num_parameters():,} parameters. Stage one comes next: jina_vlm_tools/training/recipes/stage1.yaml.")
+    print(
+        f"Saved to {args.output}: {model.num_parameters():,} parameters. Stage one comes next: jina_vlm_tools/training/recipes/stage1.yaml."
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ class JinaVLMCollator:
     What is to be predicted are the assistants' turns and the `<|endoftext|>` that ends them, as the chat template marks them by
     `{% generation %}`; never what looks like such a turn in somebody's text.
 
-    The pictures' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up along it.
+    The images' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up along it.
     The Trainer's does not where the data set has a length; where it has none, pass
     `TrainingArguments(accelerator_config={"dispatch_batches": False})`. TRL needs `remove_unused_columns=False`, and
-    `dataset_kwargs={"skip_prepare_dataset": True}` where the data set has no column of pictures.
+    `dataset_kwargs={"skip_prepare_dataset": True}` where the data set has no column of images.
 
     Args:
         processor ([`JinaVLMProcessor`]): Its chat template must have generation marks.
@@ -41,7 +41,7 @@ class JinaVLMCollator:
         """
         Returns:
             `input_ids`, `attention_mask` and `labels` [rows, length], padded on the right; `pixel_values`
-            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] where there are pictures. `labels` are -100 where nothing is to
+            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] where there are images. `labels` are -100 where nothing is to
             be predicted. `input_ids` come first: the Trainer counts the samples of the first tensor.
 
         Raises:
@@ -65,14 +65,16 @@ class JinaVLMCollator:
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
 
     def measure(self, row: dict[str, Any]) -> tuple[int, int]:
-        """(tokens, tiles) that a row becomes, without making its tiles; its pictures are decoded to see that they can be. Where
+        """(tokens, tiles) that a row becomes, without making its tiles; its images are decoded to see that they can be. Where
         special tokens are typed in its texts the number of tokens may be a few off.
 
         Raises:
             BadSample: the row cannot be used.
         """
         conversation = to_conversation(row)
-        pictures = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+        pictures = [
+            part["image"] for message in conversation for part in message["content"] if part["type"] == "image"
+        ]
         sizes = [_size(picture) for picture in pictures]
         ids = self.processor.tokenizer.apply_chat_template(
             conversation, chat_template=self.processor.chat_template, tokenize=True, return_dict=True
@@ -93,6 +95,11 @@ def _size(picture: Image.Image) -> tuple[int, int]:
     try:
         picture.load()
         width, height = ImageOps.exif_transpose(picture).size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PNG's reader raises SyntaxError
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # PNG's reader raises SyntaxError
         raise BadSample(f"A picture cannot be decoded: {error}") from error
     return height, width

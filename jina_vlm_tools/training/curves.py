@@ -1,4 +1,4 @@
-"""Loss curves as a picture."""
+"""Loss curves as an image."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Rows of data sets to conversations. A row is in one of the layouts that the paper's sources use:
 
-    images, texts           FineVision and the Cauldron: pictures, and pairs {"user": ..., "assistant": ...}
-    image, conversations    LLaVA-OneVision: one picture or several, and turns {"from": "human", "value": ...}
-    messages                chats: {"role": ..., "content": ...}, their pictures inside, or beside them in `images`
+images, texts           FineVision and the Cauldron: images, and pairs {"user": ..., "assistant": ...}
+image, conversations    LLaVA-OneVision: one image or several, and turns {"from": "human", "value": ...}
+messages                chats: {"role": ..., "content": ...}, their images inside, or beside them in `images`
 """
 
 import io
@@ -29,28 +29,30 @@ def layout_of(columns) -> str | None:
 def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
     """
     Args:
-        row (`dict`): In one of the layouts. Pictures are PIL images, paths, or {"bytes": ..., "path": ...} as `datasets`
+        row (`dict`): In one of the layouts. Images are PIL images, paths, or {"bytes": ..., "path": ...} as `datasets`
             holds them undecoded.
-        folder (`str` or `Path`, *optional*): What the paths of pictures are relative to.
+        folder (`str` or `Path`, *optional*): What the paths of images are relative to.
 
     Returns:
-        `list[dict]`: Messages for the chat template, whose pictures are PIL images that are not decoded yet. Pictures without
+        `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images without
         a place of their own come first.
 
     Raises:
-        BadSample: the row has none of the layouts, its pictures and their places do not agree, a picture cannot be opened, or
+        BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be opened, or
             no assistant says anything.
     """
     layout = layout_of(row)
     if layout is None:
-        raise BadSample(f"Expected a column {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {', '.join(map(str, row)) or 'none'}.")
+        raise BadSample(
+            f"Expected a column {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {', '.join(map(str, row)) or 'none'}."
+        )
     turns = row[layout]
     if not isinstance(turns, (list, tuple)) or not turns:
         raise BadSample(f"`{layout}` is {_short(turns)}, expected a list of turns.")
     messages = [message for turn in turns for message in _READERS[layout](turn)]
     if not any(message["role"] == "assistant" and _says_something(message) for message in messages):
         raise BadSample("No assistant says anything: there is nothing to learn.")
-    _fill_places(messages, _pictures(row), folder)
+    _fill_places(messages, _images(row), folder)
     return messages
 
 
@@ -64,7 +66,7 @@ def _from_llava(turn: Any) -> list[dict]:
     if role not in _LLAVA_ROLES:
         raise BadSample(f"`conversations` has a turn from {role!r}, expected one of {', '.join(_LLAVA_ROLES)}.")
     content = []
-    # Only people show pictures: an answer that happens to write the mark means its letters.
+    # Only people show images: an answer that happens to write the mark means its letters.
     for index, text in enumerate(value.split(LLAVA_PLACE) if _LLAVA_ROLES[role] == "user" else [value]):
         if index:
             content.append({"type": "image"})
@@ -115,7 +117,7 @@ def _says_something(message: dict) -> bool:
     return any(part.get("text", "").strip() for part in message["content"])
 
 
-def _pictures(row: dict) -> list:
+def _images(row: dict) -> list:
     given = [row[name] for name in ("images", "image") if row.get(name) is not None]
     if len(given) > 1:
         raise BadSample("Got pictures both in `images` and in `image`.")
@@ -124,7 +126,7 @@ def _pictures(row: dict) -> list:
 
 
 def _fill_places(messages: list[dict], pictures: list, folder: str | Path) -> None:
-    """Put the pictures, opened, where they belong."""
+    """Put the images, opened, where they belong."""
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
     places = [part for part in parts if not {"image", "path", "url", "base64"} & part.keys()]
     if not places and pictures:
@@ -138,10 +140,10 @@ def _fill_places(messages: list[dict], pictures: list, folder: str | Path) -> No
         place["image"] = picture
     for part in parts:
         picture = part.pop("image", None)
-        part["image"] = open_picture(picture if picture is not None else part.pop("path", None), folder)
+        part["image"] = load_image(picture if picture is not None else part.pop("path", None), folder)
 
 
-def open_picture(picture: Any, folder: str | Path = ".") -> Image.Image:
+def load_image(picture: Any, folder: str | Path = ".") -> Image.Image:
     """A PIL image of a PIL image, a path, or {"bytes": ..., "path": ...}; its pixels are not decoded yet.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a stage is trained on: sources with weights, from a YAML file, and the order in which their samples come.
 
-The order is a plan that every process makes for itself from the seed: batches of places in the sources, without pictures. Of
+The order is a plan that every process makes for itself from the seed: batches of places in the sources, without images. Of
 these each process loads its own. So nothing is sent from process to process, no batch is ever cut up, and a run that goes on
 in the middle skips to it without loading what it skips.
 """
@@ -180,7 +180,9 @@ class Source:
         self.folder = "."
         try:
             if source.hub:
-                self.data = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=source.streaming)
+                self.data = datasets.load_dataset(
+                    source.hub, source.config, split=source.split, streaming=source.streaming
+                )
             else:
                 files = _files(source, file, key)
                 self.folder = str(Path(files[0]).parent)
@@ -188,15 +190,20 @@ class Source:
                     BUILDERS[Path(files[0]).suffix], data_files=files, split="train", streaming=source.streaming
                 )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise SettingsError(file, f"{key}.{where}", getattr(source, where), f"it cannot be opened: {error}") from error
+            raise SettingsError(
+                file, f"{key}.{where}", getattr(source, where), f"it cannot be opened: {error}"
+            ) from error
         if limit is not None:
             self.data = self.data.take(limit)
         columns = self.data.column_names
         if layout_of(columns) is None:
             raise SettingsError(
-                file, f"{key}.{where}", getattr(source, where), f"it has the columns {', '.join(columns)}, but none of {', '.join(LAYOUTS)}."
+                file,
+                f"{key}.{where}",
+                getattr(source, where),
+                f"it has the columns {', '.join(columns)}, but none of {', '.join(LAYOUTS)}.",
             )
-        self.data = self.data.with_format("arrow")  # whose pictures are files, not decoded
+        self.data = self.data.with_format("arrow")  # whose images are files, not decoded
         self.bad, self.seen = Counter(), 0
         self.measures = None if source.streaming else self._measure_all(workers)
 
@@ -205,7 +212,9 @@ class Source:
 
     def _measure_all(self, workers: int) -> list[tuple[int, int, int]]:
         """(index, tokens, tiles) of each good sample."""
-        fingerprint = Hasher.hash([self.data._fingerprint, self.folder, self.settings.modality, _fingerprint(self.collator)])
+        fingerprint = Hasher.hash(
+            [self.data._fingerprint, self.folder, self.settings.modality, _fingerprint(self.collator)]
+        )
         with PartialState().main_process_first():
             measured = self.data.map(
                 self._measure_table,
@@ -248,7 +257,9 @@ class Source:
 
     def _judge(self) -> None:
         if self.bad.total() > self.max_bad_share * self.seen or self.bad.total() == self.seen:
-            raise TooManyBadSamples(f"More than {self.max_bad_share:.1%} of the samples are bad (`max_bad_share`).\n{self.report()}")
+            raise TooManyBadSamples(
+                f"More than {self.max_bad_share:.1%} of the samples are bad (`max_bad_share`).\n{self.report()}"
+            )
 
     def report(self) -> str:
         """How many samples were bad, and why."""
@@ -287,7 +298,7 @@ class Source:
             raise TooManyBadSamples(self.report())
 
     def sample(self, place: Place) -> dict[str, list[dict]]:
-        """The place's row as a chat, its pictures opened."""
+        """The place's row as a chat, its images opened."""
         row = place.row or self.data[place.index].to_pylist()[0]
         return {"messages": to_conversation(row, self.folder)}
 

@@ -1,4 +1,4 @@
-"""An optimiser for small models from nothing: Muon for matrices, AdamW for the rest.
+"""An optimizer for small models from nothing: Muon for matrices, AdamW for the rest.
 
 Muon (Keller Jordan, 2024) makes the momentum of a matrix nearly orthogonal before it takes a step, so that all directions
 are learned at the same speed. In one short trial on this model it was ahead of AdamW alone. torch has a `Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
@@ -47,7 +47,10 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         state["mean"].lerp_(parameter.grad, 1 - group["betas"][0])
         state["square"].lerp_(parameter.grad**2, 1 - group["betas"][1])
-        mean, square = (state[name] / (1 - beta ** state["step"]) for name, beta in zip(("mean", "square"), group["betas"], strict=True))
+        mean, square = (
+            state[name] / (1 - beta ** state["step"])
+            for name, beta in zip(("mean", "square"), group["betas"], strict=True)
+        )
         return mean / (square.sqrt() + group["eps"])
 
 
@@ -76,6 +79,11 @@ def muon_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> 
     hidden = hidden_matrices(model)
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in hidden]
     return [
-        {"params": [parameter for parameter in model.parameters() if parameter in hidden], "lr": learning_rate, "weight_decay": weight_decay, "matrices": True},
+        {
+            "params": [parameter for parameter in model.parameters() if parameter in hidden],
+            "lr": learning_rate,
+            "weight_decay": weight_decay,
+            "matrices": True,
+        },
         {"params": others, "lr": OTHERS * learning_rate, "weight_decay": 0.0, "matrices": False},
     ]

@@ -33,7 +33,9 @@ def build(kind: type, values: Any, file: str | Path, key: str = "") -> Any:
     prefix = f"{key}." if key else ""
     for name, value in values.items():
         if name not in fields:
-            raise SettingsError(file, f"{prefix}{name}", value, f"this key is unknown. Known are: {', '.join(fields)}.")
+            raise SettingsError(
+                file, f"{prefix}{name}", value, f"this key is unknown. Known are: {', '.join(fields)}."
+            )
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise SettingsError(file, f"{prefix}{name}", None, "this key is missing.")

@@ -57,12 +57,12 @@ class Stage:
         lora (`LoraSettings`, *optional*): Train adapters instead.
         evaluation (`EvaluationSettings`, *optional*): Questions asked during training.
         max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad.
-        max_tiles (`int`, *optional*): Of a picture, in the place of the checkpoint's own setting.
+        max_tiles (`int`, *optional*): Of an image, in the place of the checkpoint's own setting.
         optimizer (`str`): "muon" for small models from nothing: learning rates are those of matrices, see `muon`.
         precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in bfloat16.
         workers (`int`): Processes beside each that load samples, and that measure them before.
         save_every (`int`): Steps between checkpoints that a run can go on from; as many as steps: at the end only.
-        fsdp (`bool`): Shard weights, gradients and optimiser over the processes (FSDP2), rather than copy them to each.
+        fsdp (`bool`): Shard weights, gradients and optimizer over the processes (FSDP2), rather than copy them to each.
     """
 
     model: str
@@ -113,12 +113,18 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
         )
     for name, part in stage.parts.items():
         if part.learning_rate < 0 or not 0 <= part.final_share <= 1:
-            raise SettingsError(file, name, dataclasses.asdict(part), "expected a learning rate from 0, and a share from 0 to 1.")
+            raise SettingsError(
+                file, name, dataclasses.asdict(part), "expected a learning rate from 0, and a share from 0 to 1."
+            )
         if not 0 <= part.warmup_steps <= stage.steps:
-            raise SettingsError(file, f"{name}.warmup_steps", part.warmup_steps, f"expected 0 to `steps` ({stage.steps}).")
+            raise SettingsError(
+                file, f"{name}.warmup_steps", part.warmup_steps, f"expected 0 to `steps` ({stage.steps})."
+            )
     trained = stage.lora.parts if stage.lora else PARTS
     if not any(stage.parts[name].learning_rate for name in trained):
-        raise SettingsError(file, "encoder, connector, decoder", 0.0, "no part that is trained has a learning rate above 0.")
+        raise SettingsError(
+            file, "encoder, connector, decoder", 0.0, "no part that is trained has a learning rate above 0."
+        )
     if stage.evaluation and not beside(file, stage.evaluation.path).is_file():
         raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
     mixture_file = beside(file, stage.mixture)

@@ -22,7 +22,7 @@ from .lora import add_adapters
 from .mixture import MixtureSettings, Place, Plan, Source, SourceSettings, TooManyBadSamples, padding_share, shares
 from .settings import SettingsError
 from .stages import Stage, beside, read_stage
-from .trainer import JinaVLMTrainer, freeze, see_blank_pictures
+from .trainer import JinaVLMTrainer, freeze, see_blank_images
 
 
 STAGE_FILE = "stage.json"  # beside a run's checkpoints: what it was started with
@@ -43,7 +43,9 @@ def load_config(stage: Stage, file: Path) -> jina_vlm.JinaVLMConfig:
     except (OSError, ValueError) as error:
         raise SettingsError(file, "model", stage.model, f"its config cannot be read: {error}") from error
     if not isinstance(config, jina_vlm.JinaVLMConfig):
-        raise SettingsError(file, "model", stage.model, f"expected a jina-vlm, but its config is of {config.model_type!r}.")
+        raise SettingsError(
+            file, "model", stage.model, f"expected a jina-vlm, but its config is of {config.model_type!r}."
+        )
     return config
 
 
@@ -55,7 +57,10 @@ def load_processor(stage: Stage, file: Path, config: jina_vlm.JinaVLMConfig) -> 
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(stage.model)
     if processor.patch_token_id != config.image_token_id:
         raise SettingsError(
-            file, "model", stage.model, f"its tokenizer's <im_patch> is {processor.patch_token_id}, its config's {config.image_token_id}."
+            file,
+            "model",
+            stage.model,
+            f"its tokenizer's <im_patch> is {processor.patch_token_id}, its config's {config.image_token_id}.",
         )
     if "{% generation" not in str(processor.chat_template).replace("{%-", "{%"):
         processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
@@ -94,7 +99,9 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
     last = last_checkpoint(run)
     if not resume:
         if last:
-            raise ValueError(f"{run} holds a run already. Go on with it by --resume, or name another folder by --output.")
+            raise ValueError(
+                f"{run} holds a run already. Go on with it by --resume, or name another folder by --output."
+            )
         return None
     if not last:
         raise ValueError(f"{run} holds no checkpoint to go on from. Leave --resume out.")
@@ -102,7 +109,9 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
     for part in now:
         for key, value in now[part].items():
             if value != before[part].get(key):
-                raise SettingsError(file, f"{part}.{key}", value, f"the run in {run} began with {before[part].get(key)!r}.")
+                raise SettingsError(
+                    file, f"{part}.{key}", value, f"the run in {run} began with {before[part].get(key)!r}."
+                )
     return last
 
 
@@ -118,7 +127,9 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_size,
         gradient_accumulation_steps=stage.global_batch_size // (stage.batch_size * processes),
-        learning_rate=max(part.learning_rate for part in stage.parts.values()),  # each part's own is set in the trainer
+        learning_rate=max(
+            part.learning_rate for part in stage.parts.values()
+        ),  # each part's own is set in the trainer
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
         max_grad_norm=stage.max_grad_norm,
@@ -138,7 +149,7 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
         label_names=["labels"],
         dataloader_num_workers=stage.workers,
         dataloader_pin_memory=not on_cpu,
-        ddp_find_unused_parameters=False,  # see `see_blank_pictures`
+        ddp_find_unused_parameters=False,  # see `see_blank_images`
         ddp_backend="gloo" if on_cpu and processes > 1 else None,
         fsdp=stage.fsdp or None,
         fsdp_config=FSDP if stage.fsdp else None,
@@ -177,8 +188,10 @@ def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, 
     questions = open_evaluation(stage, file, collator)
 
     in_bf16 = stage.precision == "bf16" and stage.lora is not None
-    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(stage.model, dtype=torch.bfloat16 if in_bf16 else torch.float32)
-    see_blank_pictures(model)
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
+        stage.model, dtype=torch.bfloat16 if in_bf16 else torch.float32
+    )
+    see_blank_images(model)
     if stage.lora:
         model = add_adapters(model, stage.lora)
     freeze(model, stage.parts)
@@ -222,7 +235,10 @@ def save(trainer: Trainer, stage: Stage, output: Path) -> None:
 
 
 def describe(plan: Plan, mixture: MixtureSettings) -> str:
-    lines = [f"{category}: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()) for category, parts in shares(mixture).items()]
+    lines = [
+        f"{category}: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items())
+        for category, parts in shares(mixture).items()
+    ]
     lines += [source.report() for source in plan.sources if source.measures is not None]
     if all(source.measures is not None for source in plan.sources):
         lines.append(f"padding: {padding_share(iter(plan)):.1%} of {plan.steps:,} steps' tokens")
@@ -240,7 +256,9 @@ def train(args: argparse.Namespace) -> None:
     try:
         stage, mixture = read_stage(args.stage, state.num_processes)
         if stage.fsdp and not torch.accelerator.is_available():
-            raise SettingsError(args.stage, "fsdp", True, "accelerate shards on GPUs alone, and there is none. Leave it out.")
+            raise SettingsError(
+                args.stage, "fsdp", True, "accelerate shards on GPUs alone, and there is none. Leave it out."
+            )
         if args.model:
             stage.model = args.model
         elif beside(args.stage, stage.model).is_dir():
@@ -248,7 +266,9 @@ def train(args: argparse.Namespace) -> None:
         last = check_resumption(run, stage, mixture, args.resume, args.stage)
         if args.plan_only:
             processor = load_processor(stage, args.stage, load_config(stage, args.stage))
-            print(describe(make_plan(stage, mixture, args.stage, JinaVLMCollator(processor, stage.max_length)), mixture))
+            print(
+                describe(make_plan(stage, mixture, args.stage, JinaVLMCollator(processor, stage.max_length)), mixture)
+            )
             return
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
         trainer = make_trainer(stage, mixture, args.stage, run, state.num_processes)
@@ -258,7 +278,8 @@ def train(args: argparse.Namespace) -> None:
         print(describe(trainer.plan, mixture), flush=True)
         run.mkdir(parents=True, exist_ok=True)
         (run / STAGE_FILE).write_text(
-            json.dumps({"stage": dataclasses.asdict(stage), "mixture": dataclasses.asdict(mixture)}, indent=2) + "\n", encoding="utf-8"
+            json.dumps({"stage": dataclasses.asdict(stage), "mixture": dataclasses.asdict(mixture)}, indent=2) + "\n",
+            encoding="utf-8",
         )
     trainer.train(resume_from_checkpoint=last)
     save(trainer, stage, args.output)

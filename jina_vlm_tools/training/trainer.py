@@ -30,16 +30,18 @@ def freeze(model: nn.Module, parts: dict[str, PartSettings]) -> None:
             parameter.requires_grad_(False)
 
 
-def see_blank_pictures(model: nn.Module) -> None:
+def see_blank_images(model: nn.Module) -> None:
     """
-    Let a batch without pictures pass a blank one through tower and connector while training, and make nothing of it.
+    Let a batch without images pass a blank one through tower and connector while training, and make nothing of it.
 
     Else these would have no gradients on one process and some on another: DDP and FSDP wait for each other for ever. So they
     have zeros.
     """
 
     def add_blank(inner: nn.Module, args: tuple, kwargs: dict):
-        if not inner.training or any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs", "cache", "past_key_values")):
+        if not inner.training or any(
+            kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs", "cache", "past_key_values")
+        ):
             return None
         side, channels = inner.config.vision_config.image_size, inner.config.vision_config.num_channels
         parameter = next(inner.parameters())
@@ -80,7 +82,9 @@ class JinaVLMTrainer(Trainer):
         **kwargs,
     ):
         self.plan, self.parts, self.evaluation, self.muon = plan, parts, evaluation, muon
-        super().__init__(*args, train_dataset=MixtureDataset(plan.sources, plan.steps * plan.global_batch_size), **kwargs)
+        super().__init__(
+            *args, train_dataset=MixtureDataset(plan.sources, plan.steps * plan.global_batch_size), **kwargs
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(
@@ -126,7 +130,8 @@ class JinaVLMTrainer(Trainer):
         if self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
             shapes = [
-                functools.partial(cosine, part=self.parts[group["part"]], steps=num_training_steps) for group in optimizer.param_groups
+                functools.partial(cosine, part=self.parts[group["part"]], steps=num_training_steps)
+                for group in optimizer.param_groups
             ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
             self._created_lr_scheduler = True

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from jina_vlm_tools.inference.conversation import Conversation, describe_pictures
+from jina_vlm_tools.inference.conversation import Conversation, describe_images
 
 
 CLOSING_SECONDS = 5
@@ -21,7 +21,7 @@ class Turn:
     """An answer, as far as it has come. Times are in seconds, None where a part was not run or has not ended.
 
     `seconds_prepared`: tiles (with the first question alone) and token ids. `seconds_encoded`: tower and connector, once for
-    a picture. `seconds_first_token`: from the start of `generate` to its first token. `seconds_decoded`: from there to the
+    an image. `seconds_first_token`: from the start of `generate` to its first token. `seconds_decoded`: from there to the
     last one. `seconds`: all of it."""
 
     text: str = ""
@@ -38,7 +38,7 @@ class Turn:
 
     @property
     def text_tokens(self) -> int:
-        """Those of the prompt that do not stand for the picture: questions, earlier answers, and what marks turns."""
+        """Those of the prompt that do not stand for the image: questions, earlier answers, and what marks turns."""
         return self.prompt_tokens - self.image_tokens
 
     @property
@@ -47,23 +47,23 @@ class Turn:
         return (self.tokens - 1) / self.seconds_decoded if self.seconds_decoded and self.tokens > 1 else None
 
 
-class PictureChat(Conversation):
+class ImageChat(Conversation):
     """
-    A conversation of one user about one picture, which is encoded once.
+    A conversation of one user about one image, which is encoded once.
 
-    Between turns it keeps the picture's embeddings ([tokens, hidden], 14 MB for 1,754 tokens of the 2.4B model in float32) and
+    Between turns it keeps the image's embeddings ([tokens, hidden], 14 MB for 1,754 tokens of the 2.4B model in float32) and
     no cache of keys and values, which takes 28 times that: many users may have one each, and leave it lying.
 
     Args:
         model, processor: Of one checkpoint, shared with other chats.
-        picture (`PIL.Image.Image`): Shown with the first question.
+        image (`PIL.Image.Image`): Shown with the first question.
         max_tiles (`int`): At most so many tiles of it beside the thumbnail.
     """
 
     def __init__(self, model, processor, picture: Image.Image, max_tiles: int):
         super().__init__(model, processor, max_new_tokens=0, max_tiles=max_tiles)  # which each question brings
         self.picture = picture
-        self.image_tokens = describe_pictures(processor, [picture], max_tiles)[0]["tokens"]
+        self.image_tokens = describe_images(processor, [picture], max_tiles)[0]["tokens"]
         self.features = None
         self.is_closed = False
         self._stopped = threading.Event()
@@ -157,7 +157,7 @@ class PictureChat(Conversation):
         yield turn
 
     def _encode(self, pixel_values: torch.Tensor, tile_positions: torch.Tensor) -> list[torch.Tensor]:
-        """The picture's embeddings, of its tiles alone what the text model reads."""
+        """The image's embeddings, of its tiles alone what the text model reads."""
         with torch.no_grad():
             features = self.model.get_image_features(pixel_values, tile_positions).pooler_output
         if features[0].device.type != "cpu":

@@ -16,7 +16,10 @@ FILES = (
     ("LICENSE", "."),
     ("jina_vlm_tools/webapp/space/*", "."),
     ("jina_vlm_tools/*.py", "jina_vlm_tools"),
-    *((f"jina_vlm_tools/{name}/*.py", f"jina_vlm_tools/{name}") for name in ("cli", "hub", "inference", "synthetic", "webapp")),
+    *(
+        (f"jina_vlm_tools/{name}/*.py", f"jina_vlm_tools/{name}")
+        for name in ("cli", "hub", "inference", "synthetic", "webapp")
+    ),
     ("jina_vlm_tools/webapp/*.css", "jina_vlm_tools/webapp"),
     ("__init__.py", "jina_vlm"),
     ("*_jina_vlm.py", "jina_vlm"),

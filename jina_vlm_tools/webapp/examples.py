@@ -1,5 +1,5 @@
-"""Pictures and questions to begin with. The pictures are drawn: of the kind that `checkpoints/tiny` was trained on, from pairs of
-colour and shape that training never drew."""
+"""Images and questions to begin with. The images are drawn: of the kind that `checkpoints/tiny` was trained on, from pairs of
+color and shape that training never drew."""
 
 import random
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, draw_scene, make_sce
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of `shapes` shapes, drawn from `seed` in `size`, (width, height) in pixels; and what to ask about it."""
+    """An image of `shapes` shapes, drawn from `seed` in `size`, (width, height) in pixels; and what to ask about it."""
 
     seed: int
     shapes: int
@@ -24,7 +24,7 @@ class Example:
         return draw_scene(replace(scene, size=self.size))
 
     def save(self, folder: Path) -> Path:
-        """The file of its picture, in `folder`."""
+        """The file of its image, in `folder`."""
         path = folder / f"shapes-{self.seed}-{self.size[0]}x{self.size[1]}.png"
         self.draw().save(path)
         return path

@@ -1,5 +1,5 @@
-"""The page itself: what is where, and what happens when. One picture at a time: a new one begins a new chat, as all answers are
-about the picture that is seen beside them."""
+"""The page itself: what is where, and what happens when. One image at a time: a new one begins a new chat, as all answers are
+about the image that is seen beside them."""
 
 import html
 import logging
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from jina_vlm_tools.inference.loading import open_picture
+from jina_vlm_tools.inference.loading import load_image
 from jina_vlm_tools.inference.tiling import compute_tiling
 
-from .answering import PictureChat, Turn
+from .answering import ImageChat, Turn
 from .examples import EXAMPLES
 from .showing import NO_TILING, NO_TURN, show_error, show_tiling, show_turn
 
@@ -21,7 +21,7 @@ AT_ONCE = 2  # answers; others wait in a queue, and see that they do
 MAX_NEW_TOKENS = 256
 UPLOADS_KEPT_SECONDS = 3600
 MAX_FILE_SIZE = "64mb"
-SHOWN_SIDE = 1280  # pixels of the picture as the page shows it
+SHOWN_SIDE = 1280  # pixels of the image as the page shows it
 STYLE = Path(__file__).parent / "style.css"
 # The system's own fonts: nothing is fetched from elsewhere.
 THEME = gr.themes.Soft(
@@ -50,40 +50,44 @@ class Page:
 
     # Each function returns what the components are to show, by component: those it does not name stay.
 
-    def take(self, upload: dict, max_tiles: int, chat: PictureChat | None) -> dict:
-        """A new picture begins a new chat. What cannot be used is said, and leaves nothing behind."""
+    def take(self, upload: dict, max_tiles: int, chat: ImageChat | None) -> dict:
+        """A new image begins a new chat. What cannot be used is said, and leaves nothing behind."""
         return self._take(upload["path"], upload.get("orig_name") or "", max_tiles, chat)
 
-    def take_away(self, chat: PictureChat | None) -> dict:
-        """As [`clear`], of a picture that the browser has taken away by itself. The next one may be there by now."""
+    def take_away(self, chat: ImageChat | None) -> dict:
+        """As [`clear`], of an image that the browser has taken away by itself. The next one may be there by now."""
         cleared = self.clear(chat)
         del cleared[self.picture]
         return cleared
 
-    def take_example(self, index: int, max_tiles: int, chat: PictureChat | None) -> dict:
+    def take_example(self, index: int, max_tiles: int, chat: ImageChat | None) -> dict:
         path, question = self.examples[index]
         return self._take(str(path), path.name, max_tiles, chat) | {self.question: question}
 
-    def _take(self, path: str, name: str, max_tiles: int, chat: PictureChat | None) -> dict:
+    def _take(self, path: str, name: str, max_tiles: int, chat: ImageChat | None) -> dict:
         cleared = self.clear(chat)
         try:
-            picture = open_picture(path, self.processor.image_processor)
-            return cleared | self._show(PictureChat(self.model, self.processor, picture, max_tiles))
+            picture = load_image(path, self.processor.image_processor)
+            return cleared | self._show(ImageChat(self.model, self.processor, picture, max_tiles))
         except (OSError, ValueError) as error:
-            return cleared | {self.alert: show_error("This picture cannot be used.", without_folder(str(error), path, name))}
+            return cleared | {
+                self.alert: show_error("This picture cannot be used.", without_folder(str(error), path, name))
+            }
 
-    def _show(self, chat: PictureChat) -> dict:
+    def _show(self, chat: ImageChat) -> dict:
         shown = chat.picture.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         tiling = compute_tiling(chat.picture, self.processor.image_processor, chat.max_tiles)
         return {self.chat: chat, self.picture: shown, self.tiling: show_tiling(tiling)}
 
-    def retile(self, max_tiles: int, chat: PictureChat | None) -> dict:
-        """Another number of tiles: the same picture, seen otherwise, in a new chat."""
+    def retile(self, max_tiles: int, chat: ImageChat | None) -> dict:
+        """Another number of tiles: the same image, seen otherwise, in a new chat."""
         cleared = self.clear(chat)
-        return cleared | self._show(PictureChat(self.model, self.processor, chat.picture, max_tiles)) if chat else cleared
+        return (
+            cleared | self._show(ImageChat(self.model, self.processor, chat.picture, max_tiles)) if chat else cleared
+        )
 
-    def clear(self, chat: PictureChat | None) -> dict:
+    def clear(self, chat: ImageChat | None) -> dict:
         if chat is not None:
             chat.close()
         return {
@@ -91,11 +95,13 @@ class Page:
             self.send: gr.Button(visible=True), self.stop: gr.Button(visible=False),
         }  # fmt: skip
 
-    def ask(self, question: str, history: list[dict], chat: PictureChat | None) -> dict:
+    def ask(self, question: str, history: list[dict], chat: ImageChat | None) -> dict:
         """Puts the question into the chat, at once, whoever else is being answered."""
         question = question.strip()
         if chat is None or not question:
-            return {self.alert: show_error("Not yet.", "Choose a picture first." if chat is None else "Write a question.")}
+            return {
+                self.alert: show_error("Not yet.", "Choose a picture first." if chat is None else "Write a question.")
+            }
         if not chat.begin(question):
             return {self.alert: ""}
         return {
@@ -104,7 +110,9 @@ class Page:
             self.send: gr.Button(visible=False), self.stop: gr.Button(visible=True),
         }  # fmt: skip
 
-    def answer(self, history: list[dict], max_new_tokens: int, temperature: float, chat: PictureChat | None) -> Iterator[dict]:
+    def answer(
+        self, history: list[dict], max_new_tokens: int, temperature: float, chat: ImageChat | None
+    ) -> Iterator[dict]:
         """Streams the answer to what [`ask`] took, if it took something."""
         yield {self.alert: gr.skip()}  # of what yields nothing Gradio would empty all outputs
         if chat is None:
@@ -129,13 +137,15 @@ class Page:
         if shown:
             yield shown | {self.send: gr.Button(visible=True), self.stop: gr.Button(visible=False)}
 
-    def halt(self, chat: PictureChat | None) -> None:
+    def halt(self, chat: ImageChat | None) -> None:
         if chat is not None:
             chat.stop()
 
     def build(self) -> gr.Blocks:
         """The page, to be launched with [`launch_arguments`]."""
-        with gr.Blocks(title="jina-vlm", analytics_enabled=False, delete_cache=(UPLOADS_KEPT_SECONDS, UPLOADS_KEPT_SECONDS)) as blocks:
+        with gr.Blocks(
+            title="jina-vlm", analytics_enabled=False, delete_cache=(UPLOADS_KEPT_SECONDS, UPLOADS_KEPT_SECONDS)
+        ) as blocks:
             self.chat = gr.State()
             gr.HTML(self._head(), elem_id="head")
             self.alert = gr.HTML("", elem_id="alert")
@@ -160,7 +170,9 @@ class Page:
                             min_width=120, lines=1, max_lines=4, elem_id="question", autofocus=True,
                         )  # fmt: skip
                         self.send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="send")
-                        self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop")
+                        self.stop = gr.Button(
+                            "Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop"
+                        )
                         clear = gr.Button("Clear", scale=1, min_width=84, elem_id="clear")
                     with gr.Accordion("Settings", open=False, elem_id="settings"):
                         max_tiles = gr.Slider(
@@ -189,7 +201,7 @@ class Page:
                 "concurrency_limit": AT_ONCE, "concurrency_id": "answer", "show_progress": "minimal", "show_progress_on": self.turn,
                 "api_visibility": "private",
             }  # fmt: skip
-            # Unprocessed: the component would open the picture by itself, and fail in its own words.
+            # Unprocessed: the component would open the image by itself, and fail in its own words.
             self.picture.upload(self.take, [self.picture, max_tiles, self.chat], seen, preprocess=False, **quick)
             self.picture.clear(self.take_away, self.chat, seen, **quick)
             for clearing in (clear.click, self.chatbot.clear):
@@ -200,7 +212,14 @@ class Page:
             answered = [question.then(**answering) for question in asked]
             self.stop.click(self.halt, self.chat, None, **quick)
             # The browser shows nothing more of an answer in a chat that has ended.
-            ending = [clear.click, self.chatbot.clear, self.picture.upload, self.picture.clear, max_tiles.release, samples.click]
+            ending = [
+                clear.click,
+                self.chatbot.clear,
+                self.picture.upload,
+                self.picture.clear,
+                max_tiles.release,
+                samples.click,
+            ]
             gr.on(ending, None, None, None, cancels=answered, **quick)
         return blocks
 
@@ -222,7 +241,9 @@ def launch_arguments() -> dict:
 def with_notes(turn: Turn) -> str:
     """The answer as far as it has come, and how it ended where that is not plain to see."""
     is_empty = turn.seconds is not None and not turn.text and not turn.is_stopped
-    notes = [note for note, is_so in ((STOPPED, turn.is_stopped), (CUT_OFF, turn.is_cut_off), (EMPTY, is_empty)) if is_so]
+    notes = [
+        note for note, is_so in ((STOPPED, turn.is_stopped), (CUT_OFF, turn.is_cut_off), (EMPTY, is_empty)) if is_so
+    ]
     return "\n\n".join([turn.text, *notes] if turn.text else notes)
 
 

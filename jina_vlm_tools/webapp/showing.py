@@ -1,4 +1,4 @@
-"""What the page shows beside the chat, as HTML: how a picture was tiled, tokens, times, and errors."""
+"""What the page shows beside the chat, as HTML: how an image was tiled, tokens, times, and errors."""
 
 import base64
 import html
@@ -6,13 +6,13 @@ import io
 
 from PIL import Image
 
-from jina_vlm_tools.inference.drawing import INK, count, draw_canvas, draw_tokens, get_tile_colour
+from jina_vlm_tools.inference.drawing import INK, count, draw_canvas, draw_tokens, get_tile_color
 from jina_vlm_tools.inference.tiling import Tiling
 
 from .answering import Turn
 
 
-QUALITY = 88  # of the pictures' WebP
+QUALITY = 88  # of the images' WebP
 NO_TILING = '<p class="quiet">Show a picture, and see here how the model sees it.</p>'
 NO_TURN = '<p class="quiet">Ask a question, and see here what it took.</p>'
 NOT_YET = "–"
@@ -32,7 +32,9 @@ def show_tiling(tiling: Tiling) -> str:
         f"The picture with its {number} {'tile' if number == 1 else 'tiles'}",
         f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. {overlap}",
     )
-    thumbnail = _figure(draw_tokens(tiling.thumbnail, tiling.token_side, INK), "The thumbnail", f"all of it at {side} × {side} pixels")
+    thumbnail = _figure(
+        draw_tokens(tiling.thumbnail, tiling.token_side, INK), "The thumbnail", f"all of it at {side} × {side} pixels"
+    )
     rows, columns = tiling.token_grid
     table = _table(
         "Tokens of the picture",
@@ -47,7 +49,11 @@ def show_tiling(tiling: Tiling) -> str:
         ("Image tokens", f"{tiling.tokens:,}"),
     )
     kept = "".join(
-        _figure(draw_tokens(tile, tiling.token_side, get_tile_colour(index)), f"Tile {index + 1}", count(tile).replace(" x ", " × "))
+        _figure(
+            draw_tokens(tile, tiling.token_side, get_tile_color(index)),
+            f"Tile {index + 1}",
+            count(tile).replace(" x ", " × "),
+        )
         for index, tile in enumerate(tiling.tiles)
     )
     return (
@@ -100,7 +106,7 @@ def _figure(image: Image.Image, title: str, text: str) -> str:
     image.save(file, "WEBP", quality=QUALITY)
     uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
     return (
-        f'<figure><figcaption><strong>{title}</strong> <span>{text}</span></figcaption>'
+        f"<figure><figcaption><strong>{title}</strong> <span>{text}</span></figcaption>"
         f'<img src="{uri}" alt="{title}" width="{image.width}" height="{image.height}"></figure>'
     )
 

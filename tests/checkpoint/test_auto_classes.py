@@ -139,7 +139,12 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
             with open(folder / "modeling_jina_vlm.py", "a") as file:
                 file.write(f"\nJinaVLMForConditionalGeneration.revision = {revision!r}\n")
             hub.put("owner/model", folder, revision)
-        environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "no_proxy": "*"}
+        environment = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+            "no_proxy": "*",
+        }
         python(code, HF_ENDPOINT=hub.url, **environment)
 
 
@@ -197,7 +202,9 @@ def test_pipeline_returns_what_is_asked_for(pipe, pictures):
     new = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
     full = pipe(text=chat, **{**ARGUMENTS, "return_full_text": True})[0]["generated_text"]
     assert full[:-1] == chat and full[-1]["role"] == "assistant" and full[-1]["content"].strip() == new.strip()
-    ids = pipe(text=chat, max_new_tokens=4, return_tensors=True, processor_kwargs={"max_tiles": 2})[0]["generated_token_ids"]
+    ids = pipe(text=chat, max_new_tokens=4, return_tensors=True, processor_kwargs={"max_tiles": 2})[0][
+        "generated_token_ids"
+    ]
     assert pipe.processor.decode(ids[-4:]) == new
 
 
@@ -212,7 +219,9 @@ def test_pipeline_hands_on_generation_arguments(pipe, pictures):
 
 def test_pipeline_streams(pipe, pictures):
     streamer = TextIteratorStreamer(pipe.tokenizer or pipe.processor.tokenizer, skip_prompt=True)
-    answer = pipe(text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4})
+    answer = pipe(
+        text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4}
+    )
     assert "".join(streamer) == answer[0]["generated_text"]
 
 

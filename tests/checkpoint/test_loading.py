@@ -10,7 +10,7 @@ from pathlib import Path
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, make_picture, python
+from conftest import ROOT, make_image, python
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 @pytest.fixture(scope="module")
 def inputs(processor):
     text = " User: <|image|>What? Assistant:"
-    return processor(text=text, images=make_picture(150, 100), return_tensors="pt")
+    return processor(text=text, images=make_image(150, 100), return_tensors="pt")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,9 @@ def test_unsupported_released_settings_are_refused_by_name(released_copy, path, 
         AutoConfig.from_pretrained(released_copy)
 
 
-@pytest.mark.parametrize("key, value", [("cropping_method", "resize"), ("antialias", True), ("overlap_margins", [4, 2])])
+@pytest.mark.parametrize(
+    "key, value", [("cropping_method", "resize"), ("antialias", True), ("overlap_margins", [4, 2])]
+)
 def test_unsupported_released_image_settings_are_refused_by_name(released_copy, key, value):
     edit_json(released_copy / "preprocessor_config.json", lambda config: config.update({key: value}))
     with pytest.raises(ValueError, match=f"`{key}`"):
@@ -260,7 +262,9 @@ def test_bundle_loads_offline_from_a_read_only_folder(bundle, tmp_path, expected
     shutil.copytree(bundle, folder)
     for file in [*folder.iterdir(), folder]:
         file.chmod(0o555 if file.is_dir() else 0o444)
-    code = ANSWER + """
+    code = (
+        ANSWER
+        + """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 folder = sys.argv[1]
 for auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
@@ -271,15 +275,20 @@ print(type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__)
 print(len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)))
 assert "jina_vlm" not in sys.modules
 """
+    )
     lines = python(code, folder, HF_HOME=str(tmp_path / "cache")).stdout.split("\n")
     assert lines[:5] == [str(expected_answer)] * 2 + ["JinaVLMModel", "JinaVLMConfig", "518"]
 
 
-def test_two_bundles_the_package_and_a_changed_folder_in_one_process(bundle, released_folder, tmp_path, expected_answer):
+def test_two_bundles_the_package_and_a_changed_folder_in_one_process(
+    bundle, released_folder, tmp_path, expected_answer
+):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         shutil.copytree(bundle, folder)
-    code = ANSWER + """
+    code = (
+        ANSWER
+        + """
 import importlib.util
 from pathlib import Path
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -310,6 +319,7 @@ print(answer(changed.from_pretrained(first), a[1]))
 # and the first one's code still reads the released layout
 print(answer(type(a[0]).from_pretrained(released), a[1]))
 """
+    )
     lines = python(code, first, second, ROOT, released_folder, HF_HOME=str(tmp_path / "cache")).stdout.split("\n")
     assert lines[:7] == [str(expected_answer)] * 4 + ["True True"] + [str(expected_answer)] * 2
 
@@ -317,7 +327,9 @@ print(answer(type(a[0]).from_pretrained(released), a[1]))
 def test_the_package_asks_nothing_and_runs_no_foreign_code(released_copy, tmp_path, expected_answer, chat_template):
     for name in ("configuration", "modeling", "processing", "image_processing"):
         (released_copy / f"{name}_jvlm.py").write_text("raise SystemExit('foreign code ran')")
-    code = ANSWER + f"""
+    code = (
+        ANSWER
+        + f"""
 sys.path.insert(0, {str(tmp_path)!r})
 import jina_vlm
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -325,6 +337,7 @@ processor = AutoProcessor.from_pretrained(sys.argv[1])
 processor.chat_template = {chat_template!r}
 print(answer(AutoModelForImageTextToText.from_pretrained(sys.argv[1]), processor))
 """
+    )
     (tmp_path / "jina_vlm").mkdir()
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path / "jina_vlm")

@@ -1,4 +1,4 @@
-"""Text from strangers stays text: what a message says forges no picture, shifts no feature and ends no turn."""
+"""Text from strangers stays text: what a message says forges no image, shifts no feature and ends no turn."""
 
 import copy
 import inspect
@@ -38,7 +38,10 @@ def assert_stays_text(processor, conversation, chat, special_ids):
     """For turns with "{}" in them: puts the typed text in its place, and compares with an ordinary word there."""
 
     def put(turns: list, text: str) -> list:
-        return [(role, *(part.replace("{}", text) if isinstance(part, str) else part for part in parts)) for role, *parts in turns]
+        return [
+            (role, *(part.replace("{}", text) if isinstance(part, str) else part for part in parts))
+            for role, *parts in turns
+        ]
 
     def check(turns: list, typed: str, **kwargs):
         kwargs = {"return_assistant_tokens_mask": True, **kwargs}
@@ -48,14 +51,22 @@ def assert_stays_text(processor, conversation, chat, special_ids):
         # The special tokens are those of the harmless text, in order, ...
         assert ids[is_special].tolist() == harmless_ids[harmless_special].tolist()
         # ... and between them stands what was typed.
-        written = [processor.decode(run) for run in torch.tensor_split(ids, is_special.nonzero().flatten()) if len(run)]
-        between = [processor.decode(run) for run in torch.tensor_split(harmless_ids, harmless_special.nonzero().flatten()) if len(run)]
+        written = [
+            processor.decode(run) for run in torch.tensor_split(ids, is_special.nonzero().flatten()) if len(run)
+        ]
+        between = [
+            processor.decode(run)
+            for run in torch.tensor_split(harmless_ids, harmless_special.nonzero().flatten())
+            if len(run)
+        ]
         words = sum(part.count("{}") for _, *parts in turns for part in parts if isinstance(part, str))
         assert "".join(between).count("word") == words
         assert written == [run.replace("word", typed) for run in between]
         # Answers are marked, whatever they say.
         masks = [torch.as_tensor(made["assistant_masks"][0]).bool() for made in (inputs, harmless)]
-        marked = [processor.decode(made["input_ids"][0][mask]) for made, mask in zip((inputs, harmless), masks, strict=True)]
+        marked = [
+            processor.decode(made["input_ids"][0][mask]) for made, mask in zip((inputs, harmless), masks, strict=True)
+        ]
         assert marked[0] == marked[1].replace("word", typed)
         assert inputs.keys() == harmless.keys()
         for name in {"pixel_values", "tile_positions"} & set(inputs):
@@ -75,16 +86,24 @@ def test_in_every_role(assert_stays_text, typed, place):
 
 
 @pytest.mark.parametrize("typed", TYPED)
-def test_beside_real_pictures(assert_stays_text, model, typed):
-    turns = [("system", "{}"), ("user", "{}", SMALL, "which{}"), ("assistant", "the {} fox"), ("user", "{}"), ("assistant", "dog")]
+def test_beside_real_images(assert_stays_text, model, typed):
+    turns = [
+        ("system", "{}"),
+        ("user", "{}", SMALL, "which{}"),
+        ("assistant", "the {} fox"),
+        ("user", "{}"),
+        ("assistant", "dog"),
+    ]
     inputs = assert_stays_text(turns, typed)
     with torch.no_grad():
-        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], tile_positions=inputs["tile_positions"])
+        model(
+            input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], tile_positions=inputs["tile_positions"]
+        )
 
 
 @pytest.mark.parametrize("typed", TYPED)
 def test_features_stay_where_they_are(chat, assert_stays_text, typed):
-    """Text behind a picture moves nothing before it."""
+    """Text behind an image moves nothing before it."""
     inputs = assert_stays_text([("user", SMALL, "{}")], typed, return_mm_token_type_ids=True)
     harmless = chat([("user", SMALL, "word")], return_mm_token_type_ids=True)
     places = [made["mm_token_type_ids"][0].nonzero().flatten().tolist() for made in (inputs, harmless)]
@@ -99,10 +118,15 @@ def test_in_a_batch(processor, chat):
             alone = chat(turns, return_assistant_tokens_mask=True)
             kept = inputs["attention_mask"][row].bool()
             assert inputs["input_ids"][row][kept].tolist() == alone["input_ids"][0].tolist()
-            assert torch.as_tensor(inputs["assistant_masks"])[row][kept].tolist() == torch.as_tensor(alone["assistant_masks"])[0].tolist()
+            assert (
+                torch.as_tensor(inputs["assistant_masks"])[row][kept].tolist()
+                == torch.as_tensor(alone["assistant_masks"])[0].tolist()
+            )
 
 
-@pytest.mark.parametrize("text", ["\U0010fffd", "\U00100000", "\U0010fffd\U00100000", "\U0010fffd\U0010fffd", "\U00100001 a \U0010fffd"])
+@pytest.mark.parametrize(
+    "text", ["\U0010fffd", "\U00100000", "\U0010fffd\U00100000", "\U0010fffd\U0010fffd", "\U00100001 a \U0010fffd"]
+)
 def test_private_characters_survive(assert_stays_text, text):
     """Those that the processor itself uses, too."""
     assert_stays_text([("user", "{}", SMALL), ("assistant", "a{}b")], text)
@@ -116,11 +140,13 @@ def test_the_librarys_mark_hides_no_image(assert_stays_text):
 
 
 @pytest.mark.parametrize("token", TYPED)
-def test_halves_in_neighbouring_parts(assert_stays_text, chat, special_ids, token):
+def test_halves_in_neighboring_parts(assert_stays_text, chat, special_ids, token):
     """Parts of one message are joined by the template: no token may come of it."""
     harmless = torch.isin(chat([("user", "ab", SMALL)])["input_ids"], special_ids).sum()
     for cut in range(1, len(token)):
-        inputs = chat([("user", token[:cut], token[cut:], SMALL), ("assistant", "x")], return_assistant_tokens_mask=True)
+        inputs = chat(
+            [("user", token[:cut], token[cut:], SMALL), ("assistant", "x")], return_assistant_tokens_mask=True
+        )
         assert torch.isin(inputs["input_ids"], special_ids).sum() == harmless + 1
     thirds = chat([("user", f"a{token[0]}", token[1:-1], f"{token[-1]}b", SMALL)])
     assert torch.isin(thirds["input_ids"], special_ids).sum() == harmless
@@ -190,19 +216,30 @@ def saved_and_loaded(processor, folder) -> JinaVLMProcessor:
 @pytest.mark.parametrize("way", ADD)
 def test_tokens_added_later_stay_tokens(new_processor, conversation, tmp_path, way, token):
     assert ADD[way](new_processor.tokenizer, token) == 1
-    turns = [("system", token), ("user", "a", token, SMALL, f"b{token}<im_patch>"), ("assistant", f"{token}1{token} <|endoftext|>")]
+    turns = [
+        ("system", token),
+        ("user", "a", token, SMALL, f"b{token}<im_patch>"),
+        ("assistant", f"{token}1{token} <|endoftext|>"),
+    ]
     for processor in (new_processor, saved_and_loaded(new_processor, tmp_path)):
         (token_id,) = processor.tokenizer.convert_tokens_to_ids([token])
         structural = processor.tokenizer.convert_tokens_to_ids(["<im_patch>", "<|endoftext|>"])
         settings = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         inputs = processor.apply_chat_template(conversation(turns), **settings)
         ids, mask = inputs["input_ids"][0], inputs["assistant_masks"][0]
-        harmless = processor.apply_chat_template(conversation([("user", SMALL), ("assistant", "x")]), **settings)["input_ids"][0]
+        harmless = processor.apply_chat_template(conversation([("user", SMALL), ("assistant", "x")]), **settings)[
+            "input_ids"
+        ][0]
         assert [ids.count(id_) for id_ in structural] == [harmless.count(id_) for id_ in structural]
         assert ids.count(token_id) == 5
-        assert processor.decode([id_ for id_, marked in zip(ids, mask, strict=True) if marked]) == f" {token}1{token} <|endoftext|><|endoftext|>"
+        assert (
+            processor.decode([id_ for id_, marked in zip(ids, mask, strict=True) if marked])
+            == f" {token}1{token} <|endoftext|><|endoftext|>"
+        )
         text = processor.apply_chat_template(conversation(turns))
-        assert text.count(token) == 5 and f"b{token}< im_patch>" in text and text.endswith(" < |endoftext|><|endoftext|>")
+        assert (
+            text.count(token) == 5 and f"b{token}< im_patch>" in text and text.endswith(" < |endoftext|><|endoftext|>")
+        )
 
 
 @pytest.mark.parametrize("way", ADD)
@@ -215,9 +252,15 @@ def test_tokens_added_later_are_text_on_request(new_processor, conversation, tmp
     messages = conversation([("user", "a <box>"), ("assistant", "<box>1, 2<box>")])
     for processor in (asked, saved_and_loaded(asked, tmp_path / "asked")):
         (ids,) = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-        assert token_id not in ids and processor.decode(ids) == "<|endoftext|> User: a <box> Assistant: <box>1, 2<box><|endoftext|>"
+        assert (
+            token_id not in ids
+            and processor.decode(ids) == "<|endoftext|> User: a <box> Assistant: <box>1, 2<box><|endoftext|>"
+        )
         assert processor.apply_chat_template(messages).count("< box>") == 3
-        assert processor.apply_chat_template(messages, tokenize=True, sanitize_control_tokens=False)[0].count(token_id) == 3
+        assert (
+            processor.apply_chat_template(messages, tokenize=True, sanitize_control_tokens=False)[0].count(token_id)
+            == 3
+        )
 
 
 def test_template_variables_stay_text(processor, conversation, special_ids):
@@ -234,7 +277,9 @@ def test_template_variables_stay_text(processor, conversation, special_ids):
 
 
 def test_switched_off(processor, conversation, chat):
-    ids = chat([("user", "<im_col>"), ("assistant", "<|endoftext|>")], sanitize_control_tokens=False)["input_ids"][0].tolist()
+    ids = chat([("user", "<im_col>"), ("assistant", "<|endoftext|>")], sanitize_control_tokens=False)["input_ids"][
+        0
+    ].tolist()
     raw = "<|endoftext|> User: <im_col> Assistant: <|endoftext|><|endoftext|>"
     assert ids == processor.tokenizer.encode(raw, add_special_tokens=False)
     with pytest.raises(ValueError, match=r"Sample 0 has 2 <\|image\|> .* 1 images"):
@@ -248,7 +293,7 @@ def test_switched_off(processor, conversation, chat):
 
 @pytest.mark.parametrize("render", ["processor", "tokenizer"])
 def test_a_rendered_string_has_them_broken_up(processor, conversation, special_ids, render):
-    """Engines render chats by themselves, to a string that they tokenise: the template itself guards it."""
+    """Engines render chats by themselves, to a string that they tokenize: the template itself guards it."""
     tokens = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
     assert len(tokens) > 6
     turns = [
@@ -265,7 +310,9 @@ def test_a_rendered_string_has_them_broken_up(processor, conversation, special_i
         )
     ids = torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False))
     special = processor.tokenizer.convert_ids_to_tokens(ids[torch.isin(ids, special_ids)])
-    assert special == ["<|endoftext|>", "<|image|>", "<|endoftext|>"], "what opens the chat, the picture, what ends the answer"
+    assert special == ["<|endoftext|>", "<|image|>", "<|endoftext|>"], (
+        "what opens the chat, the picture, what ends the answer"
+    )
     assert text.count("< |image|>") == 6
 
 

@@ -1,4 +1,4 @@
-"""Everything that `generate` does, with pictures in the prompt: what each way to decode must have in common with greedy
+"""Everything that `generate` does, with images in the prompt: what each way to decode must have in common with greedy
 decoding, which the golden data fix."""
 
 import threading
@@ -20,7 +20,7 @@ def answer(model, inputs, **kwargs) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def batch(chat):
-    """Two pictures, none, one: on the left padding of three lengths."""
+    """Two images, none, one: on the left padding of three lengths."""
     turns = [
         [("user", (113, 500), " and ", (20, 20), "which image?")],
         [("user", "the quick brown fox")],
@@ -84,7 +84,7 @@ def test_batches(model, batch, greedy, encoded, kwargs):
     assert sum(encoded) == len(batch["pixel_values"]), "pictures are encoded once"
 
 
-def test_quantised_cache(model, one, greedy_one):
+def test_quantized_cache(model, one, greedy_one):
     """In four bits, beyond the last tokens: these answers do not depend on the rest."""
     pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
     config = {"backend": "quanto", "nbits": 4, "q_group_size": 32}
@@ -100,8 +100,10 @@ def test_sampling_follows_the_seed(model, batch):
     assert len(answers[0]) == 6 and not torch.equal(answers[0][0], answers[0][1])
 
 
-@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"num_beams": 2, "do_sample": True, "temperature": 0.5}], ids=str)
-def test_each_beam_keeps_its_pictures(model, chat, batch, encoded, kwargs):
+@pytest.mark.parametrize(
+    "kwargs", [{"num_beams": 3}, {"num_beams": 2, "do_sample": True, "temperature": 0.5}], ids=str
+)
+def test_each_beam_keeps_its_images(model, chat, batch, encoded, kwargs):
     """Every sample's best beams, alone and in the batch; sampled ones in the same order of random numbers only alone."""
     set_seed(0)
     together = answer(model, batch, num_return_sequences=2, **kwargs)
@@ -175,7 +177,9 @@ def test_everything_on_request(model, one, greedy_one):
 
 def test_prefill_computes_one_positions_logits(model, one):
     shapes = []
-    hook = model.lm_head.register_forward_hook(lambda module, arguments, output: shapes.append(tuple(output.shape[:2])))
+    hook = model.lm_head.register_forward_hook(
+        lambda module, arguments, output: shapes.append(tuple(output.shape[:2]))
+    )
     answer(model, one, max_new_tokens=3)
     hook.remove()
     assert shapes == [(1, 1)] * 3
@@ -186,11 +190,11 @@ def test_prefill_computes_one_positions_logits(model, one):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_pictures", [False, True], ids=["pictures merged", "pictures beside them"])
-def test_inputs_embeds(model, one, greedy_one, with_pictures):
+@pytest.mark.parametrize("with_images", [False, True], ids=["pictures merged", "pictures beside them"])
+def test_inputs_embeds(model, one, greedy_one, with_images):
     inputs = {name: one[name] for name in ("attention_mask", "pixel_values", "tile_positions")}
     embeds = model.get_input_embeddings()(one["input_ids"]).detach()
-    if not with_pictures:
+    if not with_images:
         features = model.get_image_features(inputs.pop("pixel_values"), inputs.pop("tile_positions")).pooler_output
         places = (one["input_ids"] == model.config.image_token_id).unsqueeze(-1)
         embeds = embeds.masked_scatter(places, torch.cat(features).detach())
@@ -200,7 +204,7 @@ def test_inputs_embeds(model, one, greedy_one, with_pictures):
 
 @pytest.mark.parametrize("size", [7, 64, 10_000])
 def test_prefill_in_chunks(model, batch, greedy, encoded, size):
-    """A chunk's border may lie within a picture."""
+    """A chunk's border may lie within an image."""
     if CHUNKS_CAN_HAVE_IMAGES:
         assert torch.equal(answer(model, batch, prefill_chunk_size=size), greedy)
         assert sum(encoded) == len(batch["pixel_values"])
@@ -217,7 +221,7 @@ def test_text_in_chunks_on_every_version(model, chat):
 @pytest.mark.parametrize("given", ["all pictures", "new pictures"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, given):
-    """The second turn brings a new picture; the first one's is in the cache."""
+    """The second turn brings a new image; the first one's is in the cache."""
     first = [("user", (113, 500), "What is shown?")]
     second = [*first, ("assistant", "the fox"), ("user", (40, 40), " and here?")]
     inputs, longer = chat(first), chat(second, add_generation_prompt=True)
@@ -226,7 +230,9 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
     expected = answer(model, longer)
     kwargs = {}
     if cache == "static":
-        kwargs["cache"] = StaticCache(model.config.get_text_config(), max_cache_len=longer["input_ids"].shape[1] + NEW_TOKENS)
+        kwargs["cache"] = StaticCache(
+            model.config.get_text_config(), max_cache_len=longer["input_ids"].shape[1] + NEW_TOKENS
+        )
     with torch.no_grad():
         past = model(**inputs, use_cache=True, **kwargs)[CACHE_NAME]
     tiles = len(inputs["pixel_values"])
@@ -238,7 +244,7 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
 
 
 def test_a_batch_goes_on_from_its_cache(model, chat):
-    """Rows of different lengths: each has its own new picture, one has none before."""
+    """Rows of different lengths: each has its own new image, one has none before."""
     first = [[("user", (113, 500), "What?")], [("user", "the quick brown fox")]]
     rest = [("assistant", "the fox"), ("user", (40, 40), " and here?")]
     longer = chat([[*turns, *rest] for turns in first], padding=True, add_generation_prompt=True)
@@ -285,7 +291,11 @@ def going_on(model, chat):
 
 
 @pytest.mark.parametrize("given", ["all images", "new images", "features of all", "features of the new"])
-@pytest.mark.parametrize("kwargs", [{"do_sample": True, "top_k": 1, "num_return_sequences": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=["returns", "beams"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"do_sample": True, "top_k": 1, "num_return_sequences": 2}, {"num_beams": 2, "num_return_sequences": 2}],
+    ids=["returns", "beams"],
+)
 def test_each_sample_keeps_its_images_from_a_repeated_cache(model, going_on, kwargs, given):
     longer, new_images, cache = going_on
     expected = answer(model, longer, **kwargs)
@@ -309,7 +319,9 @@ def test_one_chat_with_two_returns_from_its_cache(model, chat):
     assert torch.equal(answer(model, longer, cache=past, **kwargs), answer(model, longer, **kwargs))
 
 
-@pytest.mark.parametrize("kwargs", [{"num_beams": 2}, {"do_sample": True, "top_k": 1, "num_return_sequences": 3}], ids=["beams", "returns"])
+@pytest.mark.parametrize(
+    "kwargs", [{"num_beams": 2}, {"do_sample": True, "top_k": 1, "num_return_sequences": 3}], ids=["beams", "returns"]
+)
 def test_given_features_are_left_as_they_were(model, batch, kwargs):
     images = {name: batch[name] for name in ("pixel_values", "tile_positions")}
     features = {"image": model.get_image_features(**images)}
@@ -343,7 +355,9 @@ def test_assisted_decoding_from_a_cache_is_refused(model, one, how):
 def eager_for_structure(new_model):
     """A model whose likeliest next tokens are structural ones."""
     structural = new_model.config.structural_token_ids
-    new_model.lm_head.register_forward_hook(lambda head, inputs, logits: logits.index_fill(-1, torch.tensor(structural), 1e4))
+    new_model.lm_head.register_forward_hook(
+        lambda head, inputs, logits: logits.index_fill(-1, torch.tensor(structural), 1e4)
+    )
     return new_model
 
 
@@ -359,11 +373,15 @@ def eager_for_structure(new_model):
 )
 def test_structural_tokens_are_never_generated(eager_for_structure, one, kwargs):
     model = eager_for_structure
-    model.generation_config = GenerationConfig(eos_token_id=model.config.text_config.eos_token_id)  # a caller's own, without ours
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.text_config.eos_token_id
+    )  # a caller's own, without ours
     set_seed(0)
     kwargs = {"max_new_tokens": 12, "do_sample": True} | kwargs if "generation_config" not in kwargs else kwargs
     ids = model.generate(**one, **kwargs)[:, one["input_ids"].shape[1] :]
-    assert not torch.isin(ids, torch.tensor([*model.config.structural_token_ids, *([7] if "7" in str(kwargs) else [])])).any()
+    assert not torch.isin(
+        ids, torch.tensor([*model.config.structural_token_ids, *([7] if "7" in str(kwargs) else [])])
+    ).any()
 
 
 def test_nor_in_continuous_batches(eager_for_structure, processor):
@@ -378,5 +396,8 @@ def test_nor_in_continuous_batches(eager_for_structure, processor):
 
 
 def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):
-    model, assistant = (AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True, dtype=torch.float32) for _ in range(2))
+    model, assistant = (
+        AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True, dtype=torch.float32)
+        for _ in range(2)
+    )
     assert torch.equal(answer(model, one, assistant_model=assistant, num_assistant_tokens=2), greedy_one)

@@ -28,7 +28,9 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 import yaml
 
 
-GITATTRIBUTES = "".join(f"*.{end} filter=lfs diff=lfs merge=lfs -text\n" for end in ("bin", "gguf", "pt", "safetensors"))
+GITATTRIBUTES = "".join(
+    f"*.{end} filter=lfs diff=lfs merge=lfs -text\n" for end in ("bin", "gguf", "pt", "safetensors")
+)
 LARGE = 10 * 1024**2  # bytes from which on a file is LFS whatever it is called
 PAGE = 1000  # entries of a tree in one answer
 
@@ -100,7 +102,9 @@ class Repository:
         attributes = self.commits[self.head(revision)].files.get(".gitattributes")
         lines = self.content(attributes).decode().splitlines() if attributes else []
         patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
-        return size > LARGE or b"\0" in sample or any(fnmatch.fnmatch(Path(path).name, pattern) for pattern in patterns)
+        return (
+            size > LARGE or b"\0" in sample or any(fnmatch.fnmatch(Path(path).name, pattern) for pattern in patterns)
+        )
 
 
 @dataclass
@@ -193,7 +197,9 @@ class Hub:
 
     def create(self, name: str, private: bool = False) -> Repository:
         repository = self.repositories[name] = Repository(name, private)
-        repository.commit("refs/heads/main", {".gitattributes": repository.store(GITATTRIBUTES.encode())}, "initial commit", name)
+        repository.commit(
+            "refs/heads/main", {".gitattributes": repository.store(GITATTRIBUTES.encode())}, "initial commit", name
+        )
         return repository
 
     def put(self, name: str, folder: Path, revision: str = "main") -> str:
@@ -218,7 +224,11 @@ class Hub:
 
     def next_fault(self, method: str, path: str) -> Fault:
         with self.lock:
-            found = (fault for fault in self.faults if fault.times and fault.method == method and re.search(fault.path, path))
+            found = (
+                fault
+                for fault in self.faults
+                if fault.times and fault.method == method and re.search(fault.path, path)
+            )
             fault = next(found, Fault(method, path))
             fault.times -= 1
             return fault
@@ -227,10 +237,14 @@ class Hub:
 
     def answer(self, request: Request) -> Answer:
         for method, pattern, function in _ROUTES:
-            if method == ("GET" if request.method == "HEAD" else request.method) and (match := pattern.fullmatch(request.path)):
+            if method == ("GET" if request.method == "HEAD" else request.method) and (
+                match := pattern.fullmatch(request.path)
+            ):
                 try:
                     with self.lock:
-                        return function(self, request, **{name: unquote(part) for name, part in match.groupdict().items()})
+                        return function(
+                            self, request, **{name: unquote(part) for name, part in match.groupdict().items()}
+                        )
                 except Refusal as refusal:
                     return refusal.answer
         return Answer.json({"error": "Not Found"}, 404)
@@ -263,7 +277,9 @@ class Hub:
 
     @route("GET", "/api/whoami-v2")
     def whoami(self, request):
-        return Answer.json({"type": "user", "name": self.known_user(request), "orgs": [], "auth": {"type": "access_token"}})
+        return Answer.json(
+            {"type": "user", "name": self.known_user(request), "orgs": [], "auth": {"type": "access_token"}}
+        )
 
     @route("POST", "/api/repos/create")
     def create_repo(self, request):
@@ -284,7 +300,9 @@ class Hub:
         content = request.json()["content"]
         block = re.match(r"\s*---\r?\n([\S\s]*?)\r?\n---[ \t]*(\r?\n|$)", content)
         if not block:
-            return Answer.json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
+            return Answer.json(
+                {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
+            )
         try:
             data = yaml.safe_load(block[1])
             errors = _metadata_errors(data) if isinstance(data, dict) else ["metadata is not a mapping"]
@@ -300,7 +318,11 @@ class Hub:
         if "blobs" in request.query:
             siblings = [
                 {"rfilename": path, "blobId": file.oid, "size": file.size}
-                | ({"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {})
+                | (
+                    {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}}
+                    if file.sha256
+                    else {}
+                )
                 for path, file in repository.commits[oid].files.items()
             ]
         return Answer.json({
@@ -325,7 +347,9 @@ class Hub:
             ]
 
         refs = {"branches": starting_with("refs/heads/"), "tags": starting_with("refs/tags/"), "converts": []}
-        return Answer.json(refs | ({"pullRequests": starting_with("refs/pr/")} if request.query.get("include_prs") else {}))
+        return Answer.json(
+            refs | ({"pullRequests": starting_with("refs/pr/")} if request.query.get("include_prs") else {})
+        )
 
     @route("POST", "/api/models/{repo}/branch/{branch}")
     def create_branch(self, request, repo, branch):
@@ -342,10 +366,14 @@ class Hub:
     @route("POST", "/api/models/{repo}/preupload/{revision}")
     def preupload(self, request, repo, revision):
         as_pr = request.query.get("create_pr") == "1"
-        repository = self.readable(request, repo) if as_pr and self.known_user(request) else self.writable(request, repo)
+        repository = (
+            self.readable(request, repo) if as_pr and self.known_user(request) else self.writable(request, repo)
+        )
         files = repository.commits[repository.head(revision)].files
         hosted = repository.content(files[".gitignore"]).decode() if ".gitignore" in files else ""
-        ignored = [line for line in request.json().get("gitIgnore", hosted).splitlines() if line and not line.startswith("#")]
+        ignored = [
+            line for line in request.json().get("gitIgnore", hosted).splitlines() if line and not line.startswith("#")
+        ]
 
         def mode(asked: dict) -> dict:
             path, there = asked["path"], files.get(asked["path"])
@@ -388,7 +416,10 @@ class Hub:
     def complete_multipart(self, request):
         repository, oid, size, parts = self.uploads[request.query["uploadId"]]
         given = [(part["partNumber"], part["etag"].strip('"')) for part in request.json()["parts"]]
-        if given != [(number, hashlib.md5(parts[number]).hexdigest()) for number in sorted(parts)] or request.json()["oid"] != oid:
+        if (
+            given != [(number, hashlib.md5(parts[number]).hexdigest()) for number in sorted(parts)]
+            or request.json()["oid"] != oid
+        ):
             raise Refusal(400, "The parts given are not those that arrived")
         self.keep(repository, oid, b"".join(parts[number] for number in sorted(parts)))
         return Answer.json({"success": True})
@@ -404,7 +435,9 @@ class Hub:
     @route("POST", "/api/models/{repo}/commit/{revision}")
     def commit(self, request, repo, revision):
         as_pr = request.query.get("create_pr") == "1"
-        repository = self.readable(request, repo) if as_pr and self.known_user(request) else self.writable(request, repo)
+        repository = (
+            self.readable(request, repo) if as_pr and self.known_user(request) else self.writable(request, repo)
+        )
         head = repository.head(revision)
         header, *operations = [json.loads(line) for line in request.body.splitlines()]
         message, parent = header["value"]["summary"], header["value"].get("parentCommit")
@@ -444,7 +477,11 @@ class Hub:
     def entries(self, repository: Repository, oid: str) -> list[dict]:
         return [
             {"type": "file", "path": path, "oid": file.oid, "size": file.size}
-            | ({"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {})
+            | (
+                {"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}}
+                if file.sha256
+                else {}
+            )
             for path, file in sorted(repository.commits[oid].files.items())
         ]
 
@@ -456,12 +493,17 @@ class Hub:
         if path and not inside:
             raise Refusal(404, f"{path} does not exist on {revision}", "EntryNotFound")
         folders = {str(p) for e in inside for p in list(Path(e["path"]).parents)[:-1] if len(str(p)) > len(path)}
-        inside += [{"type": "directory", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": 0} for p in sorted(folders)]
+        inside += [
+            {"type": "directory", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": 0}
+            for p in sorted(folders)
+        ]
         if request.query.get("recursive", "false").lower() != "true":
             inside = [entry for entry in inside if str(Path(entry["path"]).parent) == (path or ".")]
         start = int(request.query.get("cursor", 0))
         more = {**request.query, "cursor": str(start + PAGE)}
-        link = {"Link": f'<{self.url}{request.path}?{urlencode(more)}>; rel="next"'} if start + PAGE < len(inside) else {}
+        link = (
+            {"Link": f'<{self.url}{request.path}?{urlencode(more)}>; rel="next"'} if start + PAGE < len(inside) else {}
+        )
         return Answer.json(inside[start : start + PAGE], **link)
 
     @route("GET", "/api/models/{repo}/tree/{revision}/{path}")
@@ -484,7 +526,11 @@ class Hub:
         if file.sha256 is None:
             return _part(request, repository.content(file), headers)
         link = self.sign(repository, file.sha256) + f"&filename={quote(path)}"
-        return Answer(302, b"", headers | {"Location": link, "X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)})
+        return Answer(
+            302,
+            b"",
+            headers | {"Location": link, "X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)},
+        )
 
     # Storage: another origin, signed links, no tokens ------------------------------------------------------------------
 
@@ -547,8 +593,16 @@ def _metadata_errors(data: dict) -> list[str]:
             errors.append(f'"model-index[{index}].name" is required')
         for number, result in enumerate(entry.get("results", [])):
             where = f"model-index[{index}].results[{number}]"
-            errors += [f'"{where}.{key}.type" is required' for key in ("task", "dataset") if not result.get(key, {}).get("type")]
-            errors += [f'"{where}.metrics" lacks type or value' for m in result.get("metrics", []) if not {"type", "value"} <= set(m)]
+            errors += [
+                f'"{where}.{key}.type" is required'
+                for key in ("task", "dataset")
+                if not result.get(key, {}).get("type")
+            ]
+            errors += [
+                f'"{where}.metrics" lacks type or value'
+                for m in result.get("metrics", [])
+                if not {"type", "value"} <= set(m)
+            ]
     return errors
 
 

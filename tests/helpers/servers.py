@@ -31,7 +31,10 @@ def running(command: list[str], url: str, log: Path, seconds: float, **options) 
         RuntimeError: it ended before it answered; with the end of what it wrote.
         TimeoutError: it did not answer in time; the same.
     """
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options) as process:
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options) as process,
+    ):
         try:
             end = time.monotonic() + seconds
             while not _answers(url):

@@ -1,5 +1,5 @@
-"""Every format and oddity of pictures, and what becomes of each: by PIL, path and URL, and through the library's pipeline,
-which opens and converts pictures by itself. One table, [`EXPECTED`]; the files are made here."""
+"""Every format and oddity of images, and what becomes of each: by PIL, path and URL, and through the library's pipeline,
+which opens and converts images by itself. One table, [`EXPECTED`]; the files are made here."""
 
 import io
 import shutil
@@ -17,7 +17,7 @@ from PIL import Image, features
 from transformers import pipeline
 
 
-SIDE = 378  # a picture of this size becomes a thumbnail and one tile, both without any resizing
+SIDE = 378  # an image of this size becomes a thumbnail and one tile, both without any resizing
 Y, X = np.mgrid[:SIDE, :SIDE]
 # Smooth, so that lossy formats keep it; not symmetric, so that no turn goes unseen
 RGB = np.dstack([X * 255 // 377, Y * 255 // 377, (X + 2 * Y) * 255 // 1131]).astype(np.uint8)
@@ -51,7 +51,7 @@ def moving(file_format: str, **options) -> bytes:
 
 
 def png(samples: np.ndarray, depth: int, colour_type: int, interlaced: bool = False, **chunks: bytes) -> bytes:
-    """A PNG file of [height, width, channels] samples; Pillow writes neither interlaced ones nor 16 bits of colour."""
+    """A PNG file of [height, width, channels] samples; Pillow writes neither interlaced ones nor 16 bits of color."""
 
     def rows(part: np.ndarray) -> bytes:
         if depth == 16:
@@ -84,7 +84,11 @@ def tiff(samples: np.ndarray, sample_format: int, photometric: int, order: str =
     behind = 8 + len(pixels)
 
     def short(values: list[int], offset: int) -> bytes:
-        return struct.pack(f"{order}I", offset) if channels > 2 else struct.pack(f"{order}{channels}H", *values).ljust(4, b"\0")
+        return (
+            struct.pack(f"{order}I", offset)
+            if channels > 2
+            else struct.pack(f"{order}{channels}H", *values).ljust(4, b"\0")
+        )
 
     tags = {
         256: (4, 1, struct.pack(f"{order}I", width)), 257: (4, 1, struct.pack(f"{order}I", height)),
@@ -93,13 +97,15 @@ def tiff(samples: np.ndarray, sample_format: int, photometric: int, order: str =
         277: (3, 1, struct.pack(f"{order}HH", channels, 0)), 278: (4, 1, struct.pack(f"{order}I", height)),
         279: (4, 1, struct.pack(f"{order}I", len(pixels))), 339: (3, channels, short(formats, behind + 2 * channels)),
     }  # fmt: skip
-    entries = b"".join(struct.pack(f"{order}HHI", tag, kind, count) + value for tag, (kind, count, value) in tags.items())
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count) + value for tag, (kind, count, value) in tags.items()
+    )
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", behind + len(extra))
     return head + pixels + extra + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
 
 
 def flat(width: int, height: int) -> bytes:
-    """A PNG of one colour, small whatever its sides."""
+    """A PNG of one color, small whatever its sides."""
     return saved(Image.new("1", (width, height), 1), "PNG")
 
 
@@ -128,7 +134,7 @@ class Case:
 
     Args:
         make: Makes the file; `None` where this Pillow lacks the format.
-        shows: The picture seen, [378, 378, 3]; a (rows, columns) grid of tiles, of pictures of other sizes; or what the
+        shows: The image seen, [378, 378, 3]; a (rows, columns) grid of tiles, of images of other sizes; or what the
             message says that refuses it.
         levels: By so many of 255 a pixel may be off: what the format or Pillow's rounding loses.
         in_pipeline: The same through the library's own opening, where that differs.
@@ -145,7 +151,7 @@ has_jpeg2000 = features.check("jpg_2000")
 CMYK = np.dstack([RGB, GREY // 2])
 SIXTEEN = GREY.astype(np.uint16) * 256 + ALPHA
 CLIPPED = np.minimum(SIXTEEN, 255).astype(np.uint8)[..., None].repeat(3, axis=2)  # nearly all white
-KEY, KEY_OF_16 = RGB[5, 5], SIXTEEN[5, 5]  # colours that are declared transparent
+KEY, KEY_OF_16 = RGB[5, 5], SIXTEEN[5, 5]  # colors that are declared transparent
 SIXTEEN_RGB = RGB.astype(np.uint16) * 256 + 200
 PAST_LIMIT = "more pixels than Pillow's limit against decompression bombs"
 TOO_LONG = "its longer side may be at most 200 times the shorter"
@@ -157,7 +163,10 @@ EXPECTED = {
     "grey.jpg": Case(lambda: saved(GREY, "JPEG", quality=95), grey(GREY), 8),
     "cmyk.jpg": Case(lambda: saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=95), unmultiplied(CMYK), 10),
     "several.mpo": Case(lambda: moving("MPO", quality=95), RGB, 8),
-    **{f"turned-{turn}.jpg": Case(lambda turn=turn: turned("JPEG", turn, quality=95), TURNS[turn](RGB), 8) for turn in TURNS},
+    **{
+        f"turned-{turn}.jpg": Case(lambda turn=turn: turned("JPEG", turn, quality=95), TURNS[turn](RGB), 8)
+        for turn in TURNS
+    },
     # PNG
     "1-bit.png": Case(lambda: png(GREY > 99, 1, 0), grey((GREY > 99) * 255)),
     "2-bit.png": Case(lambda: png(GREY // 64, 2, 0), grey(GREY // 64 * 85)),
@@ -176,17 +185,24 @@ EXPECTED = {
         np.where((RGB == KEY).all(-1, keepdims=True), 255, RGB),
     ),
     "palette.png": Case(lambda: png(GREY, 8, 3, PLTE=PALETTE.tobytes()), PALETTE[GREY]),
-    "1-bit-palette.png": Case(lambda: png(GREY > 99, 1, 3, PLTE=PALETTE[3:5].tobytes()), PALETTE[3:5][(GREY > 99) * 1]),
+    "1-bit-palette.png": Case(
+        lambda: png(GREY > 99, 1, 3, PLTE=PALETTE[3:5].tobytes()), PALETTE[3:5][(GREY > 99) * 1]
+    ),
     "transparent-palette.png": Case(
         lambda: png(GREY, 8, 3, PLTE=PALETTE.tobytes(), tRNS=bytes(range(256))),
         on_white(PALETTE[GREY], GREY),
         1,
         in_pipeline=PALETTE[GREY],
     ),
-    "grey-alpha.png": Case(lambda: png(np.dstack([GREY, ALPHA]), 8, 4), on_white(grey(GREY), ALPHA), 1, in_pipeline=grey(GREY)),
+    "grey-alpha.png": Case(
+        lambda: png(np.dstack([GREY, ALPHA]), 8, 4), on_white(grey(GREY), ALPHA), 1, in_pipeline=grey(GREY)
+    ),
     "alpha.png": Case(lambda: png(np.dstack([RGB, GREY]), 8, 6), on_white(RGB, GREY), 1, in_pipeline=RGB),
     "16-bit-alpha.png": Case(
-        lambda: png(np.dstack([SIXTEEN_RGB, GREY.astype(np.uint16) * 257]), 16, 6), on_white(RGB, GREY), 1, in_pipeline=RGB
+        lambda: png(np.dstack([SIXTEEN_RGB, GREY.astype(np.uint16) * 257]), 16, 6),
+        on_white(RGB, GREY),
+        1,
+        in_pipeline=RGB,
     ),
     "interlaced.png": Case(lambda: png(RGB, 8, 2, interlaced=True), RGB),
     "interlaced-1-bit.png": Case(lambda: png(GREY > 99, 1, 0, interlaced=True), grey((GREY > 99) * 255)),
@@ -201,11 +217,14 @@ EXPECTED = {
     "lossy.webp": Case(lambda: saved(RGB, "WEBP", quality=95), RGB, 10),
     "lossless.webp": Case(lambda: saved(RGB, "WEBP", lossless=True), RGB),
     "alpha.webp": Case(
-        lambda: saved(np.dstack([RGB, GREY]), "WEBP", lossless=True, exact=True), on_white(RGB, GREY), 1, in_pipeline=RGB
+        lambda: saved(np.dstack([RGB, GREY]), "WEBP", lossless=True, exact=True),
+        on_white(RGB, GREY),
+        1,
+        in_pipeline=RGB,
     ),
     "animated.webp": Case(lambda: moving("WEBP", lossless=True), RGB),
     "turned-6.webp": Case(lambda: turned("WEBP", 6, lossless=True), TURNS[6](RGB)),
-    # GIF, of 256 colours
+    # GIF, of 256 colors
     "still.gif": Case(lambda: saved(GREY, "GIF"), grey(GREY)),
     "transparent.gif": Case(
         lambda: saved(Image.frombytes("L", (SIDE, SIDE), GREY.tobytes()), "GIF", transparency=7),
@@ -232,10 +251,22 @@ EXPECTED = {
         grey(np.rint(SIXTEEN / 257)),
         in_pipeline=CLIPPED,
     ),
-    "negative.tiff": Case(lambda: tiff(-GREY.astype(np.int32), 2, 1), "integers must lie in 0 .. 65535, got -255 .. 0", in_pipeline=grey(GREY * 0)),
+    "negative.tiff": Case(
+        lambda: tiff(-GREY.astype(np.int32), 2, 1),
+        "integers must lie in 0 .. 65535, got -255 .. 0",
+        in_pipeline=grey(GREY * 0),
+    ),
     "float.tiff": Case(lambda: tiff(GREY / np.float32(255), 3, 1), grey(GREY), in_pipeline=grey(GREY // 255)),
-    "float-to-255.tiff": Case(lambda: tiff(GREY.astype(np.float32), 3, 1), "floats must lie in 0 .. 1 without NaN, got 0.0 .. 255.0", in_pipeline=grey(GREY)),
-    "float-nan.tiff": Case(lambda: tiff(GREY * np.float32("nan"), 3, 1), "floats must lie in 0 .. 1 without NaN, got nan", in_pipeline=grey(GREY * 0)),
+    "float-to-255.tiff": Case(
+        lambda: tiff(GREY.astype(np.float32), 3, 1),
+        "floats must lie in 0 .. 1 without NaN, got 0.0 .. 255.0",
+        in_pipeline=grey(GREY),
+    ),
+    "float-nan.tiff": Case(
+        lambda: tiff(GREY * np.float32("nan"), 3, 1),
+        "floats must lie in 0 .. 1 without NaN, got nan",
+        in_pipeline=grey(GREY * 0),
+    ),
     "double.tiff": Case(lambda: tiff(GREY / 255, 3, 1), "not an image in a format that Pillow can read"),
     "turned-5.tiff": Case(lambda: turned("TIFF", 5), TURNS[5](RGB)),
     # Others
@@ -245,7 +276,9 @@ EXPECTED = {
     "lossless.jp2": Case((lambda: saved(RGB, "JPEG2000")) if has_jpeg2000 else None, RGB),
     "lossy.avif": Case((lambda: saved(RGB, "AVIF", quality=95, speed=10)) if has_avif else None, RGB, 12),
     "alpha.avif": Case(
-        (lambda: saved(np.dstack([RGB, GREY]), "AVIF", quality=100, subsampling="4:4:4", speed=10)) if has_avif else None,
+        (lambda: saved(np.dstack([RGB, GREY]), "AVIF", quality=100, subsampling="4:4:4", speed=10))
+        if has_avif
+        else None,
         on_white(RGB, GREY),
         6,
         in_pipeline=RGB,
@@ -256,7 +289,9 @@ EXPECTED = {
     "really-png.jpg": Case(lambda: saved(RGB, "PNG"), RGB),
     "really-tiff": Case(lambda: saved(RGB, "TIFF"), RGB),
     # Formats that Pillow can read and that are not read here
-    "program.eps": Case(lambda: saved(RGB, "EPS"), "not an image in a format .*that is read here", in_pipeline="Ghostscript"),
+    "program.eps": Case(
+        lambda: saved(RGB, "EPS"), "not an image in a format .*that is read here", in_pipeline="Ghostscript"
+    ),
     "targa.tga": Case(lambda: saved(RGB, "TGA"), "not an image in a format .*that is read here", in_pipeline=RGB),
     # Sides, from 1 to 20,000 pixels
     "1x1.png": Case(lambda: flat(1, 1), (1, 1)),
@@ -316,7 +351,7 @@ def assert_shows(made: dict, expected: np.ndarray | tuple, levels: int):
         torch.testing.assert_close(shown, expected, rtol=0, atol=levels * 2 / 255 + 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of large pictures
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of large images
 @pytest.mark.parametrize("way", ["PIL", "path", "URL", "pipeline"])
 @pytest.mark.parametrize("name", list(EXPECTED))
 def test_formats(ways, name, way):

@@ -26,11 +26,11 @@ from benchmarks.fuzz import encode, mutate, seeds, with_checksums
 
 
 SEEDS = seeds()
-BYTES_PER_PIXEL = 30  # more than before, while a picture is read: docs/robustness.md
+BYTES_PER_PIXEL = 30  # more than before, while an image is read: docs/robustness.md
 DAMAGED = "damaged or incomplete|not an image in a format that Pillow can read"
 PAST_LIMIT = "more pixels than Pillow's limit against decompression bombs"
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of large and damaged pictures
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of large and damaged images
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def give(tiler, tmp_path):
 
 @pytest.mark.parametrize("name", list(SEEDS))
 def test_truncated_at_every_quarter(give, name):
-    """Refused; or, where the first picture of several is there as a whole, that one."""
+    """Refused; or, where the first image of several is there as a whole, that one."""
     data = SEEDS[name]
     whole = give(data)
     for quarter in range(4):
@@ -64,7 +64,9 @@ def test_truncated_at_every_quarter(give, name):
         except ValueError as error:
             assert any(part in str(error) for part in DAMAGED.split("|"))
         else:
-            assert quarter and any(kind in name for kind in ("animated", "several", "pages")), f"{name} at {quarter} quarters"
+            assert quarter and any(kind in name for kind in ("animated", "several", "pages")), (
+                f"{name} at {quarter} quarters"
+            )
             assert torch.equal(shown, whole)
 
 
@@ -113,7 +115,11 @@ def jpeg(scans: int, width: int = 64, before: bytes = b"", behind: bytes = b"") 
     def segment(marker: int, body: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
-    data = b"\xff\xd8" + segment(0xDB, bytes([0] + [1] * 64)) + segment(0xC2, struct.pack(">BHHBBBB", 8, width, width, 1, 1, 0x11, 0))
+    data = (
+        b"\xff\xd8"
+        + segment(0xDB, bytes([0] + [1] * 64))
+        + segment(0xC2, struct.pack(">BHHBBBB", 8, width, width, 1, 1, 0x11, 0))
+    )
     # codes of one bit: of no difference, and of a run of 2 ** 14 empty blocks and more
     data += segment(0xC4, bytes([0x00, 1] + [0] * 16)) + segment(0xC4, bytes([0x10, 1] + [0] * 15 + [0xE0]))
     blocks = ((width + 7) // 8) ** 2
@@ -193,7 +199,7 @@ print(held("VmHWM") - before)
 
 
 def memory(path) -> int:
-    """Bytes that a fresh process takes more while it reads a picture."""
+    """Bytes that a fresh process takes more while it reads an image."""
     command = [sys.executable, "-c", MEASURE.format(root=str(ROOT / "tests")), str(path)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -207,7 +213,7 @@ def large(name: str, side: int) -> bytes:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory(tmp_path):
-    """Of the worst format: WebP's decoder keeps two pictures."""
+    """Of the worst format: WebP's decoder keeps two images."""
     (tmp_path / "large.webp").write_bytes(large("large.webp", 4000))
     assert 16 * 4000**2 < memory(tmp_path / "large.webp") < BYTES_PER_PIXEL * 4000**2
 
@@ -273,7 +279,9 @@ class Hostile(http.server.BaseHTTPRequestHandler):
                 break
 
     def compressed(self, encoding: str, data: bytes) -> bytes:
-        return f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        return (
+            f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        )
 
     def log_message(self, *args):
         pass
@@ -316,7 +324,9 @@ def test_servers(tiler, monkeypatch, path, message):
         with pytest.raises(ValueError, match=f"Could not download the image at '{url}{path}': .*({message})"):
             tiler(f"{url}{path}")
         assert time.monotonic() - start < 3
-        waiting = [thread.name for thread in threading.enumerate() if "run" in thread.name or "Executor" in thread.name]
+        waiting = [
+            thread.name for thread in threading.enumerate() if "run" in thread.name or "Executor" in thread.name
+        ]
         assert not waiting, "a thread still waits for the server"
         assert len(tiler(f"{url}/whole")["pixel_values"]) == 2
 
@@ -336,7 +346,9 @@ def test_memory_of_a_decompression_bomb(monkeypatch, tiler):
     assert peak < 20_000_000
 
 
-@pytest.mark.parametrize("url", ["http://", "https://[::1", "http://a..b/x.png", "http://\0/x", "http://127.0.0.1:abc/x", "http://\ud800/"])
+@pytest.mark.parametrize(
+    "url", ["http://", "https://[::1", "http://a..b/x.png", "http://\0/x", "http://127.0.0.1:abc/x", "http://\ud800/"]
+)
 def test_urls_that_are_none(tiler, url):
     with pytest.raises(ValueError, match="Could not download the image at "):
         tiler(url)

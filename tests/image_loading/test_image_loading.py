@@ -9,12 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import make_picture, serve
+from conftest import make_image, serve
 from jina_vlm.image_loading_jina_vlm import open_image
 from PIL import Image
 
 
-RGB = make_picture(30, 40)
+RGB = make_image(30, 40)
 
 
 def png() -> bytes:

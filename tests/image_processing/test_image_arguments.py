@@ -172,7 +172,11 @@ def test_integers(tiler, processor, image, bundle, tmp_path, name, value):
 
 @pytest.mark.parametrize("value", ["no", 0, 1, [False]], ids=repr)
 def test_do_resize_is_true_or_false(tiler, image, value):
-    for attempt in (lambda: JinaVLMImageProcessor(do_resize=value), lambda: tiler(image, do_resize=value), lambda: tiler.get_tiling(9, 9, do_resize=value)):
+    for attempt in (
+        lambda: JinaVLMImageProcessor(do_resize=value),
+        lambda: tiler(image, do_resize=value),
+        lambda: tiler.get_tiling(9, 9, do_resize=value),
+    ):
         with pytest.raises(TypeError, match=f"`do_resize` must be True or False, got {re.escape(repr(value))}"):
             attempt()
 
@@ -205,12 +209,17 @@ def test_geometry_that_does_not_fit(settings, message):
 def test_the_releases_name_of_max_tiles(tiler, processor, image, bundle, tmp_path):
     few = tiler(image, max_tiles=1)["pixel_values"]
     assert torch.equal(tiler(image, max_crops=1)["pixel_values"], few)
-    assert torch.equal(processor(images=image, text="<|image|>", max_crops=1, return_tensors="pt")["pixel_values"], few)
+    assert torch.equal(
+        processor(images=image, text="<|image|>", max_crops=1, return_tensors="pt")["pixel_values"], few
+    )
     for made in (JinaVLMImageProcessor(max_crops=1), JinaVLMImageProcessor.from_pretrained(bundle, max_crops=1)):
         assert made.max_tiles == 1 and "max_crops" not in made.to_dict()
     assert tiler.max_tiles == 12, "a call changes nothing for later ones"
     assert torch.equal(tiler(image, max_crops=1, max_tiles=1)["pixel_values"], few)
-    for attempt in (lambda: tiler(image, max_crops=1, max_tiles=2), lambda: JinaVLMImageProcessor(max_crops=1, max_tiles=2)):
+    for attempt in (
+        lambda: tiler(image, max_crops=1, max_tiles=2),
+        lambda: JinaVLMImageProcessor(max_crops=1, max_tiles=2),
+    ):
         with pytest.raises(ValueError, match="`max_tiles` 2 and `max_crops` 1, which are one setting"):
             attempt()
     tiler.max_crops = 24
@@ -299,7 +308,10 @@ def test_settings_of_the_release(released_folder, tmp_path, image):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**released, "do_resize": False, "max_crops": 24}))
     loaded = JinaVLMImageProcessor.from_pretrained(tmp_path)
     assert (loaded.do_resize, loaded.max_tiles) == (False, 24)
-    assert JinaVLMImageProcessor.from_pretrained(tmp_path, max_crops=3, do_resize=True).to_dict() == JinaVLMImageProcessor(max_tiles=3).to_dict()
+    assert (
+        JinaVLMImageProcessor.from_pretrained(tmp_path, max_crops=3, do_resize=True).to_dict()
+        == JinaVLMImageProcessor(max_tiles=3).to_dict()
+    )
     assert torch.equal(JinaVLMImageProcessor(**released)(image)["pixel_values"], expected)
     for name, value in {"image_mean": [0.48, 0.46, 0.41], "do_rescale": False, "crop_size": 378}.items():
         with pytest.raises(ValueError, match=f"`{name}` is "):

@@ -1,4 +1,4 @@
-"""From a picture, whatever it comes as, to tiles."""
+"""From an image, whatever it comes as, to tiles."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 SIZES = json.loads((Path(__file__).parents[1] / "golden" / "geometry.json").read_text())
-SIDE = 378  # a picture of this size becomes a thumbnail and one tile, both without any resizing
+SIDE = 378  # an image of this size becomes a thumbnail and one tile, both without any resizing
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,11 @@ def test_geometry(processor, picture, size):
 
 
 def reference_tiling(height: int, width: int, max_tiles: int) -> tuple[int, int]:
-    """The paper's rule for a fitted picture: the grid that changes the scale least, and enlarges if any does."""
+    """The paper's rule for a fitted image: the grid that changes the scale least, and enlarges if any does."""
     scale = {
         (rows, columns): min(
-            float("inf") if side == 112 else 266 * count / (side - 112) for side, count in ((height, rows), (width, columns))
+            float("inf") if side == 112 else 266 * count / (side - 112)
+            for side, count in ((height, rows), (width, columns))
         )
         for rows in range(1, max_tiles + 1)
         for columns in range(1, max_tiles + 1)
@@ -99,7 +100,10 @@ def reference_tiling(height: int, width: int, max_tiles: int) -> tuple[int, int]
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 30))
 def test_tiling_is_the_papers(height, width, max_tiles):
     tiler = JinaVLMImageProcessor()
-    assert tiler.get_tiling(height, width, do_resize=False, max_tiles=max_tiles) == ((height, width), reference_tiling(height, width, max_tiles))
+    assert tiler.get_tiling(height, width, do_resize=False, max_tiles=max_tiles) == (
+        (height, width),
+        reference_tiling(height, width, max_tiles),
+    )
     if max(height, width) > 200 * min(height, width):
         return
     (fitted_height, fitted_width), tiling = tiler.get_tiling(height, width, max_tiles=max_tiles)
@@ -169,7 +173,7 @@ def test_pixels_do_not_depend_on_threads(tiler, picture, threads):
 
 
 def plainly(rgb: np.ndarray, fitted: tuple[int, int], rows: int, columns: int) -> torch.Tensor:
-    """The same tiles by whole pictures in float32."""
+    """The same tiles by whole images in float32."""
 
     def resize(channels, *size):
         return torch.cat([resize_exactly(channel, *size)[None, None] for channel in channels])[:, 0]
@@ -204,7 +208,9 @@ def plainly_without_fit(rgb: np.ndarray, rows: int, columns: int) -> torch.Tenso
 
 
 @pytest.mark.parametrize(
-    "size", [(2160, 3840), (3508, 2480), (7000, 61), (90, 9000), (2, 900), (700, 2000), (31, 47), (378, 378), (910, 644)], ids=str
+    "size",
+    [(2160, 3840), (3508, 2480), (7000, 61), (90, 9000), (2, 900), (700, 2000), (31, 47), (378, 378), (910, 644)],
+    ids=str,
 )
 @pytest.mark.parametrize("max_tiles", [12, 40])
 def test_without_fit(tiler, size, max_tiles):
@@ -235,19 +241,25 @@ def test_images_of_more_tokens_than_positions_are_refused(tiler, processor):
         lambda: tiler.get_tiling(9000, 9000, do_resize=False, max_tiles=10**9),
         lambda: processor(images=large, text="<|image|>", do_resize=False, max_tiles=10**9),
     ):
-        with pytest.raises(ValueError, match=r"9000 x 9000 pixels and becomes 34 x 34 tiles, 118,\d+ tokens; the model takes 40,960"):
+        with pytest.raises(
+            ValueError, match=r"9000 x 9000 pixels and becomes 34 x 34 tiles, 118,\d+ tokens; the model takes 40,960"
+        ):
             attempt()
     assert len(tiler(large, max_tiles=10**9)["pixel_values"]) == 1 + 4 * 4
     assert len(tiler(Image.new("L", (640, 480)), do_resize=False, max_tiles=10**9)["pixel_values"]) == 5
 
 
 def test_tiles_overlap_and_cover(tiler, picture):
-    """Neighbours share 112 pixels, and the whole is the picture stretched."""
+    """Neighbors share 112 pixels, and the whole is the image stretched."""
     _, first, second, third, fourth = pixels(tiler, picture(644, 644, seed=2))
     assert torch.equal(first[:, :, 266:], second[:, :, :112])
     assert torch.equal(first[:, 266:], third[:, :112])
-    canvas = torch.cat([torch.cat([first, second[:, :, 112:]], 2), torch.cat([third, fourth[:, :, 112:]], 2)[:, 112:]], 1)
-    expected = torch.from_numpy(picture(644, 644, seed=2)).permute(2, 0, 1) / 255 * 2 - 1  # 266 * 2 + 112 = 644: as it is
+    canvas = torch.cat(
+        [torch.cat([first, second[:, :, 112:]], 2), torch.cat([third, fourth[:, :, 112:]], 2)[:, 112:]], 1
+    )
+    expected = (
+        torch.from_numpy(picture(644, 644, seed=2)).permute(2, 0, 1) / 255 * 2 - 1
+    )  # 266 * 2 + 112 = 644: as it is
     torch.testing.assert_close(canvas, expected, rtol=0, atol=1e-6)
 
 
@@ -265,12 +277,12 @@ def test_return_tensors_and_device(tiler, rgb):
     [list, tuple, np.stack, lambda three: torch.from_numpy(np.stack(three)), lambda three: [[three[0]], three[1:]]],
     ids=["list", "tuple", "array", "tensor", "nested"],
 )
-def test_several_pictures(tiler, picture, group):
+def test_several_images(tiler, picture, group):
     three = [picture(60, 90, seed=seed) for seed in range(3)]
     assert torch.equal(pixels(tiler, group(three)), torch.cat([pixels(tiler, one) for one in three]))
 
 
-# Every kind of picture
+# Every kind of image
 
 
 def with_alpha(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -282,7 +294,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 
 def pil_kinds(rgb: np.ndarray) -> dict[str, tuple[Image.Image, np.ndarray, int]]:
-    """Name: (picture, its colours on white, levels by which Pillow may round differently)."""
+    """Name: (image, its colors on white, levels by which Pillow may round differently)."""
     one, alpha = rgb[..., 0], rgb[..., 1]
     palette = (np.arange(768).reshape(256, 3) * 5 % 256).astype(np.uint8)
 
@@ -340,7 +352,10 @@ ARRAYS = {
     "int64": lambda rgb: (rgb.astype(np.int64), rgb),
     "bool": lambda rgb: (rgb > 99, (rgb > 99) * np.uint8(255)),
     "uint16": lambda rgb: (rgb.astype(np.uint16) * 257, rgb),
-    "uint16, rounded": lambda rgb: (rgb.astype(np.uint16) * 256 + 200, np.rint((rgb * 256.0 + 200) / 257).astype(np.uint8)),
+    "uint16, rounded": lambda rgb: (
+        rgb.astype(np.uint16) * 256 + 200,
+        np.rint((rgb * 256.0 + 200) / 257).astype(np.uint8),
+    ),
     "not contiguous": lambda rgb: (rgb[::-1, ::-1], rgb[::-1, ::-1]),
 }
 
@@ -362,7 +377,9 @@ def test_tensors_of_types_that_numpy_lacks(tiler, rgb, dtype):
 @pytest.mark.parametrize("channels", ["first", "last"])
 def test_array_with_alpha(tiler, rgb, channels):
     array = np.dstack([rgb, rgb[..., 0]])
-    assert_shows(tiler, array.transpose(2, 0, 1) if channels == "first" else array, with_alpha(rgb, rgb[..., 0]), levels=1)
+    assert_shows(
+        tiler, array.transpose(2, 0, 1) if channels == "first" else array, with_alpha(rgb, rgb[..., 0]), levels=1
+    )
 
 
 def test_ambiguous_array(tiler, picture):

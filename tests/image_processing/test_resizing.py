@@ -3,17 +3,23 @@ released code's pixels."""
 
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from jina_vlm import resizing_jina_vlm as resizing
 from torch.nn import functional as F
 
 
-SIZES = [((480, 640), (476, 644)), ((1080, 1920), (742, 1330)), ((60, 40), (378, 378)), ((1, 200), (14, 2800)), ((333, 7), (1706, 378))]
+SIZES = [
+    ((480, 640), (476, 644)),
+    ((1080, 1920), (742, 1330)),
+    ((60, 40), (378, 378)),
+    ((1, 200), (14, 2800)),
+    ((333, 7), (1706, 378)),
+]
 
 
 @pytest.mark.parametrize(("size", "resized"), SIZES, ids=str)
 def test_step_by_step_equals_the_kernel_that_has_the_bits(size, resized):
-    channel = torch.from_numpy(make_picture(*size, seed=1))[..., 0].float()
+    channel = torch.from_numpy(make_image(*size, seed=1))[..., 0].float()
     exactly = resizing.resize_exactly(channel, *resized)
     assert torch.equal(resizing.resize(channel, *resized), exactly)
     by_kernel = F.interpolate(channel[None, None], size=resized, mode="bilinear")[0, 0]
@@ -30,7 +36,7 @@ def test_rows_that_are_not_used_are_not_read():
 @pytest.mark.parametrize("settings", [{}, {"do_resize": False}], ids=["fitted", "native"])
 def test_an_image_step_by_step(processor, monkeypatch, settings):
     """On a torch whose kernel rounds otherwise the image processor takes the other way, to the same pixels."""
-    images = [make_picture(700, 500), make_picture(90, 1200)]
+    images = [make_image(700, 500), make_image(90, 1200)]
     ways = []
     for has_the_bits in (True, False):
         if has_the_bits and not resizing.kernel_rounds_as_released():

@@ -12,7 +12,9 @@ def batch(chat):
 
 
 def load(folder, attention):
-    return JinaVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+    return JinaVLMForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    ).eval()
 
 
 def logits(model, batch) -> torch.Tensor:
@@ -35,7 +37,9 @@ def expected(released_folder, batch):
         ({"vision_config": "eager", "text_config": "sdpa"}, "eager", "sdpa"),
         ({"vision_config": "sdpa", "text_config": "eager"}, "sdpa", "eager"),
         pytest.param(
-            {"vision_config": "sdpa", "text_config": "flex_attention"}, "sdpa", "flex_attention",
+            {"vision_config": "sdpa", "text_config": "flex_attention"},
+            "sdpa",
+            "flex_attention",
             marks=pytest.mark.slow,  # each shape is compiled: minutes on a CPU
         ),
     ],
@@ -66,7 +70,9 @@ def test_flex_attention_everywhere(released_folder, batch, expected):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention runs on GPUs alone")
-@pytest.mark.parametrize("attention", ["flash_attention_2", {"vision_config": "flash_attention_2", "text_config": "sdpa"}], ids=str)
+@pytest.mark.parametrize(
+    "attention", ["flash_attention_2", {"vision_config": "flash_attention_2", "text_config": "sdpa"}], ids=str
+)
 def test_flash_attention(released_folder, batch, attention):
     pytest.importorskip("flash_attn")
     batch = batch.to("cuda")

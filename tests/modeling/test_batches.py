@@ -40,7 +40,9 @@ def assert_same_as_alone(model, chat, batch: list, side: str = "left", atol: flo
         torch.testing.assert_close(logits[row][kept][compared], alone[compared], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("attention", "side", "samples"), [("sdpa", "left", 3), ("sdpa", "right", 3), ("eager", "left", 2)])
+@pytest.mark.parametrize(
+    ("attention", "side", "samples"), [("sdpa", "left", 3), ("sdpa", "right", 3), ("eager", "left", 2)]
+)
 def test_batch_gives_what_each_gives_alone(new_model, chat, attention, side, samples):
     new_model.set_attn_implementation(attention)
     assert_same_as_alone(new_model, chat, MIX[:samples], side)
@@ -51,9 +53,9 @@ def test_batch_gives_what_each_gives_alone_in_float64(new_model, chat):
     assert_same_as_alone(new_model.double(), chat, MIX, atol=5e-5)
 
 
-samples = st.lists(st.sampled_from([SMALL, WIDE, TALL, "fox", " the quick brown dog", "é"]), min_size=1, max_size=3).filter(
-    lambda parts: sum(isinstance(part, tuple) for part in parts) <= 2
-)
+samples = st.lists(
+    st.sampled_from([SMALL, WIDE, TALL, "fox", " the quick brown dog", "é"]), min_size=1, max_size=3
+).filter(lambda parts: sum(isinstance(part, tuple) for part in parts) <= 2)
 
 
 @settings(max_examples=4, derandomize=True, deadline=None, database=None)
@@ -62,13 +64,15 @@ def test_any_batch_gives_what_each_gives_alone(model, chat, parts):
     assert_same_as_alone(model, chat, [[("user", *sample)] for sample in parts])
 
 
-def test_pictures_matter(model, chat):
+def test_images_matter(model, chat):
     """Otherwise the tests above would say little."""
     one, other = (forward(model, chat([("user", size, "fox")])) for size in (SMALL, (40, 40)))
     assert (one[0, -1] - other[0, -1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"num_beams": 2}, {"use_cache": False, "max_new_tokens": 3}], ids=["greedy", "beams", "no cache"])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"num_beams": 2}, {"use_cache": False, "max_new_tokens": 3}], ids=["greedy", "beams", "no cache"]
+)
 def test_batch_answers_what_each_answers_alone(model, chat, kwargs):
     mix = MIX if not kwargs else MIX[:2]
     answers = answer(model, chat(mix, padding=True, add_generation_prompt=True), **kwargs)
@@ -78,7 +82,7 @@ def test_batch_answers_what_each_answers_alone(model, chat, kwargs):
 
 
 def test_several_answers_to_each(model, chat):
-    """Pictures are repeated as wholes."""
+    """Images are repeated as wholes."""
     batch = chat(MIX, padding=True, add_generation_prompt=True)
     several = answer(model, batch, num_beams=2, num_return_sequences=2)
     one = answer(model, batch, num_beams=2)
@@ -116,7 +120,10 @@ CONFIGS = {
 @pytest.mark.filterwarnings("ignore")
 def test_never_generated(new_model, new_processor, name, grown):
     """What is suppressed follows the tokens, not the end of the table."""
-    structural = [new_processor.tokenizer.convert_tokens_to_ids(t) for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")]
+    structural = [
+        new_processor.tokenizer.convert_tokens_to_ids(t)
+        for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")
+    ]
     assert structural == new_model.config.structural_token_ids
     wanted = 300
     if grown:
@@ -156,7 +163,9 @@ def test_the_loss_sees_every_row(new_model, chat):
     inputs = chat([("user", SMALL, "hi"), ("assistant", "the fox")], return_assistant_tokens_mask=True)
     mask = torch.as_tensor(inputs.pop("assistant_masks")).bool()
     output = new_model(**inputs, labels=inputs["input_ids"].masked_fill(~mask, -100))
-    expected = torch.nn.functional.cross_entropy(output.logits[0, :-1][mask[0, 1:]], inputs["input_ids"][0, 1:][mask[0, 1:]])
+    expected = torch.nn.functional.cross_entropy(
+        output.logits[0, :-1][mask[0, 1:]], inputs["input_ids"][0, 1:][mask[0, 1:]]
+    )
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     rows = new_model.lm_head.weight.grad.abs().sum(dim=1)

@@ -29,7 +29,7 @@ def tiles(chat, *sizes):
 
 
 def test_tower_and_connector_are_one_graph_for_any_number_of_tiles(model, chat):
-    """fullgraph, dynamic in tiles: pictures of 2, 3 and 5 tiles are compiled once."""
+    """fullgraph, dynamic in tiles: images of 2, 3 and 5 tiles are compiled once."""
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(encode, fullgraph=True, dynamic=True, backend=counter)
     for sizes in ([(20, 20)], [(113, 500)], [(500, 600)]):
@@ -42,7 +42,7 @@ def test_tower_and_connector_are_one_graph_for_any_number_of_tiles(model, chat):
 
 
 def test_one_token_after_the_other_without_recompiling(model, chat):
-    """Decoding with a static cache: one graph for all steps and all pictures."""
+    """Decoding with a static cache: one graph for all steps and all images."""
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model.forward, fullgraph=True, backend=counter)
     counts = []
@@ -104,7 +104,9 @@ def test_inductor(model, chat):
         length = inputs["input_ids"].shape[1]
         cache = StaticCache(config.get_text_config(), max_cache_len=2400)
         with torch.no_grad():
-            torch.testing.assert_close(compiled_tower(small.model, pixels, is_last), encode(small.model, pixels, is_last))
+            torch.testing.assert_close(
+                compiled_tower(small.model, pixels, is_last), encode(small.model, pixels, is_last)
+            )
             whole = small(**inputs).logits
             small(**{**inputs, "input_ids": inputs["input_ids"][:, :-2]}, cache=cache)
             for position in (length - 2, length - 1):

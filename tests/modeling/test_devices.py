@@ -18,7 +18,9 @@ def expected(model, batch):
 
 
 def assert_same(model, batch, expected):
-    found = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    found = model.generate(
+        **batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
     assert torch.equal(found.sequences, expected.sequences)
     for ours, theirs in zip(found.logits, expected.logits, strict=True):
         # As golden logits in float32: on a CPU the tower takes a few tiles at a time, from a disk all at once.
@@ -37,8 +39,18 @@ def on_disk(model) -> set[str]:
 
 SPLITS = {
     "tower": {"model.vision_model": "disk", "model.connector": "cpu", "model.language_model": "cpu", "lm_head": "cpu"},
-    "connector": {"model.vision_model": "cpu", "model.connector": "disk", "model.language_model": "cpu", "lm_head": "cpu"},
-    "decoder": {"model.vision_model": "cpu", "model.connector": "cpu", "model.language_model": "disk", "lm_head": "cpu"},
+    "connector": {
+        "model.vision_model": "cpu",
+        "model.connector": "disk",
+        "model.language_model": "cpu",
+        "lm_head": "cpu",
+    },
+    "decoder": {
+        "model.vision_model": "cpu",
+        "model.connector": "cpu",
+        "model.language_model": "disk",
+        "lm_head": "cpu",
+    },
     "half of the decoder": {
         "model.vision_model": "cpu",
         "model.connector": "cpu",
@@ -89,7 +101,10 @@ def test_every_split_falls_between_blocks(model):
 
 @pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="needs two accelerators")
 def test_split_over_two_accelerators(bundle, batch, expected, tmp_path):
-    for device_map in ("balanced", {"model.vision_model": 1, "model.connector": 1, "model.language_model": 0, "lm_head": 0}):
+    for device_map in (
+        "balanced",
+        {"model.vision_model": 1, "model.connector": 1, "model.language_model": 0, "lm_head": 0},
+    ):
         model = load(bundle, device_map, tmp_path)
         assert len({parameter.device for parameter in model.parameters()}) == 2
         found = model.generate(**batch.to("cuda:0"), max_new_tokens=3, do_sample=False)

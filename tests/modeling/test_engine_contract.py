@@ -31,25 +31,29 @@ def pictures(picture):
 
 @pytest.fixture(scope="module")
 def together(processor, pictures):
-    """One prompt with all pictures, as vLLM calls the processor."""
+    """One prompt with all images, as vLLM calls the processor."""
     text = processor.image_token * len(pictures)
     return processor(
-        text=text, images=pictures, return_tensors="pt", return_mm_token_type_ids=True, return_text_replacement_offsets=True
+        text=text,
+        images=pictures,
+        return_tensors="pt",
+        return_mm_token_type_ids=True,
+        return_text_replacement_offsets=True,
     )
 
 
-def by_picture(processor, tensor) -> list[torch.Tensor]:
+def by_image(processor, tensor) -> list[torch.Tensor]:
     counts = processor._get_num_multimodal_tokens(SIZES)["num_image_patches"]
     assert sum(counts) == len(tensor), "tiles are the first dimension"
     return list(tensor.split(counts))
 
 
-def test_a_picture_is_the_same_alone_and_among_others(processor, pictures, together):
+def test_a_image_is_the_same_alone_and_among_others(processor, pictures, together):
     """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps them."""
     images = {name: tensor for name, tensor in together.items() if name in processor.image_processor.model_input_names}
     assert set(images) == {"pixel_values", "tile_positions"}
     for name, tensor in images.items():
-        for alone, cut in zip(pictures, by_picture(processor, tensor), strict=True):
+        for alone, cut in zip(pictures, by_image(processor, tensor), strict=True):
             assert torch.equal(processor(text=processor.image_token, images=alone, return_tensors="pt")[name], cut)
 
 
@@ -60,12 +64,14 @@ def test_token_counts_from_sizes(processor, together):
     text = processor.image_token
     for size, number in zip(SIZES, fewer, strict=True):
         picture = torch.zeros(3, *size, dtype=torch.uint8)
-        assert processor(text=text, images=picture, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
+        assert (
+            processor(text=text, images=picture, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
+        )
 
 
 def test_replacements_make_the_prompt(processor, together):
-    """`<|image|>` is one token; what stands for it, tokenised by itself, is what the prompt has there; and the token that
-    occurs most in it is the one whose embeddings pictures replace."""
+    """`<|image|>` is one token; what stands for it, tokenized by itself, is what the prompt has there; and the token that
+    occurs most in it is the one whose embeddings images replace."""
     tokenizer = processor.tokenizer
     (replacements,) = together["text_replacement_offsets"]
     assert tokenizer.encode(processor.image_token, add_special_tokens=False) == [processor.image_token_id]
@@ -81,7 +87,7 @@ def test_replacements_make_the_prompt(processor, together):
 
 
 def test_embeddings_are_final(model, processor, together):
-    """Written over the placeholders by somebody else they give what `forward` gives; and each picture has the same alone."""
+    """Written over the placeholders by somebody else they give what `forward` gives; and each image has the same alone."""
     images = {name: together[name] for name in processor.image_processor.model_input_names}
     ids = together["input_ids"]
     with torch.no_grad():
@@ -90,7 +96,7 @@ def test_embeddings_are_final(model, processor, together):
         embeddings = model.get_input_embeddings()(ids)
         embeddings[ids == model.config.image_token_id] = torch.cat(features)
         found = model.lm_head(model.model.language_model(inputs_embeds=embeddings).last_hidden_state)
-        pixels, positions = (by_picture(processor, tensor) for tensor in images.values())
+        pixels, positions = (by_image(processor, tensor) for tensor in images.values())
         for each, *inputs in zip(features, pixels, positions, strict=True):
             alone = model.get_image_features(*inputs, return_dict=True).pooler_output[0]
             torch.testing.assert_close(each, alone, rtol=0, atol=1e-4 * float(alone.abs().max()))
@@ -109,7 +115,9 @@ def test_head_survives_the_base_model(bundle):
     with safe_open(bundle / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert "lm_head.weight" in names
-    assert not [name for name in names for pattern in base._keys_to_ignore_on_load_unexpected if re.search(pattern, name)]
+    assert not [
+        name for name in names for pattern in base._keys_to_ignore_on_load_unexpected if re.search(pattern, name)
+    ]
 
 
 def test_parts_are_found(model):
@@ -120,7 +128,7 @@ def test_parts_are_found(model):
 
 def test_template_takes_parts(chat_template):
     """Engines look for a loop over a message's content, by name or through a filter; where they find none, they hand the
-    template strings, and pictures are lost."""
+    template strings, and images are lost."""
     tree = templates._compile_jinja_template(chat_template).environment.parse(chat_template)
     loops = []
     for loop in tree.find_all(jinja2.nodes.For):
@@ -131,12 +139,17 @@ def test_template_takes_parts(chat_template):
 
 
 def test_template_needs_no_variables(chat_template, processor, conversation, chat):
-    """Rendered by the tokenizer alone, with no variable of ours, and tokenised, it gives the processor's prompt."""
+    """Rendered by the tokenizer alone, with no variable of ours, and tokenized, it gives the processor's prompt."""
     turns = [("user", (20, 20), "What is shown?"), ("assistant", "A field."), ("user", "Where?", (30, 90))]
     text = processor.tokenizer.apply_chat_template(
         conversation(turns), chat_template=chat_template, tokenize=False, add_generation_prompt=True
     )
-    pictures = [part["image"] for turn in conversation(turns) for part in turn["content"] if isinstance(part, dict) and "image" in part]
+    pictures = [
+        part["image"]
+        for turn in conversation(turns)
+        for part in turn["content"]
+        if isinstance(part, dict) and "image" in part
+    ]
     ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
     assert torch.equal(ids, chat(turns, add_generation_prompt=True)["input_ids"])
 
@@ -157,12 +170,14 @@ def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conver
     assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
     again = JinaVLMProcessor.from_pretrained(tmp_path)
     assert again.apply_chat_template(messages) == expected and again.chat_template == loaded.chat_template
-    assert again.apply_chat_template(messages, image_prompt_token="<picture>") == expected.replace("<|image|>", "<picture>")
+    assert again.apply_chat_template(messages, image_prompt_token="<picture>") == expected.replace(
+        "<|image|>", "<picture>"
+    )
 
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 7, 12])
-def test_largest_picture(released_folder, max_tiles):
-    """`size` names a picture that takes as much as any: engines try it to see how much memory they need, and refuse what
+def test_largest_image(released_folder, max_tiles):
+    """`size` names an image that takes as much as any: engines try it to see how much memory they need, and refuse what
     turns out to be larger."""
     processor = JinaVLMProcessor.from_pretrained(released_folder, max_tiles=max_tiles)
     assert processor.image_processor.max_tiles == max_tiles
@@ -174,20 +189,30 @@ def test_largest_picture(released_folder, max_tiles):
     size = processor.image_processor.size
     largest = counts(size["height"], size["width"])
     sides = [14, 100, 250, 303, 378, 500, 700, 1000, 1300, 2000, 3000, 3300, 5000]
-    others = [counts(height, width) for height in sides for width in sides if max(height, width) <= 200 * min(height, width)]
+    others = [
+        counts(height, width) for height in sides for width in sides if max(height, width) <= 200 * min(height, width)
+    ]
     assert largest[0] >= max(tokens for tokens, _ in others)
     assert largest[1] == 1 + max_tiles == max(tiles for _, tiles in others)
 
 
 def test_processor_holds_no_state(new_processor, pictures, conversation):
     """Engines share one among threads and copy it to other processes."""
-    before = pickle.dumps((vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template))
+    before = pickle.dumps(
+        (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
+    )
     new_processor(text=new_processor.image_token, images=pictures[0], max_tiles=2, return_tensors="pt")
-    new_processor.apply_chat_template(conversation([("user", (20, 20), "x")]), tokenize=True, return_dict=True, max_tiles=3)
-    assert before == pickle.dumps((vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template))
+    new_processor.apply_chat_template(
+        conversation([("user", (20, 20), "x")]), tokenize=True, return_dict=True, max_tiles=3
+    )
+    assert before == pickle.dumps(
+        (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
+    )
     copied = pickle.loads(pickle.dumps(new_processor))
     for name, value in copied(text=copied.image_token, images=pictures[1], return_tensors="pt").items():
-        assert torch.equal(value, new_processor(text=new_processor.image_token, images=pictures[1], return_tensors="pt")[name])
+        assert torch.equal(
+            value, new_processor(text=new_processor.image_token, images=pictures[1], return_tensors="pt")[name]
+        )
 
 
 def test_size_is_not_saved():

@@ -6,14 +6,14 @@ import jina_vlm
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_picture
+from conftest import GOLDEN, make_image
 from jina_vlm.tiling_jina_vlm import get_image_token_indices
 
 
 CASES = json.loads((GOLDEN / "cases" / "index.json").read_text())
-WITH_PICTURES = [case for case in CASES if case["images"]]
+WITH_IMAGES = [case for case in CASES if case["images"]]
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-by_name_with_pictures = pytest.mark.parametrize("case", WITH_PICTURES, ids=lambda case: case["name"])
+by_name_with_images = pytest.mark.parametrize("case", WITH_IMAGES, ids=lambda case: case["name"])
 
 
 def expected(case: dict) -> dict[str, np.ndarray]:
@@ -21,7 +21,7 @@ def expected(case: dict) -> dict[str, np.ndarray]:
 
 
 def inputs_of(case: dict, processor):
-    pictures = [make_picture(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
+    pictures = [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
     return processor(text=case["text"], images=pictures or None, return_tensors="pt")
 
 
@@ -36,7 +36,9 @@ def two_threads():
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
 def exact_model(request, released_folder):
-    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(released_folder, attn_implementation=request.param)
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
+        released_folder, attn_implementation=request.param
+    )
     return model.eval()
 
 
@@ -47,7 +49,7 @@ def float64_model(released_folder):
 
 @pytest.fixture(scope="module")
 def encoded(exact_model, processor):
-    """The function `encoded(case)`: text inputs with `mm_encoder_outputs`, each case's pictures encoded once."""
+    """The function `encoded(case)`: text inputs with `mm_encoder_outputs`, each case's images encoded once."""
     cache = {}
 
     def encode(case):
@@ -68,7 +70,7 @@ def test_ids(case, processor):
     assert inputs_of(case, processor)["input_ids"][0].tolist() == expected(case)["input_ids"].tolist()
 
 
-@by_name_with_pictures
+@by_name_with_images
 def test_pixels_are_bit_equal(case, processor):
     pixels, golden = inputs_of(case, processor)["pixel_values"], expected(case)
     assert pixels.dtype == torch.float32 and len(pixels) == golden["n_tiles"] == case["n_tiles"]
@@ -80,7 +82,7 @@ def test_pixels_are_bit_equal(case, processor):
     np.testing.assert_allclose(flat.std(axis=1), golden["pixel_tile_std"], atol=1e-6)
 
 
-@by_name_with_pictures
+@by_name_with_images
 def test_order_and_use_of_pooled_vectors(case, processor, model):
     inputs, golden = inputs_of(case, processor), expected(case)
     lengths = model.model.get_image_lengths(inputs["tile_positions"])
@@ -92,7 +94,7 @@ def test_order_and_use_of_pooled_vectors(case, processor, model):
     np.testing.assert_array_equal(index, np.maximum(golden["image_input_idx"].reshape(-1), -1))
 
 
-@by_name_with_pictures
+@by_name_with_images
 def test_connector_features(case, processor, exact_model, encoded):
     golden = expected(case)
     positions = inputs_of(case, processor)["tile_positions"]

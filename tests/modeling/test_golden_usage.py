@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_picture
+from conftest import GOLDEN, make_image
 from jina_vlm import JinaVLMImageProcessor
 from jina_vlm.tiling_jina_vlm import count_tokens
 
@@ -26,7 +26,7 @@ def expected(case: dict) -> dict[str, np.ndarray]:
 
 def images_of(case: dict) -> list[np.ndarray]:
     flat = [image for item in case["images"] for image in (item if isinstance(item, list) else [item])]
-    return [make_picture(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in flat]
+    return [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in flat]
 
 
 def arguments_of(case: dict) -> dict:

@@ -1,4 +1,4 @@
-"""No NaN and nothing infinite, whatever the picture; bfloat16 and float16 stay near float32. The table of it is printed by
+"""No NaN and nothing infinite, whatever the image; bfloat16 and float16 stay near float32. The table of it is printed by
 `python -m benchmarks.numbers`; batches in half precision and autocast are tested in `test_batches.py`."""
 
 import jina_vlm
@@ -44,7 +44,7 @@ def assert_near(model, exact_model, given: dict):
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", list(numbers.pictures()))
-def test_extreme_pictures(tiny_processor, exact_model, half_models, name, dtype):
+def test_extreme_images(tiny_processor, exact_model, half_models, name, dtype):
     assert_near(half_models[dtype], exact_model, numbers.inputs(tiny_processor, [numbers.pictures()[name]], 600))
 
 
@@ -72,7 +72,8 @@ def test_features_past_the_end_of_float16(tiny_processor, exact_model, half_mode
     pixels, places = given["pixel_values"], given["tile_positions"]
     with torch.inference_mode():
         exact, half = (
-            model.get_image_features(pixels, places).pooler_output[0].float() for model in (exact_model, half_models[torch.float16])
+            model.get_image_features(pixels, places).pooler_output[0].float()
+            for model in (exact_model, half_models[torch.float16])
         )
     assert exact.abs().max() > 65_504
     assert half.isfinite().all()
@@ -93,7 +94,8 @@ def test_positions_are_not_rounded(exact_model, half_models, dtype, cast):
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     positions = torch.tensor([[0, 1, 4_000, 32_000, 40_959]])
     angles = [
-        each.model.language_model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)[0] for each in (model, exact_model)
+        each.model.language_model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions)[0]
+        for each in (model, exact_model)
     ]
     assert torch.equal(*angles)
 
@@ -108,7 +110,9 @@ def test_positions_follow_to_another_device():
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_norms_do_not_overflow(half_models, dtype):
     """Squares of these would, in float16."""
-    norms = [module for module in half_models[dtype].modules() if isinstance(module, (Qwen3RMSNorm, torch.nn.LayerNorm))]
+    norms = [
+        module for module in half_models[dtype].modules() if isinstance(module, (Qwen3RMSNorm, torch.nn.LayerNorm))
+    ]
     assert len(norms) > 10
     generator = torch.Generator().manual_seed(0)
     for norm in norms:
@@ -133,5 +137,7 @@ def test_softmax_over_many_keys(half_models, dtype):
     values = torch.ones_like(states)
     for attend in (eager_attention_forward, ALL_ATTENTION_FUNCTIONS["sdpa"]):
         with torch.inference_mode():
-            attended, _ = attend(layer, queries, states, values, None, scaling=layer.scaling, dropout=0.0, is_causal=False)
+            attended, _ = attend(
+                layer, queries, states, values, None, scaling=layer.scaling, dropout=0.0, is_causal=False
+            )
         torch.testing.assert_close(attended.float(), torch.ones_like(attended).float(), rtol=0, atol=0.02)

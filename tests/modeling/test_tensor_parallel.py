@@ -100,11 +100,20 @@ def test_two_processes_give_what_one_gives(found, precision):
 
 @pytest.mark.parametrize(
     "part",
-    ["vision_model.tower.encoder.layers.0.self_attn", "vision_model.tower.encoder.layers.0.mlp", "connector", "language_model.layers.0"],
+    [
+        "vision_model.tower.encoder.layers.0.self_attn",
+        "vision_model.tower.encoder.layers.0.mlp",
+        "connector",
+        "language_model.layers.0",
+    ],
 )
 def test_each_process_holds_half(found, part):
     local, whole = found["float64"]["local"], found["float64"]["whole"]
-    names = [name for name in whole if name.startswith(f"model.{part}.") and len(whole[name]) == 2 and "pad_embed" not in name]
+    names = [
+        name
+        for name in whole
+        if name.startswith(f"model.{part}.") and len(whole[name]) == 2 and "pad_embed" not in name
+    ]
     assert names
     for name in names:
         assert 2 * local[name][0] * local[name][1] == whole[name][0] * whole[name][1], name

@@ -12,7 +12,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 @pytest.fixture(scope="module")
 def batch(chat):
-    """A long conversation with two pictures, and a short one without: padding, pictures and rows."""
+    """A long conversation with two images, and a short one without: padding, images and rows."""
     turns = [
         [("user", (113, 500), " and ", (20, 20), "which?"), ("assistant", "the quick brown fox")],
         [("user", "the lazy dog"), ("assistant", "jumps")],
@@ -101,7 +101,10 @@ def test_parts_are_frozen_by_name(new_model, batch, part):
 
 
 def test_one_batch_is_learned_by_heart(new_model, chat):
-    turns = [[("user", (20, 20), "which?"), ("assistant", "the quick brown fox")], [("user", "the lazy dog"), ("assistant", "jumps")]]
+    turns = [
+        [("user", (20, 20), "which?"), ("assistant", "the quick brown fox")],
+        [("user", "the lazy dog"), ("assistant", "jumps")],
+    ]
     batch = chat(turns, padding=True, padding_side="right")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(new_model.parameters(), lr=5e-3)
@@ -145,7 +148,11 @@ def test_quantization_keeps_connector_embeddings_and_head(model, released_folder
     names = {name for names in lists for name in names or []}
     skips_more = "gate" in str(before)
     for whole in (model, model.model):
-        modules = {name: module for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)}
+        modules = {
+            name: module
+            for name, module in whole.named_modules()
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        }
         kept = {name for name in modules if not should_convert_module(name, list(names))}
         expected = {
             name for name in modules
@@ -154,12 +161,18 @@ def test_quantization_keeps_connector_embeddings_and_head(model, released_folder
         assert kept == expected
 
 
-def test_quantised_weights(model, bundle, batch):
+def test_quantized_weights(model, bundle, batch):
     pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
-    quantised = type(model).from_pretrained(bundle, dtype=torch.float32, quantization_config=QuantoConfig(weights="int8"))
-    kinds = {name: type(module).__name__ for name, module in quantised.named_modules() if "Linear" in type(module).__name__}
+    quantized = type(model).from_pretrained(
+        bundle, dtype=torch.float32, quantization_config=QuantoConfig(weights="int8")
+    )
+    kinds = {
+        name: type(module).__name__ for name, module in quantized.named_modules() if "Linear" in type(module).__name__
+    }
     whole = {name for name, kind in kinds.items() if kind == "Linear"}
-    assert whole == {name for name in kinds if "connector" in name or name == "lm_head"} and len(kinds) > 2 * len(whole)
+    assert whole == {name for name in kinds if "connector" in name or name == "lm_head"} and len(kinds) > 2 * len(
+        whole
+    )
     with torch.no_grad():
-        found, expected = (one(**batch, logits_to_keep=1).logits for one in (quantised, model))
+        found, expected = (one(**batch, logits_to_keep=1).logits for one in (quantized, model))
     assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.95

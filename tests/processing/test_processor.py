@@ -1,4 +1,4 @@
-"""Text and pictures to model inputs: what goes where."""
+"""Text and images to model inputs: what goes where."""
 
 import base64
 import copy
@@ -32,11 +32,13 @@ BLOCKS = {SMALL: grid(14, 14) + grid(14, 14), WIDE: grid(14, 14) + grid(14, 24)}
 
 
 def expected_ids(processor, *parts) -> list[int]:
-    """Of text, where the size of a picture stands for its tokens."""
+    """Of text, where the size of an image stands for its tokens."""
     return [
         token_id
         for part in parts
-        for token_id in (BLOCKS[part] if isinstance(part, tuple) else processor.tokenizer.encode(part, add_special_tokens=False))
+        for token_id in (
+            BLOCKS[part] if isinstance(part, tuple) else processor.tokenizer.encode(part, add_special_tokens=False)
+        )
     ]
 
 
@@ -56,7 +58,14 @@ CHATS = {
     "two images": ([("user", WIDE, " and ", SMALL, "?")], [" User: ", WIDE, " and ", SMALL, "?"]),
     "side by side": ([("user", SMALL, WIDE, "?")], [" User: ", SMALL, WIDE, "?"]),
     "several turns": (
-        [("system", "s"), ("user", SMALL, "a"), ("assistant", "b"), ("user", "c", WIDE), ("assistant", "d", "e"), ("user", "f")],
+        [
+            ("system", "s"),
+            ("user", SMALL, "a"),
+            ("assistant", "b"),
+            ("user", "c", WIDE),
+            ("assistant", "d", "e"),
+            ("user", "f"),
+        ],
         [" System: s User: ", SMALL, "a Assistant: b", BOS, " User: c", WIDE, " Assistant: de", BOS, " User: f"],
     ),
 }
@@ -71,7 +80,12 @@ def test_chat(processor, conversation, chat, name):
     text = "".join("<|image|>" if isinstance(part, tuple) else part for part in parts)
     messages = conversation(turns)
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == f"{BOS}{text} Assistant:"
-    images = [part["image"] for message in messages for part in message["content"] if isinstance(part, dict) and "image" in part]
+    images = [
+        part["image"]
+        for message in messages
+        for part in message["content"]
+        if isinstance(part, dict) and "image" in part
+    ]
     assert ("pixel_values" in inputs) == bool(images)
     if images:
         alone = [processor.image_processor(image, return_tensors="pt") for image in images]
@@ -86,7 +100,7 @@ def test_chat(processor, conversation, chat, name):
 
 @pytest.mark.parametrize("side", [None, "left", "right"])
 def test_batch(processor, conversation, chat, side):
-    """Different numbers of pictures, none at all too."""
+    """Different numbers of images, none at all too."""
     names = ["two images", "string", "image first", "several turns"]
     batch = [CHATS[name][0] for name in names]
     inputs = chat(batch, padding=True, **({"padding_side": side} if side else {}))
@@ -95,14 +109,20 @@ def test_batch(processor, conversation, chat, side):
         assert unpadded(inputs, row) == one["input_ids"][0].tolist()
         edge = inputs["attention_mask"][row, -1 if side != "right" else 0]
         assert edge == 1
-    assert torch.equal(inputs["pixel_values"], torch.cat([one["pixel_values"] for one in alone if "pixel_values" in one]))
+    assert torch.equal(
+        inputs["pixel_values"], torch.cat([one["pixel_values"] for one in alone if "pixel_values" in one])
+    )
     padding = inputs["input_ids"][inputs["attention_mask"] == 0]
     assert len(padding) and (padding == processor.tokenizer.pad_token_id).all()
     # several texts and a flat list, in order
     texts = processor.apply_chat_template(conversation(batch))
-    images = [part["image"] for messages in conversation(batch) for m in messages for part in m["content"] if "image" in part]
+    images = [
+        part["image"] for messages in conversation(batch) for m in messages for part in m["content"] if "image" in part
+    ]
     flat = processor(text=texts, images=images, return_tensors="pt", **({"padding_side": side} if side else {}))
-    assert torch.equal(flat["input_ids"], inputs["input_ids"]) and torch.equal(flat["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(flat["input_ids"], inputs["input_ids"]) and torch.equal(
+        flat["pixel_values"], inputs["pixel_values"]
+    )
 
 
 def test_no_padding_without_tensors(processor):
@@ -137,7 +157,7 @@ def test_arguments_directly_and_in_a_dictionary(processor, chat, name):
 
 
 def test_part_styles(processor, chat, picture, web):
-    """Each names the picture in another way, OpenAI's among them."""
+    """Each names the image in another way, OpenAI's among them."""
     folder, url = web
     file = io.BytesIO()
     Image.fromarray(picture(*SMALL)).save(file, "PNG")
@@ -169,7 +189,9 @@ def masked(processor, inputs) -> list[list[str]]:
     samples = []
     for ids, mask in zip(inputs["input_ids"].tolist(), masks.tolist(), strict=True):
         runs = groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1])
-        samples.append([processor.tokenizer.decode([token_id for token_id, _ in run]) for marked, run in runs if marked])
+        samples.append(
+            [processor.tokenizer.decode([token_id for token_id, _ in run]) for marked, run in runs if marked]
+        )
     return samples
 
 
@@ -178,7 +200,12 @@ MASKED = {
     "image before": [("user", SMALL, "hi"), ("assistant", "the fox")],
     "image after": [("user", "hi"), ("assistant", "the fox"), ("user", WIDE)],
     "image between": [("user", "hi"), ("assistant", "the"), ("user", SMALL, WIDE), ("assistant", "fox")],
-    "image right before": [("user", "hi", SMALL), ("assistant", "the fox"), ("user", SMALL, "and"), ("assistant", "dog")],
+    "image right before": [
+        ("user", "hi", SMALL),
+        ("assistant", "the fox"),
+        ("user", SMALL, "and"),
+        ("assistant", "dog"),
+    ],
     "parts": [("system", "s"), ("user", SMALL), ("assistant", "the ", "fox"), ("user", "hi")],
     "empty": [("user", WIDE, "hi"), ("assistant", ""), ("user", "hi"), ("assistant", "dog")],
     "beyond ASCII": [("user", SMALL, "größe 日本"), ("assistant", "ja, 日本"), ("user", "é"), ("assistant", "ß")],
@@ -272,7 +299,10 @@ def test_padded_offsets(processor, side):
 def test_truncation(processor, picture):
     whole = processor(text="the quick brown fox jumps")["input_ids"][0]
     assert processor(text="the quick brown fox jumps", truncation=True, max_length=3)["input_ids"] == [whole[:3]]
-    assert processor(text="the fox", truncation=True, max_length=30)["input_ids"] == processor(text="the fox")["input_ids"]
+    assert (
+        processor(text="the fox", truncation=True, max_length=30)["input_ids"]
+        == processor(text="the fox")["input_ids"]
+    )
     cut = processor(text="<|image|>the quick brown fox", images=picture(*SMALL), truncation=True, max_length=427)
     assert len(cut["input_ids"][0]) == 427 and cut["input_ids"][0].count(PATCH) == 392
 
@@ -283,7 +313,12 @@ def test_begins_once_unless_nothing_is_to_be_added(processor, picture, text):
     plain = text.removeprefix(BOS)
     parts = [SMALL, " fox"] if images else [plain]
     opened = expected_ids(processor, BOS, *parts)
-    for settings in ({}, {"add_special_tokens": True}, {"add_special_tokens": None}, {"text_kwargs": {"add_special_tokens": True}}):
+    for settings in (
+        {},
+        {"add_special_tokens": True},
+        {"add_special_tokens": None},
+        {"text_kwargs": {"add_special_tokens": True}},
+    ):
         assert processor(text=text, images=images, **settings)["input_ids"] == [opened]
     for settings in ({"add_special_tokens": False}, {"text_kwargs": {"add_special_tokens": False}}):
         as_written = processor(text=text, images=images, return_offsets_mapping=True, **settings)
@@ -295,7 +330,9 @@ def test_pieces_of_a_text_make_the_whole(processor):
     """What trainers encode in parts, and what continues an answer."""
     pieces = ["the quick", " brown", " fox", BOS]
     whole = processor(text="".join(pieces))["input_ids"][0]
-    first, *others = [processor(text=text, add_special_tokens=index == 0)["input_ids"][0] for index, text in enumerate(pieces)]
+    first, *others = [
+        processor(text=text, add_special_tokens=index == 0)["input_ids"][0] for index, text in enumerate(pieces)
+    ]
     assert [*first, *sum(others, [])] == whole
 
 
@@ -304,7 +341,10 @@ def test_pieces_of_a_text_make_the_whole(processor):
 
 def test_a_saved_tokenizer_opens_texts(tmp_path, released_folder, new_processor, conversation):
     """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of them."""
-    assert AutoTokenizer.from_pretrained(released_folder)("the fox")["input_ids"][0] != expected_ids(new_processor, BOS)[0]
+    assert (
+        AutoTokenizer.from_pretrained(released_folder)("the fox")["input_ids"][0]
+        != expected_ids(new_processor, BOS)[0]
+    )
     new_processor.save_pretrained(tmp_path)
     messages = conversation([("user", "hi")])
     for tokenizer in (
@@ -320,7 +360,11 @@ def test_a_saved_tokenizer_opens_texts(tmp_path, released_folder, new_processor,
         assert tokenizer("the fox")["input_ids"] == [bos, *plain]
         chat = tokenizer.apply_chat_template(messages, chat_template=new_processor.chat_template)["input_ids"]
         assert chat[0] == bos and chat.count(bos) == 1
-    for processor in (new_processor, JinaVLMProcessor.from_pretrained(tmp_path), JinaVLMProcessor.from_pretrained(TINY)):
+    for processor in (
+        new_processor,
+        JinaVLMProcessor.from_pretrained(tmp_path),
+        JinaVLMProcessor.from_pretrained(TINY),
+    ):
         for text in ("the fox", f"{BOS}the fox"):
             assert processor(text=text)["input_ids"] == [processor.tokenizer("the fox")["input_ids"]]
 
@@ -334,12 +378,15 @@ def test_save_and_load(tmp_path, new_processor, chat, conversation):
     assert loaded.chat_template == new_processor.chat_template
     messages = conversation([("user", (520, 520), "the fox")])
     inputs, again = (
-        one.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt") for one in (new_processor, loaded)
+        one.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        for one in (new_processor, loaded)
     )
     assert all(torch.equal(inputs[key], again[key]) for key in inputs)
     assert torch.equal(inputs["input_ids"], chat([("user", (520, 520), "the fox")], max_tiles=3)["input_ids"])
     loaded.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "processor_config.json").read_text() == (tmp_path / "processor_config.json").read_text()
+    assert (tmp_path / "again" / "processor_config.json").read_text() == (
+        tmp_path / "processor_config.json"
+    ).read_text()
 
 
 @pytest.mark.parametrize("space", [True, False])
@@ -352,24 +399,34 @@ def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, c
         expected = f"{BOS}{' ' * space}user: <|image|>hi"
         assert new_processor.apply_chat_template(messages) == expected
         for settings in ({}, {"add_special_tokens": False}):  # by TRL
-            inputs = new_processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs=settings)
+            inputs = new_processor.apply_chat_template(
+                messages, tokenize=True, return_dict=True, processor_kwargs=settings
+            )
             assert inputs["input_ids"] == [expected_ids(new_processor, f"{BOS}{' ' * space}user: ", SMALL, "hi")]
         other = new_processor.apply_chat_template(messages, always_start_with_space=not space)
         assert other == f"{BOS}{' ' * (not space)}user: <|image|>hi"
-        JinaVLMProcessor(new_processor.image_processor, new_processor.tokenizer, template, space).save_pretrained(tmp_path)
+        JinaVLMProcessor(new_processor.image_processor, new_processor.tokenizer, template, space).save_pretrained(
+            tmp_path
+        )
         assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
     new_processor.chat_template = "{{ messages[0]['content'] }}"
     assert new_processor.apply_chat_template(messages, chat_template=RELEASED_TEMPLATE) == expected
-    assert new_processor.apply_chat_template(conversation([("user", "hi")])) == "hi", "of other templates nothing is known"
+    assert new_processor.apply_chat_template(conversation([("user", "hi")])) == "hi", (
+        "of other templates nothing is known"
+    )
 
 
 def test_nothing_given_is_changed(chat, processor, conversation, picture):
-    messages = conversation([("user", SMALL, {"type": "image_url", "image_url": {"url": "x"}}, "<|image|>"), ("assistant", "a")])
+    messages = conversation(
+        [("user", SMALL, {"type": "image_url", "image_url": {"url": "x"}}, "<|image|>"), ("assistant", "a")]
+    )
     messages[0]["content"].pop(1)
     before = copy.deepcopy(messages)
     arguments = {"processor_kwargs": {"max_tiles": 2, "images_kwargs": {}}, "max_pixels": 90000}
     saved = copy.deepcopy(arguments)
-    processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments)
+    processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments
+    )
     assert messages == before and arguments == saved
     array, images, text = picture(*SMALL), [picture(*SMALL)], ["<|image|>"]
     processor(images=images, text=text)
@@ -380,7 +437,9 @@ def test_not_one_call(processor, conversation, chat):
     """Ids alone, and lists rather than tensors."""
     messages = conversation([("user", SMALL, "hi")])
     expected = chat([("user", SMALL, "hi")])["input_ids"]
-    assert torch.equal(processor.apply_chat_template(messages, tokenize=True, return_tensors="pt", return_dict=False), expected)
+    assert torch.equal(
+        processor.apply_chat_template(messages, tokenize=True, return_tensors="pt", return_dict=False), expected
+    )
     assert processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"] == expected.tolist()
 
 
@@ -390,7 +449,10 @@ def test_continue_final_message(processor, chat):
 
 
 BEGUN = {
-    "control tokens": (["<|image|> and <im_col>x |<EXTRA_TOKENS_0>|"], "< |image|> and < im_col>x | <EXTRA_TOKENS_0>|"),
+    "control tokens": (
+        ["<|image|> and <im_col>x |<EXTRA_TOKENS_0>|"],
+        "< |image|> and < im_col>x | <EXTRA_TOKENS_0>|",
+    ),
     "ends in one": (["the <im_end>"], "the < im_end>"),
     "nothing special": (["the quick "], "the quick "),
     "parts": (["the <", "im_end> quick <|endoftext|>"], "the < im_end> quick < |endoftext|>"),
@@ -527,7 +589,11 @@ def test_pipeline(model, processor, conversation, chat, picture):
     new = model.generate(**chat(turns, add_generation_prompt=True), max_new_tokens=5, do_sample=False)[0, -5:]
     settings = {"max_new_tokens": 5, "do_sample": False}
     answer = processor.decode(new, skip_special_tokens=True)
-    assert pipe(text=conversation(turns), return_full_text=False, generate_kwargs=settings)[0]["generated_text"] == answer
+    assert (
+        pipe(text=conversation(turns), return_full_text=False, generate_kwargs=settings)[0]["generated_text"] == answer
+    )
     image = conversation(turns)[0]["content"][0]["image"]
     text = " User: <|image|>What is shown? Assistant:"
-    assert pipe(images=image, text=text, return_full_text=False, generate_kwargs=settings)[0]["generated_text"] == answer
+    assert (
+        pipe(images=image, text=text, return_full_text=False, generate_kwargs=settings)[0]["generated_text"] == answer
+    )

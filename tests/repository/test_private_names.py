@@ -80,7 +80,9 @@ def is_ours(cls: type) -> bool:
 def read_names(trees: list[ast.Module]) -> Iterator[str]:
     """Private names that are imported, or read or set on something, and that no class in these modules has of itself."""
     own, used = set(), set()
-    ours = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not node.bases}
+    ours = {
+        node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not node.bases
+    }
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ClassDef):
             own |= {item.name for item in node.body if isinstance(item, ast.FunctionDef)}

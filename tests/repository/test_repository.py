@@ -20,7 +20,14 @@ from jina_vlm import compatibility_jina_vlm
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments" / "README.md"])
-ALLOWED_IMPORTS = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}  # transformers brings the last two
+ALLOWED_IMPORTS = {
+    "torch",
+    "numpy",
+    "PIL",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+}  # transformers brings the last two
 
 
 def load_script(path: str):
@@ -60,7 +67,9 @@ def test_root_files_are_in_step_with_the_classes():
             assert made == stored, f"{name}: run `make root-files`"
         else:  # other versions write other defaults into the parts
             parts = {"text_config", "vision_config", "transformers_version"}
-            assert {k: v for k, v in made.items() if k not in parts} == {k: v for k, v in stored.items() if k not in parts}
+            assert {k: v for k, v in made.items() if k not in parts} == {
+                k: v for k, v in stored.items() if k not in parts
+            }
 
 
 def test_root_generation_config_suppresses_structural_tokens():
@@ -137,7 +146,9 @@ def test_tables_are_whole(page):
     """Every row has as many cells as the table's head."""
     text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", re.sub("`[^`]*`", "", row))) for row in table.splitlines()}) == 1, table
+        assert len({len(re.findall(r"(?<!\\)\|", re.sub("`[^`]*`", "", row))) for row in table.splitlines()}) == 1, (
+            table
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -162,7 +173,9 @@ def test_what_a_page_names_is_there(page):
     listed = subprocess.run(
         [sys.executable, "-m", "jina_vlm_tools", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
-    code = "\n".join([*re.findall(r"^ *```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL), *re.findall("`([^`\n]+)`", text)])
+    code = "\n".join(
+        [*re.findall(r"^ *```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL), *re.findall("`([^`\n]+)`", text)]
+    )
     for verb in re.findall(r"^\s*jina-vlm ([a-z]+)", code, flags=re.MULTILINE):
         assert re.search(rf"^\s+{verb}\b", listed, flags=re.MULTILINE), f"jina-vlm {verb}"
     for targets in re.findall(r"^\s*make ((?:[a-z-]+ ?)+)", code, flags=re.MULTILINE):
@@ -177,8 +190,21 @@ def test_what_a_page_names_is_there(page):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets():
-    listed = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-slow", "test-newest", "test-matrix", "train-tiny", "eval-tiny", "bundle", "root-files", "clean"):
+    listed = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True
+    ).stdout
+    for target in (
+        "demo",
+        "test",
+        "test-slow",
+        "test-newest",
+        "test-matrix",
+        "train-tiny",
+        "eval-tiny",
+        "bundle",
+        "root-files",
+        "clean",
+    ):
         assert re.search(rf"^\s+make {target}\s+\S", listed, flags=re.MULTILINE), target
 
 
@@ -247,7 +273,11 @@ def test_imports_go_one_way():
     }
     for name, others in allowed.items():
         tree = ast.parse((ROOT / f"{name}_jina_vlm.py").read_text(encoding="utf-8"))
-        ours = {node.module.removesuffix("_jina_vlm") for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+        ours = {
+            node.module.removesuffix("_jina_vlm")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level
+        }
         assert ours <= others, name
 
 

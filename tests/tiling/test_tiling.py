@@ -131,8 +131,12 @@ def test_no_size_becomes_more_tokens_than_the_planned_one(changes):
     planned = count(get_size_of_most_tokens(**settings))
     if settings["do_resize"]:  # what is fitted stays as it is when it is fitted again: these are all that there are
         most = settings["max_pixels"] // patch**2
-        fitted = [(rows * patch, columns * patch) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
-        tried = sizes.sample([size for size in fitted if max(size) <= 200 * min(size)], 3000 if most > 3000 else most // 2)
+        fitted = [
+            (rows * patch, columns * patch) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)
+        ]
+        tried = sizes.sample(
+            [size for size in fitted if max(size) <= 200 * min(size)], 3000 if most > 3000 else most // 2
+        )
     else:
         tried = [(int(2 ** sizes.uniform(0, 15)), int(2 ** sizes.uniform(0, 15))) for _ in range(3000)]
     assert planned >= max(map(count, tried))
@@ -150,7 +154,12 @@ def test_the_planned_size_holds_for_calls_that_change_the_settings():
 
 @pytest.mark.parametrize(("max_tiles", "rows"), [(271, 271), (272, None)])
 def test_tokens_of_one_image_are_bounded(max_tiles, rows):
-    settings = {**SETTINGS, **dict(zip(PARTS, GEOMETRIES["released"], strict=True)), "max_tiles": max_tiles, "do_resize": False}
+    settings = {
+        **SETTINGS,
+        **dict(zip(PARTS, GEOMETRIES["released"], strict=True)),
+        "max_tiles": max_tiles,
+        "do_resize": False,
+    }
     if rows:
         assert get_tiling(100_000, 112, **settings)[1] == (rows, 1)
         assert get_most_rows(1, 14, 2) == rows

@@ -1,4 +1,4 @@
-"""Pictures and scoring of the questions about drawn shapes."""
+"""Images and scoring of the questions about drawn shapes."""
 
 import re
 
@@ -9,7 +9,7 @@ def words(text: str) -> list[str]:
 
 
 def doc_to_visual(doc: dict) -> list:
-    """The picture, a PIL image; lmms-eval puts it before the text."""
+    """The image, a PIL image; lmms-eval puts it before the text."""
     return [doc["image"]]
 
 

@@ -8,10 +8,10 @@ from PIL import Image, UnidentifiedImageError
 
 
 def doc_to_image(doc: dict) -> list[Image.Image]:
-    """The picture.
+    """The image.
 
     Raises:
-        ValueError: what stands there is no picture in base64.
+        ValueError: what stands there is no image in base64.
     """
     try:
         return [Image.open(io.BytesIO(base64.b64decode(doc["image"])))]

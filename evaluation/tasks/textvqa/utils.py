@@ -9,7 +9,7 @@ NUMBERS = {
 ARTICLES = ("a", "an", "the")
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """What VQA accuracy compares: words in lower case, numbers up to ten as digits, without articles and punctuation.
 
     Commas and points inside numbers: the former go, the latter stay. The benchmark's own code writes apostrophes into a list
@@ -25,8 +25,8 @@ def normalise(answer: str) -> str:
 def vqa_accuracy(answer: str, answers: list[str]) -> float:
     """Accuracy against several people's answers (arXiv 1505.00468, section 4): an answer that three others gave is right. Of
     each group that leaves one person out, min(1, agreeing / 3), on average."""
-    given = normalise(answer)
-    agreeing = [given == normalise(other) for other in answers]
+    given = normalize(answer)
+    agreeing = [given == normalize(other) for other in answers]
     return sum(min(1, (sum(agreeing) - agrees) / 3) for agrees in agreeing) / len(agreeing)
 
 

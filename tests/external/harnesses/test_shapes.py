@@ -50,7 +50,9 @@ def server(tmp_path_factory):
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with servers.running(command, f"{url}/health", tmp_path_factory.mktemp("server") / "log.txt", seconds=120, cwd=ROOT):
+    with servers.running(
+        command, f"{url}/health", tmp_path_factory.mktemp("server") / "log.txt", seconds=120, cwd=ROOT
+    ):
         yield url
 
 

@@ -1,4 +1,4 @@
-"""The tasks that lm-eval lacks, on a few rows of their data sets' schemas: pictures, prompts and scores arrive as meant.
+"""The tasks that lm-eval lacks, on a few rows of their data sets' schemas: images, prompts and scores arrive as meant.
 
 The rows ask about drawn shapes. The small checkpoint's own answers, by `apply_chat_template` and `generate`, are scored by
 hand here; lm-eval must say the same.

@@ -156,7 +156,9 @@ def test_opening_token(harness, model, processor):
     for asked in ({}, {"add_bos_token": True}, {"add_bos_token": False}):
         sample = run(harness, "arc", **asked)["samples"][0]
         found[asked.get("add_bos_token")] = [float(value) for value, _ in sample["filtered_resps"]]
-    own = pytest.approx([own_loglikelihood(model, processor, *request)[0] for request in sample["arguments"]], abs=1e-2)
+    own = pytest.approx(
+        [own_loglikelihood(model, processor, *request)[0] for request in sample["arguments"]], abs=1e-2
+    )
     assert found[None] == own and found[True] == own and found[False] != own
 
 
@@ -171,11 +173,16 @@ def test_opened_once(processor):
     assert chat.startswith("<|endoftext|>")
     for text in ("the star", chat):
         expected = processor(text=text)["input_ids"]
-        assert harness_model.tok_encode(text) == expected[0] and harness_model.tok_batch_encode([text])[0].tolist() == expected
+        assert (
+            harness_model.tok_encode(text) == expected[0]
+            and harness_model.tok_batch_encode([text])[0].tolist() == expected
+        )
 
 
 def test_whole_texts(model, processor):
     """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be asked not to."""
     request = Instance("loglikelihood_rolling", {}, ("the star is red",), 0)
     own, _ = own_loglikelihood(model, processor, "", "the star is red")
-    assert load(add_bos_token=False).loglikelihood_rolling([request], disable_tqdm=True) == [pytest.approx(own, abs=1e-3)]
+    assert load(add_bos_token=False).loglikelihood_rolling([request], disable_tqdm=True) == [
+        pytest.approx(own, abs=1e-3)
+    ]

@@ -28,7 +28,7 @@ test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
 class VLMTester:
     """
-    A tiny random model and inputs for it: in each sample one picture, then text.
+    A tiny random model and inputs for it: in each sample one image, then text.
 
     Families define the methods that raise and the attributes without values. Their configurations agree in the sizes
     that the mixins read here.
@@ -72,12 +72,12 @@ class VLMTester:
         raise NotImplementedError
 
     def get_image_inputs(self) -> dict[str, torch.Tensor]:
-        """The model's inputs for `batch_size` pictures."""
+        """The model's inputs for `batch_size` images."""
         raise NotImplementedError
 
     @classmethod
     def make_processor(cls) -> ProcessorMixin:
-        """A processor that fits the model but for its vocabulary: pictures become tiles of `tile_size` pixels.
+        """A processor that fits the model but for its vocabulary: images become tiles of `tile_size` pixels.
 
         Raises:
             ImportError: a part of it needs what is not installed.
@@ -196,11 +196,13 @@ def make_tokenizer(tokens: list[str], **kwargs) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     names = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=tokens, model_input_names=names, **kwargs)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens=tokens, model_input_names=names, **kwargs
+    )
 
 
 def make_template(image_token: str) -> str:
-    """A chat template: turns and pictures as they come."""
+    """A chat template: turns and images as they come."""
     return (
         "{% for message in messages %}{{ ' ' ~ message.role ~ ':' }}{% for part in message.content %}"
         f"{{{{ '{image_token}' if part.type == 'image' else part.text }}}}"

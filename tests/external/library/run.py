@@ -44,7 +44,11 @@ class Collector:
         for item in session.items:
             # The first to define it: subclasses hold wrapped copies of what they inherit.
             origin = [base for base in item.cls.__mro__ if item.name in vars(base)][-1]
-            self._of(item.nodeid)[self._name(item.nodeid)] = {"mixin": MIXINS[origin.__name__], "outcome": "passed", "why": ""}
+            self._of(item.nodeid)[self._name(item.nodeid)] = {
+                "mixin": MIXINS[origin.__name__],
+                "outcome": "passed",
+                "why": "",
+            }
 
     def pytest_runtest_logreport(self, report):
         # A test may report several times: for its parts, and for what goes before and after it.
@@ -91,8 +95,14 @@ def worse(tests: dict[str, dict]) -> list[str]:
 
 def losses() -> list[str]:
     """What each shim says that is lost by it."""
-    said = {name: ast.get_docstring(ast.parse(path.read_text())) for name, path in shims().items() if path.suffix == ".py"}
-    return [f"`{name}`: {' '.join(text.removeprefix('Lost: ').split())}" for name, text in said.items() if text.startswith("Lost: ")]
+    said = {
+        name: ast.get_docstring(ast.parse(path.read_text())) for name, path in shims().items() if path.suffix == ".py"
+    }
+    return [
+        f"`{name}`: {' '.join(text.removeprefix('Lost: ').split())}"
+        for name, text in said.items()
+        if text.startswith("Lost: ")
+    ]
 
 
 def main() -> int:
@@ -101,7 +111,9 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     collector = Collector()
     models = [str(HERE / "models" / family) for family in FAMILIES]
-    code = pytest.main(["-c", str(HERE / "pytest.ini"), "-q", "--tb=no", "--no-summary", *arguments, *models], plugins=[collector])
+    code = pytest.main(
+        ["-c", str(HERE / "pytest.ini"), "-q", "--tb=no", "--no-summary", *arguments, *models], plugins=[collector]
+    )
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return int(code)
     tests = collector.tests

@@ -30,7 +30,9 @@ def library_checkout() -> Path:
     fetched = listing.read_text(encoding="utf-8").split()
     for name, shim in shims().items():
         if name in fetched:
-            raise RuntimeError(f"The source distribution of transformers {transformers.__version__} has {name}: remove the shim.")
+            raise RuntimeError(
+                f"The source distribution of transformers {transformers.__version__} has {name}: remove the shim."
+            )
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shim, checkout / name)
     return checkout
@@ -52,7 +54,9 @@ def _fetch(version: str, checkout: Path) -> list[str]:
             root = f"transformers-{version}"
             if f"{root}/PKG-INFO" not in tar.getnames():
                 raise RuntimeError(f"Expected the source distribution of transformers {version}, got {archive.name}.")
-            tar.extractall(folder, [member for member in tar if member.name.startswith(f"{root}/tests/")], filter="data")
+            tar.extractall(
+                folder, [member for member in tar if member.name.startswith(f"{root}/tests/")], filter="data"
+            )
         shutil.copytree(Path(folder, root), checkout, dirs_exist_ok=True)
     return sorted(path.relative_to(checkout).as_posix() for path in checkout.rglob("*.py"))
 

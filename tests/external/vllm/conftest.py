@@ -1,4 +1,4 @@
-"""What the tests of engines share: the small checkpoint's own answers, by transformers, and pictures to ask about.
+"""What the tests of engines share: the small checkpoint's own answers, by transformers, and images to ask about.
 
 The engines' answers are compared with these token by token, in float32 and greedily, so that nothing but a mistake separates
 them: of the prompt, of the tiles, of the place that an embedding goes to, of what a cache held.
@@ -27,7 +27,7 @@ MAX_TOKENS = 48
 
 @lru_cache
 def shapes(seed: int, width: int = 378, height: int = 378):
-    """A picture of a few coloured shapes, which the small checkpoint was trained to tell about. Its size decides the number
+    """An image of a few colored shapes, which the small checkpoint was trained to tell about. Its size decides the number
     of its tiles."""
     from jina_vlm_tools.synthetic.questions import evaluation_sample
     from jina_vlm_tools.synthetic.shapes import draw_scene
@@ -42,7 +42,7 @@ def as_uri(picture) -> str:
 
 
 def user(*content) -> dict:
-    """A user's turn as OpenAI's clients write it. Strings that are URLs or data URIs, and pictures, are shown."""
+    """A user's turn as OpenAI's clients write it. Strings that are URLs or data URIs, and images, are shown."""
 
     def part(item):
         if not isinstance(item, str):
@@ -83,7 +83,9 @@ class Reference:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.processor = AutoProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
-        self.model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            CHECKPOINT, trust_remote_code=True, dtype=torch.float32
+        ).eval()
         self.end = self.model.generation_config.eos_token_id
 
     def __call__(self, chat: list[dict], max_tokens: int = MAX_TOKENS, **kwargs) -> tuple[list[int], list[int]]:

@@ -13,8 +13,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
 
 @contextlib.contextmanager
 def engine(**kwargs):
-    """Both caches are on, as they are by default. A step takes fewer tokens than a picture has, so that prompts are cut in
-    the midst of pictures."""
+    """Both caches are on, as they are by default. A step takes fewer tokens than an image has, so that prompts are cut in
+    the midst of images."""
     kwargs = {"max_num_batched_tokens": 256, "enable_prefix_caching": True, "disable_log_stats": False, **kwargs}
     llm = LLM(
         str(CHECKPOINT),
@@ -61,8 +61,8 @@ def test_all_at_once(llm, reference):
     assert metric(llm, "vllm:prefix_cache_hits") > hits[1]
 
 
-def test_one_picture_is_not_another(llm, reference):
-    """Prompts that differ in nothing but the picture: neither cache may take one for the other."""
+def test_one_image_is_not_another(llm, reference):
+    """Prompts that differ in nothing but the image: neither cache may take one for the other."""
     chats = [[user(shapes(seed), "Describe the picture.")] for seed in (20, 21, 22)]
     answers = [reference(chat)[1] for chat in chats]
     assert len(set(map(tuple, answers))) == len(answers)
@@ -108,8 +108,12 @@ def test_raw_prompts(llm, reference, name):
     text, seeds = PROMPTS[name]
     pictures = [shapes(seed) for seed in seeds]
     inputs = reference.processor(text=text, images=pictures or None, return_tensors="pt")
-    answer = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    output = llm.generate({"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}, GREEDY, use_tqdm=False)[0]
+    answer = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    output = llm.generate(
+        {"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}, GREEDY, use_tqdm=False
+    )[0]
     assert output.prompt_token_ids == inputs["input_ids"][0].tolist()
     assert reference.without_end(output.outputs[0].token_ids) == reference.without_end(answer.tolist())
 
@@ -139,7 +143,7 @@ TYPED = ("<|image|>", "<im_patch>", "<|endoftext|>")
 
 @pytest.mark.parametrize("typed", TYPED)
 def test_typed_structural_tokens(llm, reference, typed):
-    """vLLM renders a chat to a string and tokenises that, so that the template itself must break up what users typed: by one
+    """vLLM renders a chat to a string and tokenizes that, so that the template itself must break up what users typed: by one
     space more than they wrote, and no token."""
     chat = [user(f"Look {typed} here", shapes(1), "Describe the picture.")]
     prompt = llm.chat(chat, GREEDY, use_tqdm=False)[0].prompt_token_ids

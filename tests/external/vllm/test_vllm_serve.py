@@ -12,7 +12,7 @@ import servers
 from conftest import CHATS, CHECKPOINT, MAX_TOKENS, as_uri, shapes, user
 
 
-MAX_PICTURES = 3
+MAX_IMAGES = 3
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def server(tmp_path_factory):
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(CHECKPOINT),
         "--trust-remote-code", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager",
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "jina-vlm",
-        "--limit-mm-per-prompt", f'{{"image": {MAX_PICTURES}}}',
+        "--limit-mm-per-prompt", f'{{"image": {MAX_IMAGES}}}',
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with servers.running(command, f"{url}/health", log, seconds=300) as process:
@@ -90,7 +90,9 @@ def test_a_continued_message(client, reference):
     begun = {"role": "assistant", "content": "The <|image|> shows"}
     chat = [user(shapes(1), "Describe the picture.")]
     extra = {"add_generation_prompt": False, "continue_final_message": True}
-    result = client.chat.completions.create(model="jina-vlm", messages=[*chat, begun], max_tokens=8, temperature=0, extra_body=extra)
+    result = client.chat.completions.create(
+        model="jina-vlm", messages=[*chat, begun], max_tokens=8, temperature=0, extra_body=extra
+    )
     broken = {"role": "assistant", "content": "The < |image|> shows"}
     expected = reference.processor.apply_chat_template([*chat, broken], continue_final_message=True, tokenize=True)
     assert result.usage.prompt_tokens == len(expected[0])
@@ -99,7 +101,12 @@ def test_a_continued_message(client, reference):
 def test_streaming(client, reference):
     chat = CHATS["2 tiles"]
     stream = client.chat.completions.create(
-        model="jina-vlm", messages=chat, max_tokens=MAX_TOKENS, temperature=0, stream=True, stream_options={"include_usage": True}
+        model="jina-vlm",
+        messages=chat,
+        max_tokens=MAX_TOKENS,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
@@ -113,7 +120,7 @@ def test_streaming(client, reference):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def broken_pictures(web) -> dict[str, str]:
+def broken_images(web) -> dict[str, str]:
     header, data = as_uri(shapes(1)).split(",")
     folder, url = web
     (folder / "page.html").write_text("<html>not found</html>")
@@ -135,8 +142,8 @@ def bad_requests(web) -> dict[str, tuple[dict, str]]:
         "not a picture": "image", "cut off": "image", "not base64": "base64", "no such page": "404", "a page": "image",
         "nobody there": "connect", "a strip": "JinaVLMProcessor",  # why is in the server's log
     }  # fmt: skip
-    requests = {name: ({"messages": [user(url, question)]}, words[name]) for name, url in broken_pictures(web).items()}
-    requests["too many pictures"] = {"messages": [user(*[shapes(1)] * (MAX_PICTURES + 1), question)]}, str(MAX_PICTURES)
+    requests = {name: ({"messages": [user(url, question)]}, words[name]) for name, url in broken_images(web).items()}
+    requests["too many pictures"] = {"messages": [user(*[shapes(1)] * (MAX_IMAGES + 1), question)]}, str(MAX_IMAGES)
     requests["over the context"] = {"messages": [user("square " * 5000, shapes(1))]}, "4096"
     requests["pictures over the context"] = {"messages": [user(*[shapes(3, 1280, 720)] * 3, question)]}, "4096"
     requests["a role of its own"] = {"messages": [{"role": "wizard", "content": "hi"}]}, "role"
@@ -158,7 +165,9 @@ def test_bad_request_is_its_own_error(client, reference, web, name):
         other = pool.submit(ask, client, good)
         with pytest.raises(openai.APIStatusError) as error:
             # without the client's own second try, which it makes after a 500
-            client.with_options(max_retries=0).chat.completions.create(model="jina-vlm", max_tokens=8, temperature=0, **request)
+            client.with_options(max_retries=0).chat.completions.create(
+                model="jina-vlm", max_tokens=8, temperature=0, **request
+            )
         assert other.result() == expected
     assert word.lower() in str(error.value).lower()
     assert ask(client, good) == expected
@@ -167,7 +176,12 @@ def test_bad_request_is_its_own_error(client, reference, web, name):
 
 def test_client_that_goes_away(client, reference):
     stream = client.chat.completions.create(
-        model="jina-vlm", messages=CHATS["13 tiles"], max_tokens=2000, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        model="jina-vlm",
+        messages=CHATS["13 tiles"],
+        max_tokens=2000,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     next(iter(stream))
     stream.close()

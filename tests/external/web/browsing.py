@@ -1,4 +1,4 @@
-"""A browser on the page, for tests and for the guide's picture."""
+"""A browser on the page, for tests and for the guide's image."""
 
 import subprocess
 from collections.abc import Iterator
@@ -87,8 +87,12 @@ class User:
 
     def table(self, where: str) -> dict[str, str]:
         """The rows of the tables in a part of the page, by their names."""
-        rows = self.page.locator(f"{where} tr").evaluate_all("rows => rows.map(row => [row.querySelector('th').innerText, row.lastElementChild.innerText])")
+        rows = self.page.locator(f"{where} tr").evaluate_all(
+            "rows => rows.map(row => [row.querySelector('th').innerText, row.lastElementChild.innerText])"
+        )
         return {name.strip(): value.strip() for name, value in rows}
 
     def is_wider_than_the_screen(self) -> bool:
-        return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth || document.body.scrollWidth > window.innerWidth")
+        return self.page.evaluate(
+            "document.documentElement.scrollWidth > window.innerWidth || document.body.scrollWidth > window.innerWidth"
+        )

@@ -69,7 +69,7 @@ def user(visit):
 
 @pytest.fixture
 def picture(tmp_path):
-    """The file of an example's picture."""
+    """The file of an example's image."""
     from jina_vlm_tools.webapp.examples import EXAMPLES
 
     return lambda number=0: EXAMPLES[number].save(tmp_path)
@@ -101,7 +101,10 @@ def model_work(loaded):
 
     work = Work()
     modules = ((work.tower, loaded[0].model.vision_model), (work.head, loaded[0].lm_head))
-    handles = [module.register_forward_pre_hook(lambda *_, times=times: times.append(time.monotonic())) for times, module in modules]
+    handles = [
+        module.register_forward_pre_hook(lambda *_, times=times: times.append(time.monotonic()))
+        for times, module in modules
+    ]
     yield work
     for handle in handles:
         handle.remove()
@@ -109,13 +112,16 @@ def model_work(loaded):
 
 @pytest.fixture
 def expected(loaded):
-    """What the command line's chat answers to questions about a picture: token by token the same is asked of the page."""
+    """What the command line's chat answers to questions about an image: token by token the same is asked of the page."""
     from PIL import Image
 
     from jina_vlm_tools.inference.conversation import Conversation
 
     def answers(path: Path, *questions: str) -> list:
         conversation = Conversation(*loaded, 256)
-        return [conversation.answer(question, [] if number else [Image.open(path)]) for number, question in enumerate(questions)]
+        return [
+            conversation.answer(question, [] if number else [Image.open(path)])
+            for number, question in enumerate(questions)
+        ]
 
     return answers

@@ -1,4 +1,4 @@
-"""Draw the guide's picture of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a folder, in all its looks.
+"""Draw the guide's image of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a folder, in all its looks.
 
 What is on it happened: a chat with `checkpoints/tiny` about an example, as tall as it needs to be for the tiles.
 """
@@ -29,7 +29,7 @@ def take(user: User, picture: Path, target: Path) -> None:
     user.page.wait_for_timeout(1000)  # until nothing moves
     user.page.screenshot(path=target, full_page=True)
     with Image.open(target) as shot:
-        # 192 colours are plenty for a page
+        # 192 colors are plenty for a page
         shot.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(target, optimize=True)
     print(f"Wrote {target} ({target.stat().st_size // 1024} KiB)")
 

@@ -53,9 +53,18 @@ def test_as_a_space(browser, tmp_path):
     assemble(tmp_path / "space")
     shutil.copytree(TINY, tmp_path / "weights", ignore=shutil.ignore_patterns("*.py"))
     module = "import jina_vlm, jina_vlm_tools as t; print(*(m.__path__[0] for m in (jina_vlm, t)))"
-    found = subprocess.run([sys.executable, "-c", module], cwd=tmp_path / "space", env=without_path(), capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", module],
+        cwd=tmp_path / "space",
+        env=without_path(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert all(path.startswith(str(tmp_path)) for path in found.stdout.split())
-    with page_of(tmp_path / "space", tmp_path / "log.txt", JINA_VLM_MODEL=str(tmp_path / "weights"), PYTHONPATH="") as url:
+    with page_of(
+        tmp_path / "space", tmp_path / "log.txt", JINA_VLM_MODEL=str(tmp_path / "weights"), PYTHONPATH=""
+    ) as url:
         answer, head = answer_of_an_example(browser, url)
     assert answer == "morado" and "weights" in head
 
@@ -66,7 +75,14 @@ def without_path() -> dict[str, str]:
 
 def test_the_released_checkpoint_is_the_spaces_own(tmp_path):
     assemble(tmp_path / "space")
-    shown = subprocess.run([sys.executable, "app.py", "--help"], cwd=tmp_path / "space", env=without_path(), capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "app.py", "--help"],
+        cwd=tmp_path / "space",
+        env=without_path(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "(default: jinaai/jina-vlm)" in " ".join(shown.stdout.split())
 
 
@@ -83,15 +99,30 @@ def test_the_spaces_front_matter_names_what_is_tested():
     assert SpaceCardData(**card).sdk == "gradio"
     assert card["sdk_version"] == gradio.__version__ and (SPACE / card["app_file"]).is_file()
     pins = dict(re.findall(r"^([a-z-]+)==(\S+)$", (SPACE / "requirements.txt").read_text().lower(), re.MULTILINE))
-    tested = dict(re.findall(r"^([a-z-]+)==(\S+)$", (ROOT / "requirements" / "page.txt").read_text().lower(), re.MULTILINE))
+    tested = dict(
+        re.findall(
+            r"^([a-z-]+)==(\S+)$",
+            (ROOT / "tests" / "external" / "web" / "requirements.txt").read_text().lower(),
+            re.MULTILINE,
+        )
+    )
     assert pins and all(tested[name] == version for name, version in pins.items())
     assert tested["gradio"] == gradio.__version__
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--model", "no/such/folder"], "neither a folder nor the name of a repository"), (["--device", "cuda:9"], "--device cuda:9")],
+    [
+        (["--model", "no/such/folder"], "neither a folder nor the name of a repository"),
+        (["--device", "cuda:9"], "--device cuda:9"),
+    ],
 )
 def test_what_cannot_be_started_says_why(arguments, message):
-    ended = subprocess.run([sys.executable, "-m", "jina_vlm_tools", "app", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
+    ended = subprocess.run(
+        [sys.executable, "-m", "jina_vlm_tools", "app", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
     assert ended.returncode == 1 and message in ended.stderr and "Traceback" not in ended.stderr

@@ -33,7 +33,12 @@ def png_of_size(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(width + 1))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(width + 1)))
+        + chunk(b"IEND", b"")
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -54,7 +59,13 @@ def test_upload_ask_answer(user, picture, expected, loaded):
     assert shown["Text tokens"] == str(reference.prompt_tokens - tokens)
     assert shown["Tokens of the answer"] == str(reference.tokens)
     assert re.fullmatch(r"[\d,]+ tokens/s", shown["Speed, after the first token"])
-    for part in ("Making tiles and token ids", "Tower and connector", "Prompt, to the first token", "The other tokens", "In all, with showing it"):
+    for part in (
+        "Making tiles and token ids",
+        "Tower and connector",
+        "Prompt, to the first token",
+        "The other tokens",
+        "In all, with showing it",
+    ):
         assert re.fullmatch(r"[1-9]\d* ms|\d+\.\d\d s", shown[part]), part
 
 
@@ -117,7 +128,7 @@ def test_settings_are_used(user, picture):
     assert answers != {FIRST}
 
 
-def test_nothing_is_asked_without_a_picture(user):
+def test_nothing_is_asked_without_a_image(user):
     user.ask(CAPTION)
     user.alert.wait_for()
     assert "Choose a picture first." in user.alert.inner_text()
@@ -138,14 +149,18 @@ def test_an_example_is_asked_by_a_click(user, number):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_are_shown_as_soon_as_a_picture_is_there(user, picture, loaded):
+def test_tiles_are_shown_as_soon_as_a_image_is_there(user, picture, loaded):
     user.upload(picture(1))  # 1280 x 720
     user.canvas.wait_for()
     assert (user.canvas.get_attribute("width"), user.canvas.get_attribute("height")) == ("1176", "910")
     assert user.canvas.evaluate("image => image.complete && image.naturalWidth === 1176")
     tokens = loaded[1]._get_num_multimodal_tokens([(720, 1280)])["num_image_tokens"][0]
     shown = user.table("#tiling")
-    assert shown["Size"] == "1,280 × 720" and shown["Tiles"] == "3 × 4 and a thumbnail" and shown["Image tokens"] == f"{tokens:,}"
+    assert (
+        shown["Size"] == "1,280 × 720"
+        and shown["Tiles"] == "3 × 4 and a thumbnail"
+        and shown["Image tokens"] == f"{tokens:,}"
+    )
     assert sum(int(shown[name].replace(",", "")) for name in shown if name.startswith("Tokens ")) == tokens
     assert user.page.locator("#tiling .kept figure").count() == 12
     user.page.locator("#tiling summary").click()
@@ -169,7 +184,7 @@ def test_fewer_tiles_begin_a_new_chat(user, picture, loaded):
     assert user.table("#turn")["Image tokens"] == user.table("#tiling")["Image tokens"] == f"{tokens:,}"
 
 
-def test_a_picture_is_shown_as_the_model_sees_it(user, tmp_path):
+def test_a_image_is_shown_as_the_model_sees_it(user, tmp_path):
     """Upright, also in a format that no browser shows."""
     picture = Image.new("RGB", (400, 200), "white")
     exif = picture.getexif()
@@ -215,7 +230,13 @@ def test_clear(user, picture, model_work):
         done = len(model_work.head)
         time.sleep(1)
         assert len(model_work.head) == done < 40
-    assert user.questions.count() == user.answers.count() == user.page.locator("#picture img").count() == user.canvas.count() == 0
+    assert (
+        user.questions.count()
+        == user.answers.count()
+        == user.page.locator("#picture img").count()
+        == user.canvas.count()
+        == 0
+    )
     assert user.page.locator("#turn .quiet").is_visible() and user.page.locator("#send").is_visible()
     user.upload(picture(3))
     user.canvas.wait_for()
@@ -223,7 +244,7 @@ def test_clear(user, picture, model_work):
     assert user.wait() == "5"
 
 
-def test_a_new_picture_begins_a_new_chat(user, picture, model_work):
+def test_a_new_image_begins_a_new_chat(user, picture, model_work):
     """Also while an answer about the last one is made, of which nothing is seen again."""
     user.upload(picture())
     user.canvas.wait_for()
@@ -255,14 +276,30 @@ def test_the_model_stops_for_users_who_leave(visit, picture, model_work):
 # Failing
 # ----------------------------------------------------------------------------------------------------------------------
 
-PICTURE = encode(EXAMPLES[0].draw(), "PNG")
+IMAGE = encode(EXAMPLES[0].draw(), "PNG")
 RUBBISH = {
-    "text": ("notes.png", b"This is no picture at all.\n" * 20, "notes.png: not an image in a format that Pillow can read"),
+    "text": (
+        "notes.png",
+        b"This is no picture at all.\n" * 20,
+        "notes.png: not an image in a format that Pillow can read",
+    ),
     "nothing": ("empty.png", b"", "empty.png: not an image in a format that Pillow can read"),
     "half": ("half.jpg", encode(EXAMPLES[0].draw(), "JPEG")[:3000], "half.jpg: the image is damaged or incomplete"),
-    "absurd size": ("bomb.png", png_of_size(60_000, 60_000), "bomb.png: more pixels than Pillow's limit against decompression bombs"),
-    "strip": ("strip.png", encode(Image.new("RGB", (1005, 5)), "PNG"), "its longer side may be at most 200 times the shorter. Crop it."),
-    "a drawing": ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "drawing.svg: not an image in a format"),
+    "absurd size": (
+        "bomb.png",
+        png_of_size(60_000, 60_000),
+        "bomb.png: more pixels than Pillow's limit against decompression bombs",
+    ),
+    "strip": (
+        "strip.png",
+        encode(Image.new("RGB", (1005, 5)), "PNG"),
+        "its longer side may be at most 200 times the shorter. Crop it.",
+    ),
+    "a drawing": (
+        "drawing.svg",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "drawing.svg: not an image in a format",
+    ),
     "a long name": (f"{'n' * 60}.png", b"rubbish", f"{'n' * 60}.png: not an image in a format"),
     "markup": ("<img src=x onerror=alert(1)>.png", b"rubbish", ".png: not an image in a format"),
 }
@@ -338,7 +375,17 @@ def test_a_phones_width_is_enough(visit, picture):
     user.page.locator("#tiling summary").tap()
     user.page.locator("#settings button").first.tap()
     assert not user.is_wider_than_the_screen()
-    for part in ("#picture", "#chat", "#question", "#send", "#clear", "#turn table", "#tiling .canvas img", "#tiling table", "#max-tiles"):
+    for part in (
+        "#picture",
+        "#chat",
+        "#question",
+        "#send",
+        "#clear",
+        "#turn table",
+        "#tiling .canvas img",
+        "#tiling table",
+        "#max-tiles",
+    ):
         box = user.page.locator(part).first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["viewport"]["width"], part
     assert user.page.locator("#question").bounding_box()["width"] > 300

@@ -62,7 +62,9 @@ def test_straight_torch_calls_make_the_same_tiles(monkeypatch):
         row = preprocessing.measure(["small", "wide"], threads=1, rounds=1)
     finally:
         torch.set_num_threads(threads)
-    assert row["picture"] == preprocessing.ALL and row["tiles"] == len(tiler([preprocessing.picture(n) for n in preprocessing.SIZES])["pixel_values"])
+    assert row["picture"] == preprocessing.ALL and row["tiles"] == len(
+        tiler([preprocessing.picture(n) for n in preprocessing.SIZES])["pixel_values"]
+    )
     assert "| all five |" in preprocessing.table([row])
     assert row["without_fit_to_ours"] > 0 and "`do_resize=False`, ms" in preprocessing.table([row])
 
@@ -76,7 +78,9 @@ def test_plain_pooling_is_the_connectors(small):
     state = small.model.connector.state_dict()
     plain.tower.load_state_dict(small.model.vision_model.tower.state_dict(), strict=False)
     plain.query.load_state_dict({part: state[f"q_proj.{part}"] for part in ("weight", "bias")})
-    plain.key_value.load_state_dict({part: torch.cat([state[f"k_proj.{part}"], state[f"v_proj.{part}"]]) for part in ("weight", "bias")})
+    plain.key_value.load_state_dict(
+        {part: torch.cat([state[f"k_proj.{part}"], state[f"v_proj.{part}"]]) for part in ("weight", "bias")}
+    )
     plain.out.load_state_dict({part: state[f"out_proj.{part}"] for part in ("weight", "bias")})
     plain.gate_up.weight.copy_(torch.cat([state["gate_proj.weight"], state["up_proj.weight"]]))
     plain.down.weight.copy_(state["down_proj.weight"])
@@ -86,7 +90,10 @@ def test_plain_pooling_is_the_connectors(small):
 
 def test_tower_is_measured():
     config = JinaVLMConfig.from_pretrained(CHECKPOINT)
-    ours, plain = (full_model.build(lambda kind=kind: kind(config), torch.bfloat16, "cpu") for kind in (tower.SeeingHalf, tower.Plain))
+    ours, plain = (
+        full_model.build(lambda kind=kind: kind(config), torch.bfloat16, "cpu")
+        for kind in (tower.SeeingHalf, tower.Plain)
+    )
     row = tower.measure(2, 1, ours, plain, config, "cpu")
     assert set(row["seconds"]) == {"ours", "library", "products", "attention", "limit"}
     assert tower.table([{**row, "memory": {"ours": 1, "library": 2}}]).count("\n") == 2
@@ -99,9 +106,11 @@ def test_the_text_model_has_the_same_weights(small):
     assert text.lm_head.weight is small.lm_head.weight
 
 
-def test_the_large_model_knows_the_small_processors_pictures(tiny_processor):
+def test_the_large_model_knows_the_small_processors_images(tiny_processor):
     config = full_model.small_tokenizers_config()
-    inputs = tiny_processor(text=tiny_processor.image_token, images=[Image.new("RGB", (378, 378))], return_tensors="pt")
+    inputs = tiny_processor(
+        text=tiny_processor.image_token, images=[Image.new("RGB", (378, 378))], return_tensors="pt"
+    )
     ids = inputs["input_ids"][0].tolist()
     assert ids.count(config.image_token_id) == 392 and set(config.structural_token_ids) & set(ids)
     assert config.text_config.hidden_size == 2048
@@ -111,7 +120,9 @@ def test_prompts_are_the_processors(small, tiny_processor):
     """Structural tokens and all."""
     picture = Image.new("RGB", (1920, 1080))
     ids, features = decoder.prompt(small, pictures=2, rows=3, columns=4, text_tokens=0)
-    expected = tiny_processor(text=tiny_processor.image_token * 2, images=[picture, picture], return_tensors="pt")["input_ids"]
+    expected = tiny_processor(text=tiny_processor.image_token * 2, images=[picture, picture], return_tensors="pt")[
+        "input_ids"
+    ]
     assert torch.equal(ids, expected[:, -ids.shape[1] :])
     assert [len(part) for part in features["image"].pooler_output] == [196 + 34 * 44 + 0 * 1] * 2
 
@@ -146,7 +157,10 @@ def test_what_pooling_saves(monkeypatch):
     # Twice the decoder's weights for each token, and what attention adds
     weights = 28 * (2048 * 4096 + 2048 * 2048 + 3 * 2048 * 6144)
     attention = 28 * 4 * 1744**2 * 2048
-    assert [round(row["plainly"][name], 1) for name in ("prefill", "all")] == [efficiency.PAPER["prefill"], efficiency.PAPER["all"]]
+    assert [round(row["plainly"][name], 1) for name in ("prefill", "all")] == [
+        efficiency.PAPER["prefill"],
+        efficiency.PAPER["all"],
+    ]
     assert row["pooled"]["prefill"] == pytest.approx(2 * 1744 * weights + attention, rel=0.01)
 
 
@@ -162,8 +176,22 @@ def test_stages_of_an_answer(small, tiny_processor):
 
 
 def test_the_peer_answers():
-    text = {**peer.TEXT, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
-    vision = {"depth": 3, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1, 2]}
+    text = {
+        **peer.TEXT,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+    }
     config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=True)
     answered = peer.Peer(dtype=torch.float32, config=config).first_token(preprocessing.noise(480, 640), 3)
     # 640 x 480 pixels, in windows of 32 x 32, between two marks
@@ -173,7 +201,14 @@ def test_the_peer_answers():
 def test_the_report_shows_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.load("growth") is None
-    row = {"grows": "image", "at": "378 x 378", "tiles": 2, "tokens": 424, "answer_tokens": 0, "seconds": dict.fromkeys(growth.STAGES, 1.25)}
+    row = {
+        "grows": "image",
+        "at": "378 x 378",
+        "tiles": 2,
+        "tokens": 424,
+        "answer_tokens": 0,
+        "seconds": dict.fromkeys(growth.STAGES, 1.25),
+    }
     row["peer"] = {"tokens": 146, "seconds": 2.5}
     results.save("growth", [row])
     assert "| image | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
@@ -183,5 +218,7 @@ def test_the_report_shows_the_results(tmp_path, monkeypatch):
 def test_the_committed_report_is_of_the_committed_results():
     """Run `python -m benchmarks.report` after a benchmark."""
     assert report.PAGE.read_text(encoding="utf-8") == report.page()
-    assert report.FIGURE.is_file() and (report.PAGE.parent / report.link(report.PAGE, report.FIGURE)).samefile(report.FIGURE)
+    assert report.FIGURE.is_file() and (report.PAGE.parent / report.link(report.PAGE, report.FIGURE)).samefile(
+        report.FIGURE
+    )
     assert report.summary() in report.page()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from evaluation import shapes, table
 from experiments.eval_tiny import evaluate
-from jina_vlm_tools.synthetic.questions import normalise
+from jina_vlm_tools.synthetic.questions import normalize
 
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +70,9 @@ def task_file(path: Path) -> dict:
     ],
 )
 def test_vqa_accuracy(answer, answers, accuracy):
-    assert utils("textvqa").process_results({"answers": answers}, [answer]) == {"vqa_accuracy": pytest.approx(accuracy)}
+    assert utils("textvqa").process_results({"answers": answers}, [answer]) == {
+        "vqa_accuracy": pytest.approx(accuracy)
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,15 @@ def test_realworldqa(answer, expected, right):
 
 @pytest.mark.parametrize(
     ("answer", "yes"),
-    [("Yes", 1), ("yes, there is", 1), ("No", 0), (" no.", 0), ("There is not. Yes.", 0), ("Nothing else is there", 1), ("Yes. No other.", 1)],
+    [
+        ("Yes", 1),
+        ("yes, there is", 1),
+        ("No", 0),
+        (" no.", 0),
+        ("There is not. Yes.", 0),
+        ("Nothing else is there", 1),
+        ("Yes. No other.", 1),
+    ],
 )
 def test_pope(answer, yes):
     process_results = utils("pope").process_results
@@ -128,14 +138,28 @@ def test_letters(path):
 
 def test_ai2d_prompt():
     doc = {"question": "What is q?", "options": ["leaf", "root", "stem", "bud"], "answer": "2"}
-    assert utils("ai2d").doc_to_text(doc).splitlines()[:-1] == ["<image>What is q?", "A. leaf", "B. root", "C. stem", "D. bud"]
+    assert utils("ai2d").doc_to_text(doc).splitlines()[:-1] == [
+        "<image>What is q?",
+        "A. leaf",
+        "B. root",
+        "C. stem",
+        "D. bud",
+    ]
     assert utils("ai2d").doc_to_target(doc) == "C"
 
 
 def test_mmmb_rows():
     png = io.BytesIO()
     Image.new("RGB", (3, 2), "red").save(png, "PNG")
-    row = {"question": "Which?", "A": "None", "B": 7, "C": "", "D": None, "answer": "B", "image": base64.b64encode(png.getvalue()).decode()}
+    row = {
+        "question": "Which?",
+        "A": "None",
+        "B": 7,
+        "C": "",
+        "D": None,
+        "answer": "B",
+        "image": base64.b64encode(png.getvalue()).decode(),
+    }
     mmmb = utils("mmmb")
     assert mmmb.doc_to_text(row).splitlines()[:-1] == ["<image>Which?", "A. None", "B. 7"]
     [image] = mmmb.doc_to_image(row)
@@ -146,9 +170,12 @@ def test_mmmb_rows():
 
 
 @pytest.mark.parametrize("folder", ["tasks", "lmms_tasks"])
-@pytest.mark.parametrize(("answer", "expected"), [(" Oben links.", "oben links"), ("3", "3"), ("rojo", "roja"), ("red star", "red"), ("", "red")])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(" Oben links.", "oben links"), ("3", "3"), ("rojo", "roja"), ("red star", "red"), ("", "red")],
+)
 def test_shapes_are_scored_as_our_own_count(folder, answer, expected):
-    right = float(normalise(answer) == normalise(expected))
+    right = float(normalize(answer) == normalize(expected))
     assert utils("shapes", folder).process_results({"answer": expected}, [answer]) == {"exact_words": right}
 
 
@@ -156,19 +183,33 @@ def test_shapes_are_those_of_our_own_count(tmp_path, monkeypatch):
     from datasets import load_dataset
 
     asked = []
-    monkeypatch.setattr("experiments.eval_tiny.answer", lambda model, processor, chats, limit: asked.extend(chats) or [""] * len(chats))
+    monkeypatch.setattr(
+        "experiments.eval_tiny.answer", lambda model, processor, chats, limit: asked.extend(chats) or [""] * len(chats)
+    )
     own = evaluate(None, None, samples=18, batch_size=4)
     path = tmp_path / "build" / "shapes.parquet"
     shapes.write(path, 18)
     stored = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     for row, result, [message] in zip(stored, own, asked, strict=True):
-        assert (row["question"], row["answer"], row["task"]) == (result["question"], result["expected"], result["task"])
+        assert (row["question"], row["answer"], row["task"]) == (
+            result["question"],
+            result["expected"],
+            result["task"],
+        )
         image, text = message["content"]
         assert row["image"].tobytes() == image["image"].tobytes() and row["question"] == text["text"]
 
 
 def test_no_shapes_are_refused(tmp_path):
-    command = [sys.executable, "-m", "evaluation.shapes", "--output", str(tmp_path / "shapes.parquet"), "--samples", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "evaluation.shapes",
+        "--output",
+        str(tmp_path / "shapes.parquet"),
+        "--samples",
+        "0",
+    ]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 2 and "--samples must be at least 1, got 0" in ran.stderr
 
@@ -180,7 +221,12 @@ def test_no_shapes_are_refused(tmp_path):
 BENCHMARKS = {
     "models": {"ours": ["jina-vlm", "jina-vlm-native"], "theirs": ["Other-2B"]},
     "benchmarks": [
-        {"name": "One", "lm-eval": {"task": "one", "metric": "acc,none"}, "lmms-eval": {"task": "one", "metric": "right,none"}, "paper": {"ours": 68.25}},
+        {
+            "name": "One",
+            "lm-eval": {"task": "one", "metric": "acc,none"},
+            "lmms-eval": {"task": "one", "metric": "right,none"},
+            "paper": {"ours": 68.25},
+        },
         {"name": "Two", "lm-eval": {"task": "two", "metric": "acc,none"}, "scale": 1000, "paper": {"ours": 778}},
         {"name": "Three", "lmms-eval": {"task": "three", "metric": "acc,none"}},
     ],
@@ -204,7 +250,12 @@ def cells(folder: Path) -> list[list[str]]:
 
 
 def test_only_what_was_run_is_filled(tmp_path):
-    result_file(tmp_path / "a" / "results_1.json", "lm-eval", "me/jina-vlm-native", {"two": {"acc,none": 0.7654}, "else": {"acc,none": 1}})
+    result_file(
+        tmp_path / "a" / "results_1.json",
+        "lm-eval",
+        "me/jina-vlm-native",
+        {"two": {"acc,none": 0.7654}, "else": {"acc,none": 1}},
+    )
     assert cells(tmp_path) == [
         ["Benchmark", "ours, paper", "ours, here", "theirs, here"],
         ["---", "---:", "---:", "---:"],
@@ -219,10 +270,21 @@ def test_both_harnesses_all_models_and_the_newest_file(tmp_path):
     result_file(tmp_path / "c" / "results_3.json", "lm-eval", "JINA-VLM", {"one": {"acc,none": 0.4}}, day=1)
     result_file(tmp_path / "d" / "1_results.json", "lmms-eval", "jina-vlm", {"one": {"right,none": 0.6}}, day=1)
     result_file(tmp_path / "e" / "2_results.json", "lmms-eval", "hub/Other-2B", {"three": {"acc,none": 0.25}})
-    result_file(tmp_path / "f" / "results_4.json", "lm-eval", "checkpoints/tiny", {"one": {"acc,none": 1.0}}, limit=8.0, samples=8)
+    result_file(
+        tmp_path / "f" / "results_4.json",
+        "lm-eval",
+        "checkpoints/tiny",
+        {"one": {"acc,none": 1.0}},
+        limit=8.0,
+        samples=8,
+    )
     found = cells(tmp_path)
     assert found[0] == ["Benchmark", "ours, paper", "ours, here", "theirs, here", "tiny, here"]
-    assert found[2:] == [["One", "68.2", "50.0 / 60.0", "", "100.0*"], ["Two", "778", "", "", ""], ["Three", "", "", "25.0", ""]]
+    assert found[2:] == [
+        ["One", "68.2", "50.0 / 60.0", "", "100.0*"],
+        ["Two", "778", "", "", ""],
+        ["Three", "", "", "25.0", ""],
+    ]
     text = table.table(table.collect(tmp_path, BENCHMARKS), BENCHMARKS)
     assert "on a part of the benchmark" in text
     assert re.search(r"- tiny, One: 8 of 500 questions, lm-eval, one, acc,none: .*results_4\.json", text)
@@ -236,7 +298,9 @@ def test_files_that_are_no_results(tmp_path, content):
         table.collect(tmp_path, BENCHMARKS)
 
 
-@pytest.mark.parametrize("metrics", [{}, {"acc,letter": 0.5}, {"acc,none": "N/A"}, {"acc,none": float("nan")}, {"acc,none": True}])
+@pytest.mark.parametrize(
+    "metrics", [{}, {"acc,letter": 0.5}, {"acc,none": "N/A"}, {"acc,none": float("nan")}, {"acc,none": True}]
+)
 def test_scores_that_are_not_there(tmp_path, metrics):
     result_file(tmp_path / "results_1.json", "lm-eval", "jina-vlm", {"one": metrics})
     with pytest.raises(ValueError, match=r"results_1\.json: expected a number as 'acc,none' of 'one', got"):
@@ -249,7 +313,12 @@ def test_command(tmp_path):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     empty = run()
-    assert empty.returncode == 1 and "No result file" in empty.stderr and "--output_path" in empty.stderr and "Traceback" not in empty.stderr
+    assert (
+        empty.returncode == 1
+        and "No result file" in empty.stderr
+        and "--output_path" in empty.stderr
+        and "Traceback" not in empty.stderr
+    )
     result_file(tmp_path / "results_1.json", "lm-eval", "jinaai/jina-vlm", {"docvqa_val": {"anls,none": 0.5}})
     filled = run()
     assert filled.returncode == 0, filled.stderr
@@ -269,4 +338,13 @@ def test_benchmarks_name_the_metrics_of_our_tasks():
                 filters = {config["aggregate_metric_list"][0]["filter_list"]}
             metrics = config.get("metric_list") or config["aggregate_metric_list"]
             assert by_task[name] in {f"{metric['metric']},{found}" for metric in metrics for found in filters}
-    assert {"ai2d", "docvqa_val", "textvqa_val", "ocrbench", "realworldqa", "pope", "mmmb", "shapes"} <= by_task.keys() & known
+    assert {
+        "ai2d",
+        "docvqa_val",
+        "textvqa_val",
+        "ocrbench",
+        "realworldqa",
+        "pope",
+        "mmmb",
+        "shapes",
+    } <= by_task.keys() & known

@@ -54,7 +54,15 @@ def test_a_new_model_has_the_released_geometry(new_model):
     assert processor.patch_token_id == config.image_token_id and len(config.structural_token_ids) == 6
     assert not model.get_input_embeddings().weight[config.image_token_id].any()
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (500, 300))}, {"type": "text", "text": "What?"}]}],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": Image.new("RGB", (500, 300))},
+                    {"type": "text", "text": "What?"},
+                ],
+            }
+        ],
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -84,7 +92,9 @@ def test_seeing_is_learned(new_model):
 
 def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
     """It trains tower and connector alone, prints what it sees on fresh pages, and makes image tokens as large as words."""
-    monkeypatch.setattr(sys, "argv", ["seeing", "--model", str(new_model), "--output", str(tmp_path / "seeing"), "--pages", "16"])
+    monkeypatch.setattr(
+        sys, "argv", ["seeing", "--model", str(new_model), "--output", str(tmp_path / "seeing"), "--pages", "16"]
+    )
     seeing.main()
     printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line.endswith("%"))
     assert {"characters", "words", "colour", "kind", "place", "height", "column", "row"} == set(printed)
@@ -97,7 +107,9 @@ def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(tmp_path / "seeing")
     pixels = seeing.PageCollator(processor.image_processor)([dataset[index] for index in range(4)])["pixel_values"]
     with torch.no_grad():
-        tokens = after.model.connector(after.model.vision_model(pixels).last_hidden_state, torch.ones(4, dtype=torch.bool))
+        tokens = after.model.connector(
+            after.model.vision_model(pixels).last_hidden_state, torch.ones(4, dtype=torch.bool)
+        )
     ratio = tokens.pow(2).mean().sqrt() / after.get_input_embeddings().weight.pow(2).mean().sqrt()
     assert 0.7 < ratio < 1.4
 
@@ -110,9 +122,19 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
     (tmp_path / "runs" / "pages").symlink_to(pages)
     for file in (ROOT / "experiments" / "recipes").glob("small_*.yaml"):
         (tmp_path / "recipes" / file.name).write_text(file.read_text())
-    command = [sys.executable, "-m", "jina_vlm_tools", "train", str(tmp_path / "recipes" / f"{stage}.yaml"), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "jina_vlm_tools",
+        "train",
+        str(tmp_path / "recipes" / f"{stage}.yaml"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([*command, "--model", str(new_model), "--plan-only"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, "--model", str(new_model), "--plan-only"], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "0 of 6 samples are bad" in done.stdout
     tasks = next(line for line in done.stdout.splitlines() if line.startswith("task: "))
@@ -138,15 +160,29 @@ def test_pages_are_asked(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(eval_pages, "ask", watched)
     file = tmp_path / "answers.json"
-    arguments = ["--checkpoint", str(ROOT / "checkpoints" / "tiny"), "--samples", "36", "--json", str(file), "--max-tiles", "1"]
+    arguments = [
+        "--checkpoint",
+        str(ROOT / "checkpoints" / "tiny"),
+        "--samples",
+        "36",
+        "--json",
+        str(file),
+        "--max-tiles",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["eval_pages", *arguments, "--tasks", "shapes", "small print"])
     eval_pages.main()
     printed = capsys.readouterr().out
     results = json.loads(file.read_text())
-    assert len(results) == 12 and {result["task"] for result in results} == {"shapes", "small print"} and set(seen) == {1}
+    assert (
+        len(results) == 12 and {result["task"] for result in results} == {"shapes", "small print"} and set(seen) == {1}
+    )
     right = sum(result["right"] for result in results if result["task"] == "shapes")
     low, high = eval_pages.wilson(right, 6)
-    assert f"| shapes | {100 * right / 6:.1f} ({100 * low:.1f} to {100 * high:.1f}; 6) |" in printed and "| numbers |" not in printed
+    assert (
+        f"| shapes | {100 * right / 6:.1f} ({100 * low:.1f} to {100 * high:.1f}; 6) |" in printed
+        and "| numbers |" not in printed
+    )
     assert right >= 3  # it is a checkpoint that knows shapes, and four of the six languages
 
 
@@ -160,16 +196,46 @@ def recipe(tmp_path, pages, new_model):
     """A stage and its mixture of three tasks, one of them of two sources."""
     common = {"domain": "none", "language": "en"}
     sources = [
-        {"name": "a", "path": str(pages / "stage2" / "numbers.parquet"), "weight": 0.3, "task": "numbers", "modality": "image-text"},
-        {"name": "b", "path": str(pages / "stage2" / "words.parquet"), "weight": 0.3, "task": "words", "modality": "image-text"},
-        {"name": "c", "path": str(pages / "stage2" / "shapes.parquet"), "weight": 0.2, "task": "words", "modality": "image-text"},
-        {"name": "d", "path": str(pages / "stage2" / "text.jsonl"), "weight": 0.2, "task": "reading", "modality": "text"},
+        {
+            "name": "a",
+            "path": str(pages / "stage2" / "numbers.parquet"),
+            "weight": 0.3,
+            "task": "numbers",
+            "modality": "image-text",
+        },
+        {
+            "name": "b",
+            "path": str(pages / "stage2" / "words.parquet"),
+            "weight": 0.3,
+            "task": "words",
+            "modality": "image-text",
+        },
+        {
+            "name": "c",
+            "path": str(pages / "stage2" / "shapes.parquet"),
+            "weight": 0.2,
+            "task": "words",
+            "modality": "image-text",
+        },
+        {
+            "name": "d",
+            "path": str(pages / "stage2" / "text.jsonl"),
+            "weight": 0.2,
+            "task": "reading",
+            "modality": "text",
+        },
     ]
     mixture = {"text_share": 0.2, "sources": [{**source, **common} for source in sources]}
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
     part = {"learning_rate": 1e-3}
     stage = {"model": str(new_model), "mixture": "mixture.yaml", "steps": 2, "global_batch_size": 2, "batch_size": 2}
-    stage |= {"encoder": {"learning_rate": 0}, "connector": part, "decoder": part, "optimizer": "muon", "precision": "fp32"}
+    stage |= {
+        "encoder": {"learning_rate": 0},
+        "connector": part,
+        "decoder": part,
+        "optimizer": "muon",
+        "precision": "fp32",
+    }
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage | {"gradient_checkpointing": False}))
     return tmp_path / "stage.yaml"
 
@@ -202,18 +268,38 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(results))
 
     monkeypatch.setattr(leave_one_out, "_run", run)
-    command = ["leave_one_out", str(recipe), "--output", str(tmp_path / "out"), "--seeds", "0", "1", "2", "--leave-out", "numbers", "words"]
+    command = [
+        "leave_one_out",
+        str(recipe),
+        "--output",
+        str(tmp_path / "out"),
+        "--seeds",
+        "0",
+        "1",
+        "2",
+        "--leave-out",
+        "numbers",
+        "words",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--workers", str(workers)])
     fail.append(4)
     with pytest.raises(subprocess.CalledProcessError):
         leave_one_out.main()
     fail.clear()
     leave_one_out.main()
-    assert sorted(ran) == sorted((seed, names, 2) for names in (("a", "b", "c", "d"), ("b", "c", "d"), ("a", "d")) for seed in (0, 1, 2))
+    assert sorted(ran) == sorted(
+        (seed, names, 2) for names in (("a", "b", "c", "d"), ("b", "c", "d"), ("a", "d")) for seed in (0, 1, 2)
+    )
     rows = list(csv.DictReader((tmp_path / "out" / "changes.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 2 * len(TASKS)
     (numbers,) = [row for row in rows if row["left_out"] == "numbers" and row["task"] == "numbers"]
-    assert [numbers[key] for key in ("with_all", "change", "low", "high", "per_seed")] == ["100.0", "-100.0", "-100.0", "-100.0", "-100.0 -100.0 -100.0"]
+    assert [numbers[key] for key in ("with_all", "change", "low", "high", "per_seed")] == [
+        "100.0",
+        "-100.0",
+        "-100.0",
+        "-100.0",
+        "-100.0 -100.0 -100.0",
+    ]
     (words,) = [row for row in rows if row["left_out"] == "words" and row["task"] == "words"]
     # Two of three seeds fall from right to wrong: -66.7, and t(2) = 4.303 standard errors of 33.3 to either side.
     assert (words["with_all"], words["change"], words["low"], words["high"]) == ("66.7", "-66.7", "-210.1", "76.8")
@@ -224,7 +310,10 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--leave-out", "maps"], "'maps': no source of the mixture has this task. Known are: numbers, words, reading."),
+        (
+            ["--leave-out", "maps"],
+            "'maps': no source of the mixture has this task. Known are: numbers, words, reading.",
+        ),
         (["--samples", "5"], "--samples: expected at least 6, one for each task, got 5"),
         (["--seeds", "1"], "--seeds: expected 2 to 10 different numbers"),
         (["--seeds", "1", "1"], "--seeds: expected 2 to 10 different numbers"),
@@ -242,7 +331,12 @@ def test_one_training_left_out_for_real(recipe, tmp_path):
     """Of the command's own trainings and questions, one."""
     stage, mixture = read_stage(recipe)
     scores = leave_one_out.train_and_ask(
-        dataclasses.replace(stage, seed=1), leave_one_out.without(mixture, "words"), recipe, tmp_path / "words-1", samples=6, threads=1
+        dataclasses.replace(stage, seed=1),
+        leave_one_out.without(mixture, "words"),
+        recipe,
+        tmp_path / "words-1",
+        samples=6,
+        threads=1,
     )
     assert set(scores) == set(TASKS) and all(0 <= score <= 1 for score in scores.values())
     assert (tmp_path / "words-1" / "model" / "model.safetensors").is_file()

@@ -15,7 +15,7 @@ from pathlib import Path
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, largest_file, make_picture
+from conftest import ROOT, largest_file, make_image
 from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from jina_vlm_tools.cli import tiles
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.inference.conversation import Conversation
-from jina_vlm_tools.inference.drawing import BLUE, TILE_COLOURS, draw_page
+from jina_vlm_tools.inference.drawing import BLUE, TILE_COLORS, draw_page
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
 from jina_vlm_tools.inference.tiling import compute_tiling
 from jina_vlm_tools.synthetic.questions import evaluation_sample
@@ -40,11 +40,22 @@ COMMANDS = ("ask", "chat", "tiles", "batch", "app", "demo", "train", "convert", 
 def installed(tmp_path_factory) -> Path:
     """Where `pip install .` has put the package and the command, from a copy that holds nothing else of the checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "chat_template.jinja"))):
+    for path in (
+        *ROOT.glob("*.py"),
+        *(ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "chat_template.jinja")),
+    ):
         shutil.copy(path, source)
     for name in ("jina_vlm_tools",):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", str(target)]
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--target",
+        str(target),
+    ]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
     return target
 
@@ -125,7 +136,11 @@ def expected_answer(checkpoint, images: list[Path], question: str, **kwargs) -> 
     model, processor = checkpoint
     content = [{"type": "image", "image": str(path)} for path in images] + [{"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     ids = model.generate(**inputs, do_sample=False, **{"max_new_tokens": 256, **kwargs})
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -166,17 +181,21 @@ def test_what_is_not_understood(run, arguments):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_ask_pictures_by_path_and_from_stdin(started, checkpoint, pictures):
+def test_ask_images_by_path_and_from_stdin(started, checkpoint, pictures):
     out, err = ended(started["ask"])
     report = json.loads(out)
     assert report["answer"] == expected_answer(checkpoint, pictures, QUESTIONS[1], max_new_tokens=60) and not err
-    assert [(image["width"], image["height"]) for image in report["images"]] == [Image.open(path).size for path in pictures]
+    assert [(image["width"], image["height"]) for image in report["images"]] == [
+        Image.open(path).size for path in pictures
+    ]
     processor = checkpoint[1]
     for image in report["images"]:
         rows, columns = processor.image_processor.get_tiling(image["height"], image["width"])[1]
         assert (image["rows"], image["columns"], image["tiles"]) == (rows, columns, 1 + rows * columns)
     sizes = [(image["height"], image["width"]) for image in report["images"]]
-    assert [image["tokens"] for image in report["images"]] == processor._get_num_multimodal_tokens(sizes)["num_image_tokens"]
+    assert [image["tokens"] for image in report["images"]] == processor._get_num_multimodal_tokens(sizes)[
+        "num_image_tokens"
+    ]
     assert report["tokens"]["prompt"] > sum(image["tokens"] for image in report["images"])
     assert report["is_cut_off"] is (report["tokens"]["answer"] == 60)
     parts = report["seconds"]
@@ -187,7 +206,9 @@ def test_ask_pictures_by_path_and_from_stdin(started, checkpoint, pictures):
 def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environment, empty, pictures, checkpoint):
     terminal, stderr = pty.openpty()
     uri = f"data:image/png;base64,{base64.b64encode(pictures[0].read_bytes()).decode()}"
-    process = subprocess.Popen(["jina-vlm", "ask", uri, QUESTIONS[1]], stdout=subprocess.PIPE, stderr=stderr, cwd=empty, env=environment)
+    process = subprocess.Popen(
+        ["jina-vlm", "ask", uri, QUESTIONS[1]], stdout=subprocess.PIPE, stderr=stderr, cwd=empty, env=environment
+    )
     os.close(stderr)
     pieces, said = [], b""
     while piece := os.read(process.stdout.fileno(), 10_000).decode():
@@ -200,7 +221,9 @@ def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environme
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(environment, empty):
-    process = subprocess.Popen(["jina-vlm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=empty, env=environment)
+    process = subprocess.Popen(
+        ["jina-vlm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=empty, env=environment
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
 
@@ -223,28 +246,35 @@ def test_chat_from_a_pipe_ends_at_the_first_error(started, checkpoint, pictures)
     assert third["answer"] == expected_answer(checkpoint, [], QUESTIONS[2], max_new_tokens=20)
 
 
-def test_a_conversation_is_one_prompt_whose_pictures_are_encoded_once(checkpoint, pictures):
+def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, pictures):
     """Turn by turn it gives what the library gives for the whole chat, rendered and encoded anew."""
     model, processor = checkpoint
     conversation, chat, encoded = Conversation(model, processor, max_new_tokens=9), [], []
     hook = model.model.vision_model.register_forward_pre_hook(
-        lambda module, arguments, keywords: encoded.append(len(keywords.get("pixel_values", *arguments[:1]))), with_kwargs=True
+        lambda module, arguments, keywords: encoded.append(len(keywords.get("pixel_values", *arguments[:1]))),
+        with_kwargs=True,
     )
     try:
-        for question, new in zip((*QUESTIONS, "And <|image|> there?"), (pictures[:1], [], pictures[1:], []), strict=True):
+        for question, new in zip(
+            (*QUESTIONS, "And <|image|> there?"), (pictures[:1], [], pictures[1:], []), strict=True
+        ):
             opened = [Image.open(path) for path in new]
             parts = [{"type": "image", "image": image} for image in opened] + [{"type": "text", "text": question}]
             chat.append({"role": "user", "content": parts})
             answer = conversation.answer(question, opened)
             ids = conversation.ids[0, : answer.prompt_tokens]
-            whole = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+            whole = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
             assert ids.tolist() == whole["input_ids"][0].tolist()
             tiles_encoded, encoded[:] = sum(encoded), []
             assert tiles_encoded == (len(processor.image_processor(opened)["pixel_values"]) if opened else 0)
             again = model.generate(**whole, max_new_tokens=9, do_sample=False)[0, whole["input_ids"].shape[1] :]
             encoded.clear()
             assert answer.text == processor.decode(again, skip_special_tokens=True).strip()
-            chat.append({"role": "assistant", "content": processor.decode(again, skip_special_tokens=True).removeprefix(" ")})
+            chat.append(
+                {"role": "assistant", "content": processor.decode(again, skip_special_tokens=True).removeprefix(" ")}
+            )
     finally:
         hook.remove()
 
@@ -278,7 +308,7 @@ def test_kept_regions_cover_the_canvas(size):
     """Once, but for a patch's width at each seam, where the last token of a tile covers half of its window. The numbers add
     up to the processor's own."""
     image_processor = jina_vlm.JinaVLMImageProcessor()
-    picture = Image.fromarray(make_picture(*size[::-1], "black"))
+    picture = Image.fromarray(make_image(*size[::-1], "black"))
     tiling = compute_tiling(picture, image_processor)
     report = tiling.to_dict()
     canvas, side = torch.zeros(tiling.canvas[::-1], dtype=torch.int), report["tile"]["token_side"]
@@ -291,25 +321,28 @@ def test_kept_regions_cover_the_canvas(size):
     seams = [(canvas.amin(dim=dim) > 1).sum() for dim in (1, 0)]
     assert seams == [14 * (tiling.rows - 1), 14 * (tiling.columns - 1)]
     rows, columns = image_processor.get_token_grid(tiling.rows, tiling.columns)
-    assert report["tokens"]["tiles"] == rows * columns and report["tokens"]["total"] == 196 + 18 - 2 + rows * (columns + 1) + 2
+    assert (
+        report["tokens"]["tiles"] == rows * columns
+        and report["tokens"]["total"] == 196 + 18 - 2 + rows * (columns + 1) + 2
+    )
     page = draw_page(tiling)
     colours = {colour for _, colour in page.getcolors(page.width * page.height)} - {BLUE}
-    assert colours & set(TILE_COLOURS) == set(TILE_COLOURS[: len(tiling.tiles)]) - {BLUE}
+    assert colours & set(TILE_COLORS) == set(TILE_COLORS[: len(tiling.tiles)]) - {BLUE}
 
 
 def test_more_tiles_than_colours():
-    picture = Image.fromarray(make_picture(1000, 1000))
+    picture = Image.fromarray(make_image(1000, 1000))
     tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor(), max_tiles=16)
     assert len(tiling.tiles) == 16 and tiling.tokens == 2194
     page = draw_page(tiling)
     colours = {colour for _, colour in page.getcolors(page.width * page.height)}
-    assert colours >= set(TILE_COLOURS)
+    assert colours >= set(TILE_COLORS)
 
 
 def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
-    """Its own settings count: the grid is chosen on the picture's own size."""
+    """Its own settings count: the grid is chosen on the image's own size."""
     processor = jina_vlm.JinaVLMImageProcessor.from_pretrained(bundle, do_resize=False)
-    picture = Image.fromarray(make_picture(186, 1177))
+    picture = Image.fromarray(make_image(186, 1177))
     tiling = compute_tiling(picture, processor)
     assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
 
@@ -329,8 +362,12 @@ def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
     assert [tile.kept_box for tile in tiling.tiles[:2]] == [(0, 0, 12, 12), (2, 0, 12, 12)]
     scale, left, top = 280 / 378, 760 + 315, 150 + 644 + 171 + 50
     dropped, frame, kept = (page.getpixel((left + round(x * scale), top)) for x in (20, 58, 77))
-    assert max(abs(a - b) for a, b in zip(frame, TILE_COLOURS[1], strict=True)) < 40
-    assert max(abs(a - b) for a, b in zip(kept, (250, 220, 0), strict=True)) < 40 < max(abs(a - b) for a, b in zip(dropped, kept, strict=True))
+    assert max(abs(a - b) for a, b in zip(frame, TILE_COLORS[1], strict=True)) < 40
+    assert (
+        max(abs(a - b) for a, b in zip(kept, (250, 220, 0), strict=True))
+        < 40
+        < max(abs(a - b) for a, b in zip(dropped, kept, strict=True))
+    )
 
 
 @pytest.mark.parametrize(
@@ -355,7 +392,11 @@ def test_a_full_disk_leaves_nothing_behind(pictures, tmp_path, arguments, size, 
     arguments = [argument.format(picture=pictures[1], out=tmp_path / "out") for argument in arguments]
     with largest_file(size), pytest.raises(SystemExit) as stopped:
         main(arguments)
-    assert stopped.value.code.startswith("error: ") and message in stopped.value.code and "Make room there" in stopped.value.code
+    assert (
+        stopped.value.code.startswith("error: ")
+        and message in stopped.value.code
+        and "Make room there" in stopped.value.code
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -382,7 +423,9 @@ def test_convert_writes_a_folder_that_loads_by_its_own_code(started, installed, 
     out, err = ended(started["convert"])
     assert out.endswith("It is in converted.\n") and "released layout" in out and not err
     folder = empty / "converted"
-    assert {"config.json", "modeling_jina_vlm.py", "tokenizer.json", "chat_template.jinja", "CODE_LICENSE"} < set(os.listdir(folder))
+    assert {"config.json", "modeling_jina_vlm.py", "tokenizer.json", "chat_template.jinja", "CODE_LICENSE"} < set(
+        os.listdir(folder)
+    )
     for name in ("modeling_jina_vlm.py", "conversion_jina_vlm.py", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (installed / "jina_vlm" / name).read_bytes()
     tensors = load_file(folder / "model.safetensors")
@@ -403,10 +446,15 @@ def test_a_missing_shard_is_named_at_once(run, tmp_path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-00001-of-00002.safetensors").touch()
-    for arguments in (("convert", tmp_path, "out"), ("upload", "--weights", tmp_path, "--output", "out", "--license", "mit", "--origin", "me/base")):
+    for arguments in (
+        ("convert", tmp_path, "out"),
+        ("upload", "--weights", tmp_path, "--output", "out", "--license", "mit", "--origin", "me/base"),
+    ):
         result = run(*arguments)
         assert result.returncode == 1 and result.stderr.startswith(b"error: ")
-        assert b"lacks model-00002-of-00002.safetensors" in result.stderr and b"Fetch the missing ones" in result.stderr
+        assert (
+            b"lacks model-00002-of-00002.safetensors" in result.stderr and b"Fetch the missing ones" in result.stderr
+        )
 
 
 def test_what_the_hub_is_asked_first(run, empty, tmp_path):
@@ -423,7 +471,9 @@ def test_what_the_hub_is_asked_first(run, empty, tmp_path):
             "--repo-id me/my page:": run(*upload, "me/my page", **online),
             "me/page holds 1 files on main: notes.txt. Say --yes": run(*upload, "me/page", **online),
             "Check the network": run(*upload, "me/page", HF_TOKEN=TOKEN),
-            "neither a folder nor the name of a repository": run("upload", "--weights", "./nothing", "--dry-run", **online),
+            "neither a folder nor the name of a repository": run(
+                "upload", "--weights", "./nothing", "--dry-run", **online
+            ),
         }
         assert not [request for request in hub.requests if request.method == "POST"]
     for message, result in cases.items():

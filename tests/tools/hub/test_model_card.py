@@ -97,11 +97,15 @@ def test_links_of_the_page_lead_somewhere(folder):
     (folder / "CODE_LICENSE").touch()
     for origin in (find_origin(str(TINY)), find_origin("jinaai/jina-vlm")):
         text = card.write_card(folder, "me/page", origin, []).text
-        headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+        headings = {
+            re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        }
         targets = re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         assert targets
         for target in targets:
-            assert target.startswith("https://") or (folder / target).is_file() or target.removeprefix("#") in headings, target
+            assert (
+                target.startswith("https://") or (folder / target).is_file() or target.removeprefix("#") in headings
+            ), target
 
 
 # Results ---------------------------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def test_metadata_that_the_hub_would_not_take_are_an_error(folder, tmp_path, old
         card.check_card(tmp_path / "README.md")
 
 
-# Licence and origin ----------------------------------------------------------------------------------------------------
+# License and origin ----------------------------------------------------------------------------------------------------
 
 
 def test_origin_of_the_small_checkpoint():
@@ -175,7 +179,7 @@ def test_origin_of_the_small_checkpoint():
     assert origin.is_tiny and origin.tags is None and "trained from nothing by the repository" in origin.text
 
 
-def test_unknown_licence_or_origin_is_an_error(released_folder):
+def test_unknown_license_or_origin_is_an_error(released_folder):
     with pytest.raises(PublishingError, match="licence of .* is not known.*--license"):
         find_origin(str(released_folder), origin="me/base")
     with pytest.raises(PublishingError, match="come from is not known.*--origin"):
@@ -186,7 +190,7 @@ def test_unknown_licence_or_origin_is_an_error(released_folder):
     assert (origin.base_model, origin.text) == (None, "The weights are random")
 
 
-def test_licence_and_origin_of_the_checkpoints_own_card(tmp_path):
+def test_license_and_origin_of_the_checkpoints_own_card(tmp_path):
     front = "---\nlicense: cc-by-nc-4.0\nbase_model: jinaai/jina-vlm\nlanguage: en\n---\n"
     (tmp_path / "README.md").write_text(front)
     origin = find_origin(str(tmp_path))
@@ -198,9 +202,11 @@ def test_licence_and_origin_of_the_checkpoints_own_card(tmp_path):
             find_origin(weights, license="apache-2.0")
 
 
-def test_other_licences_need_a_name_and_a_link(tmp_path, folder):
+def test_other_licenses_need_a_name_and_a_link(tmp_path, folder):
     with pytest.raises(PublishingError, match="license_name and license_link"):
         find_origin(str(tmp_path), license="other", origin="me/base")
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.example\nbase_model: me/base\n---\n")
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.example\nbase_model: me/base\n---\n"
+    )
     made = card.write_card(folder, "me/page", find_origin(str(tmp_path)), [])
     assert made.data.license_name == "ours" and "`ours` ([text](https://x.example))" in made.text

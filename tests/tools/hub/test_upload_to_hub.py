@@ -13,7 +13,7 @@ import huggingface_hub
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT, largest_file, make_picture, python
+from conftest import ROOT, largest_file, make_image, python
 from hub_server import GITATTRIBUTES, Fault, serve_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -75,13 +75,17 @@ def hub(monkeypatch, no_token, tmp_path_factory):
 def point_to(monkeypatch, endpoint: str) -> None:
     """As HF_ENDPOINT does, which the client reads once."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 def upload(folder: Path, repo_id: str = "me/page", token: str | None = None, private: bool = False, **where) -> str:
     """What `upload_to_hub.py` does once the folder is assembled."""
     api = HfApi(token=token)
-    return push(api, folder, list_bundle(folder), find_target(api, repo_id, private=private, **where), "Upload", private)
+    return push(
+        api, folder, list_bundle(folder), find_target(api, repo_id, private=private, **where), "Upload", private
+    )
 
 
 def run(monkeypatch, *args) -> str:
@@ -115,7 +119,7 @@ def published(hub, repo_id: str = "me/page", revision: str = "main") -> dict[str
 def test_from_the_released_layout_to_a_page_that_loads_by_its_own_code(released_folder, model, chat, tmp_path):
     """The command as people run it, from one repository of the Hub to another, with the client's log wide open; then the
     page's own code, as printed on it."""
-    Image.fromarray(make_picture(150, 100)).save(tmp_path / "photo.png")
+    Image.fromarray(make_image(150, 100)).save(tmp_path / "photo.png")
     shutil.copytree(released_folder, tmp_path / "released").chmod(0o755)
     (tmp_path / "released" / "README.md").write_text(CARD)
     with serve_hub({TOKEN: "me"}, part_size=150_000) as hub:
@@ -126,19 +130,37 @@ def test_from_the_released_layout_to_a_page_that_loads_by_its_own_code(released_
             "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "no_proxy": "127.0.0.1,localhost",
             "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = [sys.executable, str(ROOT / "upload_to_hub.py"), "--weights", "me/released", "--repo-id", "me/bundle"]
+        command = [
+            sys.executable,
+            str(ROOT / "upload_to_hub.py"),
+            "--weights",
+            "me/released",
+            "--repo-id",
+            "me/bundle",
+        ]
         result = subprocess.run(
             [*command, "--max-shard-size", "300KB"], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
-        assert "It answers: " in result.stdout and f"Done, and equal to what was sent: {hub.url}/me/bundle/commit/" in result.stdout
+        assert (
+            "It answers: " in result.stdout
+            and f"Done, and equal to what was sent: {hub.url}/me/bundle/commit/" in result.stdout
+        )
         files = published(hub, "me/bundle")
-        assert {"model.safetensors.index.json", "modeling_jina_vlm.py", "README.md", "CODE_LICENSE", "tokenizer.json"} <= set(files)
+        assert {
+            "model.safetensors.index.json",
+            "modeling_jina_vlm.py",
+            "README.md",
+            "CODE_LICENSE",
+            "tokenizer.json",
+        } <= set(files)
         for name, content in files.items():
             assert re.search(rf"^ *{len(content):,}  {re.escape(name)}$", result.stdout, re.MULTILINE)
         assert sent(hub, "POST", "complete_multipart"), "no file was large enough to go in parts"
         page = files["README.md"].decode()
-        assert "license: cc-by-nc-4.0\n" in page and "base_model: me/released\n" in page and f"commit `{source}`" in page
+        assert (
+            "license: cc-by-nc-4.0\n" in page and "base_model: me/released\n" in page and f"commit `{source}`" in page
+        )
 
         said = (result.stdout + result.stderr).encode()
         assert b"whoami-v2" in said, "the log was not open"
@@ -158,7 +180,12 @@ from transformers import AutoModelForImageTextToText
 old = AutoModelForImageTextToText.from_pretrained("me/bundle", trust_remote_code=True, revision="{commit}", code_revision="{commit}")
 print(old.generate(**inputs, max_new_tokens=64).tolist())
 """
-        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1,localhost"}
+        online = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "no_proxy": "127.0.0.1,localhost",
+        }
         *_, first, second = python(code, tmp_path, HF_HOME=str(tmp_path / "reader"), **online).stdout.splitlines()
     inputs = chat([("user", Image.open(tmp_path / "photo.png"), "Describe the picture.")], add_generation_prompt=True)
     assert json.loads(first) == json.loads(second) == model.generate(**inputs, max_new_tokens=64).tolist()
@@ -185,10 +212,16 @@ def test_published_weights_are_the_checkpoints_but_for_the_rows_of_structural_to
 def test_answers_stay_what_they_were(bundle, picture):
     """Greedy and sampled ones, on the trained checkpoint, whose rows of structural tokens were trained too."""
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
-    models = [jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)]
+    models = [
+        jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)
+    ]
     content = [{"type": "image", "image": picture(200, 260)}, {"type": "text", "text": "Describe the picture."}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0}):
         answers = []
@@ -294,7 +327,10 @@ def test_what_is_in_the_output_is_replaced_only_if_it_is_a_bundle_and_one_says_s
         (lambda folder: (folder / "runs").mkdir(), "holds runs"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "holds model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
-        (lambda folder: (folder / "model-00003-of-00003.safetensors").unlink(), "lacks model-00003-of-00003.safetensors"),
+        (
+            lambda folder: (folder / "model-00003-of-00003.safetensors").unlink(),
+            "lacks model-00003-of-00003.safetensors",
+        ),
         (lambda folder: (folder / "modeling_jina_vlm.py").open("a").write("#"), "modeling_jina_vlm.py .* differs"),
     ],
     ids=["a secret", "a folder", "other weights", "no tokenizer", "a shard missing", "other code"],
@@ -346,7 +382,9 @@ def test_one_commit_holds_the_bundle(hub, bundle):
     assert published(hub) == contents(bundle) and repository.private
     assert [commit.message for commit in repository.commits.values()] == ["initial commit", "Upload"]
     assert url == f"{hub.url}/me/page/commit/{repository.refs['refs/heads/main']}"
-    assert set(repository.large) == {f.sha256 for f in list(repository.commits.values())[-1].files.values() if f.sha256}
+    assert set(repository.large) == {
+        f.sha256 for f in list(repository.commits.values())[-1].files.values() if f.sha256
+    }
 
 
 def test_a_dropped_connection_is_retried(hub, bundle):
@@ -546,7 +584,12 @@ def test_invalid_names(hub, monkeypatch, name):
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["--create-pr", "--revision", "x", "--repo-id", "me/x"], ["--dry-run", "--output", "x"], ["--dtype", "int8", "--dry-run"]],
+    [
+        [],
+        ["--create-pr", "--revision", "x", "--repo-id", "me/x"],
+        ["--dry-run", "--output", "x"],
+        ["--dtype", "int8", "--dry-run"],
+    ],
 )
 def test_options_that_do_not_go_together(args, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,7 @@ if not (ROOT / "checkpoints" / "tiny").is_dir():
     pytest.skip("checkpoints/tiny has not been trained yet", allow_module_level=True)
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # Pillow's, of damaged pictures
+    pytest.mark.filterwarnings("ignore"),  # Pillow's, of damaged images
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
 ]
 

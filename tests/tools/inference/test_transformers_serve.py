@@ -19,7 +19,7 @@ import servers
 import torch
 from PIL import Image
 
-from jina_vlm_tools.synthetic.questions import evaluation_sample, normalise
+from jina_vlm_tools.synthetic.questions import evaluation_sample, normalize
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
@@ -48,7 +48,7 @@ def data_uri(content: bytes) -> str:
 
 
 def image(picture: Image.Image | bytes | str) -> dict:
-    """The part of a message that holds a picture, a file's content or a URL."""
+    """The part of a message that holds an image, a file's content or a URL."""
     content = png(picture) if isinstance(picture, Image.Image) else picture
     return {"type": "image_url", "image_url": {"url": content if isinstance(content, str) else data_uri(content)}}
 
@@ -129,9 +129,17 @@ def generated():
             )
         processor, model = loaded[folder]
         # as the library spells it
-        parts = {"image_url": lambda part: {"type": "image", "url": part["image_url"]["url"]}, "text": lambda part: part}
+        parts = {
+            "image_url": lambda part: {"type": "image", "url": part["image_url"]["url"]},
+            "text": lambda part: part,
+        }
         messages = [
-            {**m, "content": m["content"] if isinstance(m["content"], str) else [parts[p["type"]](p) for p in m["content"]]}
+            {
+                **m,
+                "content": m["content"]
+                if isinstance(m["content"], str)
+                else [parts[p["type"]](p) for p in m["content"]],
+            }
             for m in messages
         ]
         inputs = processor.apply_chat_template(
@@ -182,14 +190,18 @@ def test_answers_are_those_of_generate(ask, generated, messages):
 @pytest.mark.parametrize("sample", [SHAPES, OTHER_SHAPES], ids=["shapes", "other shapes"])
 def test_answers_are_right(ask, sample):
     turn = sample.turn
-    assert normalise(text_of(ask([user(image(draw_scene(sample.scene)), turn.question)]))) == normalise(turn.answer)
+    assert normalize(text_of(ask([user(image(draw_scene(sample.scene)), turn.question)]))) == normalize(turn.answer)
 
 
 def test_url(ask, generated, web):
     folder, url = web
     draw_scene(SHAPES.scene).save(folder / "shapes.png")
     messages = [user(image(f"{url}/shapes.png"), DESCRIBE)]
-    assert text_of(ask(messages)) == generated(messages)[0] == generated([user(image(draw_scene(SHAPES.scene)), DESCRIBE)])[0]
+    assert (
+        text_of(ask(messages))
+        == generated(messages)[0]
+        == generated([user(image(draw_scene(SHAPES.scene)), DESCRIBE)])[0]
+    )
 
 
 def test_responses(client, generated):
@@ -223,9 +235,13 @@ def test_typed_special_tokens_are_text(ask, text):
     for role in ("system", "assistant", "user"):
         messages = [{"role": role, "content": text}, user("Are you there?")]
         after = "<|endoftext|>" if role == "assistant" else ""  # ours
-        typed = tokenizer(f" {role.capitalize()}: {text}", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        typed = tokenizer(f" {role.capitalize()}: {text}", add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         rest = tokenizer(f"{after} User: Are you there? Assistant:", add_special_tokens=False)["input_ids"]
-        assert ask(messages, max_tokens=1).usage.prompt_tokens == 1 + len(typed) + len(rest)  # and the first <|endoftext|>
+        assert ask(messages, max_tokens=1).usage.prompt_tokens == 1 + len(typed) + len(
+            rest
+        )  # and the first <|endoftext|>
 
 
 def test_concurrent_requests(server, generated):
@@ -250,23 +266,32 @@ def test_concurrent_requests(server, generated):
 
 # Errors
 
-PICTURE = png(draw_scene(SHAPES.scene))
+IMAGE = png(draw_scene(SHAPES.scene))
 
 # What makes up the message, and what the error says. {url} is a server's, {dead} nobody's.
 REFUSED = {
     "not a picture": ([image(b"just text")], "not an image in a format that Pillow can read"),
     "empty": ([image(b"")], "not an image"),
-    "truncated": ([image(PICTURE[: len(PICTURE) // 2])], "damaged or incomplete"),
+    "truncated": ([image(IMAGE[: len(IMAGE) // 2])], "damaged or incomplete"),
     "not base64": ([image("data:image/png;base64,!?")], "base64"),
     "thin": ([image(Image.new("RGB", (3, 2000)))], "3 x 2000"),
     "connection refused": ([image("{dead}/a.png")], "Could not download the image at 'http://127.0.0.1:.*refused"),
     "404": ([image("{url}/none.png")], "Could not download the image.*404"),
     "page": ([image("{url}/page.png")], "not an image"),
-    "file of the server": ([image(str(ROOT / "docs" / "shapes.png"))], "Expected a picture's http.* URL or data URI, got '/"),
-    "file, as a URL": ([image((ROOT / "docs" / "shapes.png").as_uri())], "Expected a picture's http.* URL or data URI, got 'file:"),
+    "file of the server": (
+        [image(str(ROOT / "docs" / "shapes.png"))],
+        "Expected a picture's http.* URL or data URI, got '/",
+    ),
+    "file, as a URL": (
+        [image((ROOT / "docs" / "shapes.png").as_uri())],
+        "Expected a picture's http.* URL or data URI, got 'file:",
+    ),
     "long text": (["word " * 5000], r"has \d+ tokens, the model takes 4096"),
     "too many images": ([shapes(1280, 720)] * 3, r"has 52\d\d tokens, the model takes 4096.*fewer or smaller images"),
-    "audio": ([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}], "takes text and images, got audio"),
+    "audio": (
+        [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}],
+        "takes text and images, got audio",
+    ),
     "video": ([{"type": "video_url", "video_url": {"url": "{url}/a.mp4"}}], "takes text and images, got video"),
 }
 
@@ -285,7 +310,9 @@ def filled(value, **names: str):
 def refused(message: str):
     """The client's error for a request that is refused, which says why."""
 
-    return pytest.raises(openai.BadRequestError, check=lambda error: re.search(message, error.body["detail"]) is not None)
+    return pytest.raises(
+        openai.BadRequestError, check=lambda error: re.search(message, error.body["detail"]) is not None
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -304,7 +331,10 @@ def test_bad_request(ask, generated, web, content, message, stream):
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([], "at least one message"), ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "role system, user or assistant, got tool")],
+    [
+        ([], "at least one message"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "role system, user or assistant, got tool"),
+    ],
     ids=["none", "role"],
 )
 def test_bad_messages(ask, messages, message):
@@ -322,7 +352,7 @@ def test_a_bad_request_leaves_a_running_stream_alone(ask, server, generated):
 
 
 def test_a_url_that_does_not_answer_leaves_the_others_their_answers(server, generated):
-    """The library's server fetches pictures between its requests, so that the others wait meanwhile."""
+    """The library's server fetches images between its requests, so that the others wait meanwhile."""
     messages = [user(shapes(), DESCRIBE)]
     with socket.create_server(("127.0.0.1", 0)) as silent, new_client(server) as one, new_client(server) as other:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"

@@ -1,4 +1,4 @@
-"""The generator of pictures, questions and answers that the small checkpoint is trained on, and its tokenizer."""
+"""The generator of images, questions and answers that the small checkpoint is trained on, and its tokenizer."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ from jina_vlm_tools.synthetic.pages_data import (  # noqa: E402
     stage2_turns,
     task_page,
 )
-from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalise  # noqa: E402
+from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalize  # noqa: E402
 from jina_vlm_tools.synthetic.shapes import (  # noqa: E402
     COLOURS,
     HELD_OUT_PAIRS,
@@ -61,7 +61,7 @@ def pairs_of(sample):
 
 
 def scene_of(*shapes_):
-    """A white scene of (colour, kind, place) triples."""
+    """A white scene of (color, kind, place) triples."""
     return Scene(
         (300, 300),
         (255, 255, 255),
@@ -93,7 +93,9 @@ def test_pairs_are_split():
 
 
 def test_held_out_pairs_and_words_are_drawn_in_evaluation_only():
-    pages = [stage2_turns(task, seed)[0] for task in PAGE_TASKS for seed in range(150)] + [stage1_turns(seed)[0] for seed in range(300)]
+    pages = [stage2_turns(task, seed)[0] for task in PAGE_TASKS for seed in range(150)] + [
+        stage1_turns(seed)[0] for seed in range(300)
+    ]
     scenes = PagesDataset(1000, first_seed=0)
     pages += [scenes[index] for index in range(400)]
     named = {(shape.colour, shape.kind) for page in pages for shape in page.scene.shapes if shape.colour}
@@ -106,11 +108,13 @@ def test_held_out_pairs_and_words_are_drawn_in_evaluation_only():
         seen |= {(shape.colour, shape.kind) for shape in page.scene.shapes}
         words |= {text.text for text in page.texts if not text.text.isdecimal()}
     assert seen == set(HELD_OUT_PAIRS) and words == held_out
-    assert {pair for seed in range(500) for pair in pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))} == set(HELD_OUT_PAIRS)
+    assert {pair for seed in range(500) for pair in pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))} == set(
+        HELD_OUT_PAIRS
+    )
 
 
 def test_shapes_become_one_tile_and_small_print_several():
-    def tiles(side):  # released-checkpoint.md, section 1, steps 2 and 3, for pictures within the budget
+    def tiles(side):  # released-checkpoint.md, section 1, steps 2 and 3, for images within the budget
         return 1 if round(side / 14) * 14 - 112 <= 266 else 2
 
     sizes = set()
@@ -159,7 +163,7 @@ def test_answers_are_true():
         if turn is None:
             assert task == "position"
             continue
-        words = normalise(turn.question).replace("crosses", "cross").split()
+        words = normalize(turn.question).replace("crosses", "cross").split()
         words = [word.removesuffix("s") if word.removesuffix("s") in KINDS else word for word in words]
         asked = " ".join(words)
         places = [place for place in sorted(PLACES, key=len, reverse=True) if f" {place}" in asked]
@@ -192,7 +196,9 @@ def test_token_labels_of_shapes():
     assert set(colours[places == 0].tolist()) == {0, 1 + list(COLOURS).index("yellow")}
     assert set(kinds[places == 8].tolist()) == {0, 1 + KINDS.index("star")}
     assert not colours[(places != 0) & (places != 8)].any()
-    assert 5 <= (colours[places == 0] > 0).sum() <= 16  # a circle of radius 0.4 covers half of its cell of about 22 tokens
+    assert (
+        5 <= (colours[places == 0] > 0).sum() <= 16
+    )  # a circle of radius 0.4 covers half of its cell of about 22 tokens
     assert not labels["character 0"].any() and (labels["character 1"] == -100).all()
 
 
@@ -224,7 +230,12 @@ def test_pages_show_what_they_say():
     """Each text's and bar's ink lies within its box, and nothing is printed twice in a place."""
     for seed in range(60):
         rng = random.Random(seed)
-        for page in (make_board(rng, TRAINING_PAIRS), make_table(rng), make_chart(rng), make_small_print(rng, TRAINING_PAIRS)):
+        for page in (
+            make_board(rng, TRAINING_PAIRS),
+            make_table(rng),
+            make_chart(rng),
+            make_small_print(rng, TRAINING_PAIRS),
+        ):
             width, height = page.scene.size
             empty = dataclasses.replace(page, texts=(), labels=(), bars=())
             ink = ImageChops.difference(draw_page(page), draw_page(empty))
@@ -244,7 +255,9 @@ def test_answers_about_pages_are_true():
             page, turn = held_out_sample(seed, task, "en")
             asked = turn.question.removesuffix("?")
             if task == "tables":
-                (answer,) = [text.text for text in page.texts if asked.endswith(f"{'ABCD'[text.cell[0]]}{text.cell[1] + 1}")]
+                (answer,) = [
+                    text.text for text in page.texts if asked.endswith(f"{'ABCD'[text.cell[0]]}{text.cell[1] + 1}")
+                ]
             elif task == "charts":
                 what = asked.split()[-1]
                 answer = {bar.colour: str(bar.height) for bar in page.bars}.get(what)
@@ -349,7 +362,7 @@ def test_elision_and_contraction():
     assert questions.at("es", "centre") == "del centro" and questions.at("es", "left") == "de la izquierda"
 
 
-def test_questions_show_the_picture():
+def test_questions_show_the_image():
     sample = evaluation_sample(0, "kind", "en")
     ((message),) = sample.question()
     assert [part["type"] for part in message["content"]] == ["image", "text"] and message["role"] == "user"
@@ -368,7 +381,10 @@ def test_nameless_shades_are_like_no_held_out_pair():
         assert distances[nearest] >= 60
         assert (nearest, shape.kind) not in HELD_OUT_PAIRS or max(shape.shade) - min(shape.shade) < 60
     labels = token_labels(Page("shapes", Scene((300, 300), (255, 255, 255), (nameless[0],))))
-    assert set(labels[:, 0].tolist()) == {0, -100} and set(labels[:, 1].tolist()) == {0, 1 + KINDS.index(nameless[0].kind)}
+    assert set(labels[:, 0].tolist()) == {0, -100} and set(labels[:, 1].tolist()) == {
+        0,
+        1 + KINDS.index(nameless[0].kind),
+    }
 
 
 def test_twins_have_no_position_of_their_own():
@@ -376,9 +392,9 @@ def test_twins_have_no_position_of_their_own():
     assert ask(scene, "position", "en", random.Random(0)) is None
 
 
-def test_normalise():
-    assert normalise(" Oben links.") == "oben links" and normalise("3!") == "3"
-    assert normalise("top") != normalise("top left")
+def test_normalize():
+    assert normalize(" Oben links.") == "oben links" and normalize("3!") == "3"
+    assert normalize("top") != normalize("top left")
 
 
 def test_tokenizer_layout(tokenizer):
@@ -386,19 +402,26 @@ def test_tokenizer_layout(tokenizer):
     assert ids == list(range(BASE_SIZE, BASE_SIZE + len(STRUCTURAL_TOKENS))) and len(tokenizer) == ids[-1] + 1
     assert BASE_SIZE % 128 == 0
     last = tokenizer.convert_ids_to_tokens(BASE_SIZE - 1)
-    assert last.startswith("|<EXTRA_TOKENS_") and last in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab())
+    assert last.startswith("|<EXTRA_TOKENS_") and last in tokenizer.all_special_tokens + list(
+        tokenizer.get_added_vocab()
+    )
     assert tokenizer.bos_token == tokenizer.eos_token == tokenizer.pad_token == END_OF_TEXT
     assert tokenizer.padding_side == "left"
 
 
-@pytest.mark.parametrize("text", ["", " a  b\n\tc ", "¿Qué? Größe, œuvre", "日本語 🙂‍↔️ \u0000\uffff", "\x80\xff", " User: 3\r\n"])
+@pytest.mark.parametrize(
+    "text", ["", " a  b\n\tc ", "¿Qué? Größe, œuvre", "日本語 🙂‍↔️ \u0000\uffff", "\x80\xff", " User: 3\r\n"]
+)
 def test_tokenizer_encodes_any_text(tokenizer, text):
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_words_of_the_generator_are_single_tokens(tokenizer):
     for language in LANGUAGES:
-        for word in [*questions.COLOUR_NAMES[language].values(), *(noun for _, noun, _ in questions.NOUNS[language].values())]:
+        for word in [
+            *questions.COLOUR_NAMES[language].values(),
+            *(noun for _, noun, _ in questions.NOUNS[language].values()),
+        ]:
             assert len(tokenizer(" " + word, add_special_tokens=False)["input_ids"]) == 1
 
 
@@ -421,7 +444,9 @@ def test_table_of_results():
     ]
     assert accuracy(results) == (0.25, 64) and accuracy(results, task="kind", language="de") == (0.25, 4)
     assert chance(results, "count") == 0.25
-    assert table(results).splitlines()[-1] == "| all | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (64) | 25.0 |"
+    assert (
+        table(results).splitlines()[-1] == "| all | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (16) | 25.0 (64) | 25.0 |"
+    )
 
 
 def test_results_for_the_model_card():
@@ -431,7 +456,9 @@ def test_results_for_the_model_card():
     assert found["command"] == "make eval-tiny"
     evaluations = [EvalResult(**one) for one in found["results"]]
     assert [one.metric_value for one in evaluations] == [25.0, *(100.0 if task == "kind" else 0.0 for task in TASKS)]
-    assert {one.metric_type for one in evaluations} == {"accuracy"} and len({one.dataset_name for one in evaluations}) == 5
+    assert {one.metric_type for one in evaluations} == {"accuracy"} and len(
+        {one.dataset_name for one in evaluations}
+    ) == 5
 
 
 def test_italian_is_true_and_held_out_pairs_are_held_out():
@@ -466,7 +493,9 @@ def test_drawn_data_are_in_the_sources_layouts(tmp_path):
     rows = {}
     for name in names:
         kind = "json" if name.endswith("jsonl") else "parquet"
-        loaded = datasets.load_dataset(kind, data_files=str(tmp_path / "a" / name), split="train", cache_dir=str(tmp_path / "cache"))
+        loaded = datasets.load_dataset(
+            kind, data_files=str(tmp_path / "a" / name), split="train", cache_dir=str(tmp_path / "cache")
+        )
         rows[name] = [to_conversation(row) for row in loaded]
     assert [len(rows[name]) for name in names] == [4, 2, 3]
     (question, answer) = rows["held_out.parquet"][0]

@@ -5,7 +5,7 @@ import sys
 import jina_vlm
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,10 +27,24 @@ from jina_vlm_tools.training.backbones import END_OF_TEXT
 
 def make_tower(folder, whole: bool = True, **changes):
     """A SigLIP2, with its text half as the Hub's have it, or without."""
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 11, "num_attention_heads": 2, "image_size": 384, "patch_size": 14, **changes}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 11,
+        "num_attention_heads": 2,
+        "image_size": 384,
+        "patch_size": 14,
+        **changes,
+    }
     torch.manual_seed(1)
     if whole:
-        text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+        text = {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 64,
+        }
         model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     else:
         model = SiglipVisionModel(SiglipVisionConfig(**vision))
@@ -55,7 +69,9 @@ def make_decoder(folder, rows: int = 640, tied: bool = True, **changes):
 def small_tokenizer():
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     backend.train_from_iterator(["which fox is this? the quick brown one"], trainer)
     backend.add_special_tokens([END_OF_TEXT, "<|im_start|>"])
     return backend
@@ -68,7 +84,9 @@ def parts(tmp_path_factory):
 
 
 def put_together(monkeypatch, tower, decoder, output, *more):
-    monkeypatch.setattr(sys, "argv", ["backbones", "--tower", tower, "--decoder", decoder, "--output", str(output), *map(str, more)])
+    monkeypatch.setattr(
+        sys, "argv", ["backbones", "--tower", tower, "--decoder", decoder, "--output", str(output), *map(str, more)]
+    )
     backbones.main()
 
 
@@ -88,7 +106,12 @@ def test_tower_and_decoder_do_what_they_did(parts, bundle):
     tower, decoder = SiglipVisionModel.from_pretrained(parts[0]), Qwen3ForCausalLM.from_pretrained(parts[1])
     pixels = torch.rand(2, 3, 378, 378) * 2 - 1
     hidden = tower.eval()(pixels, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(model.model.vision_model(pixels).last_hidden_state, torch.cat([hidden[9], hidden[3]], dim=-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.model.vision_model(pixels).last_hidden_state,
+        torch.cat([hidden[9], hidden[3]], dim=-1),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     ids = torch.arange(100)[None]
     torch.testing.assert_close(model(ids).logits[..., :640], decoder.eval()(ids).logits, atol=1e-6, rtol=1e-6)
 
@@ -106,9 +129,11 @@ def test_new_rows_are_the_mean_of_the_old(parts, bundle):
 def test_the_bundle_is_a_checkpoint_like_any_other(bundle):
     processor = AutoProcessor.from_pretrained(bundle, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True).eval()
-    picture = Image.fromarray(make_picture(300, 900))
+    picture = Image.fromarray(make_image(300, 900))
     chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "which fox?"}]}]
-    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     assert (inputs["input_ids"] == model.config.image_token_id).sum() > 400
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 3
     assert processor.tokenizer.convert_ids_to_tokens(639) == "|<EXTRA_TOKENS_354>|" and len(processor.tokenizer) == 646
@@ -118,12 +143,14 @@ def test_the_bundle_is_a_checkpoint_like_any_other(bundle):
 @torch.no_grad()
 @pytest.mark.parametrize(("image_size", "patch_size", "tokens"), [(256, 16, 8), (224, 14, 8), (512, 16, 16)])
 def test_other_towers(parts, tmp_path, monkeypatch, image_size, patch_size, tokens):
-    tower = make_tower(tmp_path / "tower", whole=False, image_size=image_size, patch_size=patch_size, num_hidden_layers=4)
+    tower = make_tower(
+        tmp_path / "tower", whole=False, image_size=image_size, patch_size=patch_size, num_hidden_layers=4
+    )
     put_together(monkeypatch, tower, parts[1], tmp_path / "out", "--feature-layers", 2, 0)
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(tmp_path / "out")
     assert processor.image_processor.tokens_per_side == tokens
-    inputs = processor(images=[Image.fromarray(make_picture(700, 500))], text="<|image|>", return_tensors="pt")
+    inputs = processor(images=[Image.fromarray(make_image(700, 500))], text="<|image|>", return_tensors="pt")
     assert inputs["pixel_values"].shape[1:] == (3, image_size, image_size)
     assert model(**inputs).logits.isfinite().all()
 
@@ -142,10 +169,14 @@ def test_what_does_not_fit_is_said(parts, tmp_path, monkeypatch):
     assert f"--tower {decoder}: expected a SigLIP of fixed size, got 'qwen3'" in refused(decoder, decoder)
     assert f"--decoder {tower}: expected a Qwen3, got 'siglip'" in refused(tower, tower)
     assert "nowhere/at-all: its config cannot be read" in refused("nowhere/at-all", decoder)
-    assert "--feature-layers [11, 2]: expected blocks from 0 to 10" in refused(tower, decoder, "--feature-layers", 11, 2)
+    assert "--feature-layers [11, 2]: expected blocks from 0 to 10" in refused(
+        tower, decoder, "--feature-layers", 11, 2
+    )
     assert "--feature-layers [2, 8]: expected blocks" in refused(tower, decoder, "--feature-layers", 2, 8)
     coarse = make_tower(tmp_path / "coarse", whole=False, image_size=64, patch_size=16)
-    assert "`image_size` 64 and `patch_size` 16 make 4 patches a side; more than 8 are needed" in refused(coarse, decoder)
+    assert "`image_size` 64 and `patch_size` 16 make 4 patches a side; more than 8 are needed" in refused(
+        coarse, decoder
+    )
     few = make_decoder(tmp_path / "few", rows=280)
     assert "its tokenizer has 285 tokens, its embedding 280 rows" in refused(tower, few)
     assert not output.exists()

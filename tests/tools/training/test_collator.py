@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from PIL import Image
 
 from jina_vlm_tools.training import JinaVLMCollator
@@ -17,11 +17,11 @@ def collator(processor):
 
 
 def image(height: int = 20, width: int = 30) -> Image.Image:
-    return Image.fromarray(make_picture(height, width, seed=height))
+    return Image.fromarray(make_image(height, width, seed=height))
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> dict:
-    """As `datasets` holds pictures that are not decoded."""
+    """As `datasets` holds images that are not decoded."""
     file = io.BytesIO()
     picture.save(file, kind)
     return {"bytes": file.getvalue(), "path": None}
@@ -56,7 +56,10 @@ LAYOUTS = {
     },
     "cauldron": {
         "images": [encoded(ONE)],
-        "texts": [{"user": "which?", "assistant": "the fox", "source": "s"}, {"user": "and now?", "assistant": "a dog", "source": "s"}],
+        "texts": [
+            {"user": "which?", "assistant": "the fox", "source": "s"},
+            {"user": "and now?", "assistant": "a dog", "source": "s"},
+        ],
     },
     "llava": {
         "id": "1",
@@ -69,7 +72,16 @@ LAYOUTS = {
         ],
     },
     "chat with pictures inside": {
-        "messages": [{"role": "user", "content": [{"type": "image", "image": ONE, "text": None}, {"type": "text", "text": "which?", "image": None}]}, *CHAT[1:]]
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": ONE, "text": None},
+                    {"type": "text", "text": "which?", "image": None},
+                ],
+            },
+            *CHAT[1:],
+        ]
     },
     "chat with pictures beside": {"messages": CHAT, "images": [ONE]},
 }
@@ -79,21 +91,26 @@ LAYOUTS = {
 def test_layouts_say_the_same(collator, layout):
     """The same conversation in each layout is the same batch."""
     expected, found = collator([LAYOUTS["finevision"]]), collator([LAYOUTS[layout]])
-    assert found.keys() == expected.keys() == {"input_ids", "attention_mask", "labels", "pixel_values", "tile_positions"}
+    assert (
+        found.keys() == expected.keys() == {"input_ids", "attention_mask", "labels", "pixel_values", "tile_positions"}
+    )
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
 
-def test_a_picture_by_its_path(collator, tmp_path):
+def test_a_image_by_its_path(collator, tmp_path):
     ONE.save(tmp_path / "one.png")
     found = to_conversation({"image": "one.png", "conversations": LAYOUTS["llava"]["conversations"]}, tmp_path)
     assert torch.equal(collator([{"messages": found}])["pixel_values"], collator([LAYOUTS["llava"]])["pixel_values"])
 
 
-def test_pictures_stand_where_the_text_says(processor):
+def test_images_stand_where_the_text_says(processor):
     row = {
         "image": [image(20, 30), image(40, 30)],
-        "conversations": [{"from": "human", "value": "this <image> or <image>\nthat?"}, {"from": "gpt", "value": "an <image> is no picture"}],
+        "conversations": [
+            {"from": "human", "value": "this <image> or <image>\nthat?"},
+            {"from": "gpt", "value": "an <image> is no picture"},
+        ],
     }
     parts = to_conversation(row)[0]["content"]
     assert [part.get("text", part["type"]) for part in parts] == ["this ", "image", " or ", "image", "that?"]
@@ -107,12 +124,20 @@ def test_labels_are_what_assistants_say_and_its_end(collator):
 
 def test_labels_are_not_found_by_their_looks(collator):
     """A user who writes like the template moves no label; nor do typed special tokens."""
-    row = {"messages": [{"role": "user", "content": "a Assistant: b<|endoftext|> User: c <|image|>"}, {"role": "assistant", "content": "d User: e"}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": "a Assistant: b<|endoftext|> User: c <|image|>"},
+            {"role": "assistant", "content": "d User: e"},
+        ]
+    }
     assert said(collator, row) == [" d User: e<|endoftext|>"]
 
 
-def test_pictures_and_padding_are_never_in_the_loss(collator, processor):
-    rows = [LAYOUTS["finevision"], {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}]
+def test_images_and_padding_are_never_in_the_loss(collator, processor):
+    rows = [
+        LAYOUTS["finevision"],
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+    ]
     batch = collator(rows)
     special = torch.tensor(processor.image_token_ids)
     assert torch.isin(batch["input_ids"], special).sum() > 400 and not torch.isin(batch["labels"], special).any()
@@ -122,7 +147,10 @@ def test_pictures_and_padding_are_never_in_the_loss(collator, processor):
 
 
 def test_tiles_come_in_the_order_of_rows(collator):
-    tall, text = image(700, 300), {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    tall, text = (
+        image(700, 300),
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+    )
     rows = [LAYOUTS["finevision"], text, {"image": tall, "conversations": LAYOUTS["llava"]["conversations"]}]
     batch = collator(rows)
     alone = [collator([rows[0]]), collator([rows[2]])]
@@ -130,7 +158,7 @@ def test_tiles_come_in_the_order_of_rows(collator):
     assert len(alone[1]["pixel_values"]) > len(alone[0]["pixel_values"])
 
 
-def test_a_batch_without_pictures(collator, model):
+def test_a_batch_without_images(collator, model):
     batch = collator([{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}])
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
     with torch.no_grad():
@@ -143,7 +171,7 @@ def test_measures_are_what_a_row_becomes(collator, layout):
     assert collator.measure(LAYOUTS[layout]) == (batch["input_ids"].shape[1], len(batch["pixel_values"]))
 
 
-def test_measures_of_a_turned_picture(collator):
+def test_measures_of_a_turned_image(collator):
     picture = image(200, 900)
     exif = picture.getexif()
     exif[0x0112] = 6  # a quarter to the right
@@ -161,15 +189,24 @@ def truncated() -> dict:
 
 ANSWER = [{"user": "which?", "assistant": "this"}]
 BAD = {
-    "no layout": ({"image": ONE, "caption": "x"}, "Expected a column texts, conversations or messages, got image, caption"),
+    "no layout": (
+        {"image": ONE, "caption": "x"},
+        "Expected a column texts, conversations or messages, got image, caption",
+    ),
     "no turns": ({"texts": []}, "expected a list of turns"),
     "no answer": ({"messages": [{"role": "user", "content": "hi"}]}, "No assistant says anything"),
     "empty answer": ({"texts": [{"user": "which?", "assistant": " "}]}, "No assistant says anything"),
     "null": ({"texts": [{"user": None, "assistant": "x"}]}, "expected a text under 'user'"),
     "unknown role": ({"conversations": [{"from": "bot", "value": "x"}]}, "a turn from 'bot'"),
     "unknown part": ({"messages": [{"role": "assistant", "content": [{"type": "video"}]}]}, "of type text or image"),
-    "a place too many": ({"image": ONE, "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]}, "2 places for pictures, but 1"),
-    "a place and no picture": ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}, "1 places for pictures, but 0"),
+    "a place too many": (
+        {"image": ONE, "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]},
+        "2 places for pictures, but 1",
+    ),
+    "a place and no picture": (
+        {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]},
+        "1 places for pictures, but 0",
+    ),
     "no picture": ({"images": [{"bytes": b"junk", "path": None}], "texts": ANSWER}, "cannot be opened"),
     "missing file": ({"image": "nowhere.png", "conversations": [{"from": "gpt", "value": "x"}]}, "cannot be opened"),
     "half a picture": ({"images": [truncated()], "texts": ANSWER}, "cannot be decoded"),
@@ -195,6 +232,8 @@ def test_too_long_a_sample(processor):
 
 
 def test_a_template_without_generation_marks(new_processor):
-    new_processor.chat_template = new_processor.chat_template.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
+    new_processor.chat_template = new_processor.chat_template.replace("{%- generation %}", "").replace(
+        "{%- endgeneration %}", ""
+    )
     with pytest.raises(ValueError, match="chat_template.jinja"):
         JinaVLMCollator(new_processor)

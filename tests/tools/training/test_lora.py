@@ -6,14 +6,14 @@ import datasets
 import jina_vlm
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from miniature import save_miniature
 from PIL import Image
 
 from jina_vlm_tools.training import JinaVLMCollator
 from jina_vlm_tools.training.stages import LoraSettings, PartSettings
-from jina_vlm_tools.training.trainer import freeze, part_of, see_blank_pictures
+from jina_vlm_tools.training.trainer import freeze, part_of, see_blank_images
 
 
 peft = pytest.importorskip("peft")
@@ -38,12 +38,24 @@ def small_processor(miniature):
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """A picture of one tile, one of two, and text alone."""
-    one, two = (Image.fromarray(make_picture(*size)) for size in ((200, 200), (900, 200)))
+    """An image of one tile, one of two, and text alone."""
+    one, two = (Image.fromarray(make_image(*size)) for size in ((200, 200), (900, 200)))
     return [
-        {"images": [one], "messages": [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "a red star"}]},
-        {"images": [two], "messages": [{"role": "user", "content": "where?"}, {"role": "assistant", "content": "left"}]},
-        {"images": [], "messages": [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "a blue ring, a green one"}]},
+        {
+            "images": [one],
+            "messages": [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "a red star"}],
+        },
+        {
+            "images": [two],
+            "messages": [{"role": "user", "content": "where?"}, {"role": "assistant", "content": "left"}],
+        },
+        {
+            "images": [],
+            "messages": [
+                {"role": "user", "content": "who?"},
+                {"role": "assistant", "content": "a blue ring, a green one"},
+            ],
+        },
     ]
 
 
@@ -66,12 +78,20 @@ def learn(model, batch, steps: int = 3) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("parts", [["encoder"], ["connector"], ["decoder"], ["encoder", "connector", "decoder"]], ids="-".join)
+@pytest.mark.parametrize(
+    "parts", [["encoder"], ["connector"], ["decoder"], ["encoder", "connector", "decoder"]], ids="-".join
+)
 def test_adapters_stand_beside_every_linear_layer_of_the_parts(small, parts):
     """And nowhere else; not beside the head, which is as large as all of them."""
-    linear = {name for name, module in small.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"}
+    linear = {
+        name for name, module in small.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
     model = adapted(small, parts=parts)
-    found = {name.removeprefix("base_model.model.") for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)}
+    found = {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.Linear)
+    }
     assert found == {name for name in linear if part_of(name) in parts} and found
     assert {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad} == set(parts)
 
@@ -89,7 +109,10 @@ def test_adapters_merge_and_load(small, miniature, batch, tmp_path):
         expected = model(**inputs).logits
     assert (expected - before).abs().max() > 0.1
     model.save_pretrained(tmp_path / "adapter")
-    assert {file.name for file in (tmp_path / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
     fresh = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(miniature)
     fresh.load_adapter(str(tmp_path / "adapter"))
@@ -109,8 +132,8 @@ def test_parts_without_a_learning_rate_have_no_trained_adapters(small):
     assert {part_of(name) for name in trained} == {"connector", "decoder"} and all("lora_" in name for name in trained)
 
 
-def test_a_batch_without_pictures_reaches_every_adapter(small, small_processor, rows):
-    see_blank_pictures(small)
+def test_a_batch_without_images_reaches_every_adapter(small, small_processor, rows):
+    see_blank_images(small)
     model = adapted(small).train()
     model(**JinaVLMCollator(small_processor)(rows[2:])).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
@@ -131,7 +154,9 @@ def as_dataset(rows) -> datasets.Dataset:
         images=datasets.List(datasets.Image()),
         messages=datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
     )
-    return datasets.Dataset.from_list([{**row, "images": [png(picture) for picture in row["images"]]} for row in rows], features=features)
+    return datasets.Dataset.from_list(
+        [{**row, "images": [png(picture) for picture in row["images"]]} for row in rows], features=features
+    )
 
 
 def arguments(config_class, folder, **kwargs):
@@ -170,10 +195,15 @@ def test_trl_sft(small, small_processor, rows, batch, tmp_path):
 
 
 def test_trl_dpo(small, small_processor, rows, tmp_path):
-    """With TRL's own collator: it repeats the pictures by sample, and slices no tensor of tiles."""
+    """With TRL's own collator: it repeats the images by sample, and slices no tensor of tiles."""
     trl = pytest.importorskip("trl")
     preferences = [
-        {"images": row["images"], "prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": [{"role": "assistant", "content": "no"}]}
+        {
+            "images": row["images"],
+            "prompt": row["messages"][:1],
+            "chosen": row["messages"][1:],
+            "rejected": [{"role": "assistant", "content": "no"}],
+        }
         for row in rows[:2]
     ]
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})

@@ -51,18 +51,21 @@ def words(rng: random.Random, longest: int) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three sources: pictures of all shapes and sizes as FineVision has them, photos as LLaVA has them, and text."""
+    """Three sources: images of all shapes and sizes as FineVision has them, photos as LLaVA has them, and text."""
     folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
     turn = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
     rows = [
-        {"images": [png(rng.randint(60, 1300), rng.randint(60, 1300), i)], "texts": [{"user": words(rng, 30), "assistant": words(rng, 60)}]}
+        {
+            "images": [png(rng.randint(60, 1300), rng.randint(60, 1300), i)],
+            "texts": [{"user": words(rng, 30), "assistant": words(rng, 60)}],
+        }
         for i in range(120)
     ]
     rows[7]["images"] = [{"bytes": rows[7]["images"][0]["bytes"][:100], "path": None}]
     rows[9]["texts"] = []
-    datasets.Dataset.from_list(rows, features=datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))).to_parquet(
-        folder / "many.parquet"
-    )
+    datasets.Dataset.from_list(
+        rows, features=datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
+    ).to_parquet(folder / "many.parquet")
     (folder / "photos").mkdir()
     with open(folder / "photos" / "photos.jsonl", "w") as file:
         for i in range(30):
@@ -71,13 +74,25 @@ def folder(tmp_path_factory):
             file.write(json.dumps({"image": f"{i}.png", "conversations": turns}) + "\n")
     with open(folder / "text.jsonl", "w") as file:
         for i in range(60):
-            chat = [{"role": "user", "content": f"{i} {words(rng, 300)}"}, {"role": "assistant", "content": words(rng, 300)}]
+            chat = [
+                {"role": "user", "content": f"{i} {words(rng, 300)}"},
+                {"role": "assistant", "content": words(rng, 300)},
+            ]
             file.write(json.dumps({"messages": chat}) + "\n")
     return folder
 
 
 def source(name: str, weight: float, path: str, modality: str = "image-text", **more) -> dict:
-    return {"name": name, "weight": weight, "path": path, "task": "vqa", "domain": "photos", "modality": modality, "language": "en", **more}
+    return {
+        "name": name,
+        "weight": weight,
+        "path": path,
+        "task": "vqa",
+        "domain": "photos",
+        "modality": modality,
+        "language": "en",
+        **more,
+    }
 
 
 MIXTURE = {
@@ -105,7 +120,9 @@ def write(folder):
 
 def open_all(file, collator) -> tuple[list[Source], list[float]]:
     mixture = read_mixture(file)
-    sources = [Source(one, number, file, collator, mixture.max_bad_share) for number, one in enumerate(mixture.sources)]
+    sources = [
+        Source(one, number, file, collator, mixture.max_bad_share) for number, one in enumerate(mixture.sources)
+    ]
     return sources, [one.weight for one in mixture.sources]
 
 
@@ -175,8 +192,14 @@ def test_processes_side_by_side_get_batches_alike(opened):
 
 def test_first_single_sources_then_mixed(opened):
     batches = where(plan(opened, single_source_share=0.5))
-    steps = [{source for batch in batches[start : start + 4] for source, _ in batch} for start in range(0, len(batches), 4)]
-    assert all(len(step) == 1 for step in steps[:20]) and {source for step in steps[:20] for source in step} == {0, 1, 2}
+    steps = [
+        {source for batch in batches[start : start + 4] for source, _ in batch} for start in range(0, len(batches), 4)
+    ]
+    assert all(len(step) == 1 for step in steps[:20]) and {source for step in steps[:20] for source in step} == {
+        0,
+        1,
+        2,
+    }
     assert sum(len(step) > 1 for step in steps[20:]) > 15
 
 
@@ -217,7 +240,10 @@ def test_samples_are_what_the_plan_says(opened, collator):
 def test_workers_load_the_same(opened, collator):
     def load(workers):
         loader = torch.utils.data.DataLoader(
-            MixtureDataset(opened[0], 32), batch_sampler=plan(opened, steps=1), collate_fn=collator, num_workers=workers
+            MixtureDataset(opened[0], 32),
+            batch_sampler=plan(opened, steps=1),
+            collate_fn=collator,
+            num_workers=workers,
         )
         return [batch["input_ids"] for batch in loader]
 
@@ -233,7 +259,10 @@ def test_bad_samples_are_counted_logged_and_skipped(write, collator, caplog):
     with caplog.at_level(logging.WARNING, logger="training"):
         sources, _ = open_all(write(), collator)
     assert sources[0].bad.total() == 2 and sources[0].seen == 120 and len(sources[0]) == 118
-    assert "many: sample 7 is skipped: A picture cannot be" in caplog.text and "many: sample 9 is skipped: `texts` is []" in caplog.text
+    assert (
+        "many: sample 7 is skipped: A picture cannot be" in caplog.text
+        and "many: sample 9 is skipped: `texts` is []" in caplog.text
+    )
     assert "2 of 120 samples are bad" in sources[0].report() and "1 x `texts` is []" in sources[0].report()
     assert "0 of 60" in sources[2].report()
 
@@ -241,19 +270,24 @@ def test_bad_samples_are_counted_logged_and_skipped(write, collator, caplog):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_too_many_bad_samples_stop_the_run(write, collator, streaming):
     file = write({"max_bad_share": 0.01}, streaming=streaming)
-    with pytest.raises(TooManyBadSamples, match=r"(?s)More than 1.0%.*many: 2 of 1\d\d samples are bad.*1 x `texts` is \[\]"):
+    with pytest.raises(
+        TooManyBadSamples, match=r"(?s)More than 1.0%.*many: 2 of 1\d\d samples are bad.*1 x `texts` is \[\]"
+    ):
         for _ in plan(open_all(file, collator)):
             pass
 
 
-def test_pictures_in_a_source_of_text(write, collator):
+def test_images_in_a_source_of_text(write, collator):
     with pytest.raises(TooManyBadSamples, match="It has pictures, but its source is of modality text"):
         open_all(write({"text_share": None}, modality="text"), collator)
 
 
 def test_shares_by_category(write):
     found = shares(read_mixture(write()))
-    assert found["modality"] == {"image-text": 0.85, "text": 0.15} and found["domain"] == {"documents": 0.55, "photos": 0.45}
+    assert found["modality"] == {"image-text": 0.85, "text": 0.15} and found["domain"] == {
+        "documents": 0.55,
+        "photos": 0.45,
+    }
     assert found["task"] == {"vqa": 0.85, "chat": 0.15} and found["language"] == {"en": 1.0}
 
 
@@ -272,7 +306,11 @@ def test_shares_by_category(write):
         ({}, {"name": "text"}, r"`sources\[0\].name` is 'text': two sources have this name"),
         ({}, {"modality": "video"}, r"`sources\[0\].modality` is 'video': expected one of image-text, text"),
         ({}, {"path": "nothing/*.parquet"}, r"`sources\[0\].path` is 'nothing/\*.parquet': no file has this name"),
-        ({}, {"path": "photos/0.png"}, r"`sources\[0\].path` is 'photos/0.png': expected files of one kind, of .parquet"),
+        (
+            {},
+            {"path": "photos/0.png"},
+            r"`sources\[0\].path` is 'photos/0.png': expected files of one kind, of .parquet",
+        ),
         ({}, {"hub": "owner/name"}, r"`sources\[0\]` is 'many': expected either `path` or `hub`"),
         ({}, {"path": None}, r"`sources\[0\]` is 'many': expected either `path` or `hub`"),
         ({}, {"streaming": "yes please"}, r"`sources\[0\].streaming` is 'yes please': expected true or false"),
@@ -300,7 +338,10 @@ def test_a_missing_key(write, folder):
 def test_a_missing_column(write, folder, collator, streaming):
     (folder / "captions.jsonl").write_text('{"image": "a.png", "caption": "a fox"}\n')
     file = write(path="captions.jsonl", streaming=streaming)
-    with pytest.raises(SettingsError, match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, but none of texts"):
+    with pytest.raises(
+        SettingsError,
+        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, but none of texts",
+    ):
         open_all(file, collator)
 
 

@@ -24,7 +24,7 @@ from jina_vlm_tools.cli.train import find_recipe
 from jina_vlm_tools.training import train as command
 from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import PartSettings, read_stage
-from jina_vlm_tools.training.trainer import cosine, part_of, see_blank_pictures
+from jina_vlm_tools.training.trainer import cosine, part_of, see_blank_images
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,15 @@ def miniature(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of two to four tiles, and texts."""
+    """Images of two to four tiles, and texts."""
     folder, rng = tmp_path_factory.mktemp("stage"), random.Random(0)
     turn = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
     answers = ["the quick brown fox", "the lazy dog", "jumps over"]
     rows = [
-        {"images": [png(rng.choice((100, 300, 900)), 200, i)], "texts": [{"user": f"which {i}?", "assistant": answers[i % 3]}]}
+        {
+            "images": [png(rng.choice((100, 300, 900)), 200, i)],
+            "texts": [{"user": f"which {i}?", "assistant": answers[i % 3]}],
+        }
         for i in range(40)
     ]
     features = datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
@@ -113,7 +116,9 @@ def run(*args) -> None:
 
 def history(output, key: str) -> list:
     last = max((output / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return [entry[key] for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if key in entry]
+    return [
+        entry[key] for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if key in entry
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +141,21 @@ def trained(folder, miniature, tmp_path_factory):
 def test_the_trained_folder_loads_by_itself(trained, processor):
     model = AutoModelForImageTextToText.from_pretrained(trained[1], trust_remote_code=True)
     assert model.dtype == torch.bfloat16
-    assert (trained[1] / "tokenizer.json").exists() and "generation" in (trained[1] / "chat_template.jinja").read_text()
+    assert (trained[1] / "tokenizer.json").exists() and "generation" in (
+        trained[1] / "chat_template.jinja"
+    ).read_text()
 
 
 def test_frozen_parts_stay_and_others_move(trained, miniature):
     found, before = (load_file(folder / "model.safetensors") for folder in (trained[1], miniature))
-    moved = {part_of(name) for name, tensor in found.items() if not torch.equal(tensor, before[name].to(torch.bfloat16))}
-    assert moved == {"connector", "decoder"} and {part_of(name) for name in found} == {"encoder", "connector", "decoder"}
+    moved = {
+        part_of(name) for name, tensor in found.items() if not torch.equal(tensor, before[name].to(torch.bfloat16))
+    }
+    assert moved == {"connector", "decoder"} and {part_of(name) for name in found} == {
+        "encoder",
+        "connector",
+        "decoder",
+    }
 
 
 def test_each_part_has_its_learning_rate(trained):
@@ -157,7 +170,9 @@ def test_each_part_has_its_learning_rate(trained):
 
 
 def test_questions_are_asked_before_during_and_after(trained):
-    assert len(history(trained[1], "eval_accuracy")) == 3 and all(0 <= share <= 1 for share in history(trained[1], "eval_accuracy"))
+    assert len(history(trained[1], "eval_accuracy")) == 3 and all(
+        0 <= share <= 1 for share in history(trained[1], "eval_accuracy")
+    )
     assert len(history(trained[1], "eval_loss")) == 3
 
 
@@ -192,7 +207,18 @@ def test_a_run_does_not_go_on_with_other_settings(trained, tmp_path, monkeypatch
 
 def test_bf16_and_gradient_checkpointing(trained, write, tmp_path, monkeypatch):
     """Nearly the same losses."""
-    run(write(precision="bf16", gradient_checkpointing=True, steps=2, save_every=2, connector={"learning_rate": 1e-3}, decoder={"learning_rate": 5e-4}), "--output", tmp_path)
+    run(
+        write(
+            precision="bf16",
+            gradient_checkpointing=True,
+            steps=2,
+            save_every=2,
+            connector={"learning_rate": 1e-3},
+            decoder={"learning_rate": 5e-4},
+        ),
+        "--output",
+        tmp_path,
+    )
     assert history(tmp_path, "loss")[0] == pytest.approx(history(trained[1], "loss")[0], rel=0.02)
 
 
@@ -206,7 +232,9 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
     assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(miniature)
     model.load_adapter(str(tmp_path))
-    assert history(tmp_path, "learning_rate_connector")[0] == pytest.approx(2 * history(tmp_path, "learning_rate_decoder")[0] * 3 * cosine(1, PartSettings(1, 1), 3))
+    assert history(tmp_path, "learning_rate_connector")[0] == pytest.approx(
+        2 * history(tmp_path, "learning_rate_decoder")[0] * 3 * cosine(1, PartSettings(1, 1), 3)
+    )
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "tiny"])
@@ -214,7 +242,9 @@ def test_recipes_are_what_the_code_understands(name, monkeypatch):
     """All but their files, which are made or brought."""
     monkeypatch.setattr("jina_vlm_tools.training.mixture._files", lambda *args: [])
     monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
-    stage, mixture = read_stage(find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml")
+    stage, mixture = read_stage(
+        find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml"
+    )
     if name != "tiny":  # the paper's direction
         assert stage.connector.learning_rate > max(stage.encoder.learning_rate, stage.decoder.learning_rate)
         assert stage.connector.warmup_steps < stage.decoder.warmup_steps
@@ -236,16 +266,31 @@ def test_a_plan_builds_no_model(write, monkeypatch, tmp_path, capsys):
         ({"lerning_rate": 1}, "`lerning_rate` is 1: this key is unknown"),
         ({"steps": None}, "`steps` is None: this key is missing"),
         ({"steps": 0}, "`steps` is 0: expected at least 1"),
-        ({"global_batch_size": 5}, "`global_batch_size` is 5: expected a multiple of `batch_size` \\(2\\) times the number of processes"),
+        (
+            {"global_batch_size": 5},
+            "`global_batch_size` is 5: expected a multiple of `batch_size` \\(2\\) times the number of processes",
+        ),
         ({"decoder": {"learning_rate": "fast"}}, "`decoder.learning_rate` is 'fast': expected a number"),
         ({"decoder": {"learning_rate": 1e-4, "warmup": 3}}, "`decoder.warmup` is 3: this key is unknown"),
-        ({"decoder": {"learning_rate": 1e-4, "warmup_steps": 7}}, "`decoder.warmup_steps` is 7: expected 0 to `steps` \\(6\\)"),
+        (
+            {"decoder": {"learning_rate": 1e-4, "warmup_steps": 7}},
+            "`decoder.warmup_steps` is 7: expected 0 to `steps` \\(6\\)",
+        ),
         ({"decoder": {"learning_rate": -1}}, "`decoder` is .*: expected a learning rate from 0"),
-        ({"connector": {"learning_rate": 0}, "decoder": {"learning_rate": 0}}, "`encoder, connector, decoder` is 0.0: no part that is trained has a learning rate"),
+        (
+            {"connector": {"learning_rate": 0}, "decoder": {"learning_rate": 0}},
+            "`encoder, connector, decoder` is 0.0: no part that is trained has a learning rate",
+        ),
         ({"mixture": "none.yaml"}, "`mixture` is 'none.yaml': no file has this name"),
         ({"precision": "fp8"}, "`precision` is 'fp8': expected one of bf16, fp32"),
-        ({"lora": {"rank": 4, "alpha": 8, "parts": ["head"]}}, r"`lora.parts\[0\]` is 'head': expected one of encoder"),
-        ({"evaluation": {"path": "x.parquet", "every": 1, "samples": 1, "max_new_tokens": 1}}, "`evaluation.path` is 'x.parquet'"),
+        (
+            {"lora": {"rank": 4, "alpha": 8, "parts": ["head"]}},
+            r"`lora.parts\[0\]` is 'head': expected one of encoder",
+        ),
+        (
+            {"evaluation": {"path": "x.parquet", "every": 1, "samples": 1, "max_new_tokens": 1}},
+            "`evaluation.path` is 'x.parquet'",
+        ),
     ],
 )
 def test_stages_that_cannot_be(write, changes, message):
@@ -273,15 +318,17 @@ def test_checkpoints_of_other_models(write, tmp_path, monkeypatch, bundle):
 def test_questions_that_cannot_be_read(write, folder, monkeypatch, tmp_path):
     (folder / "captions.jsonl").write_text('{"image": "a.png", "caption": "a fox"}\n')
     questions = {"path": "captions.jsonl", "every": 3, "samples": 5, "max_new_tokens": 4}
-    with pytest.raises(SystemExit, match="`evaluation.path` is 'captions.jsonl': it has the columns image, caption, but none of"):
+    with pytest.raises(
+        SystemExit, match="`evaluation.path` is 'captions.jsonl': it has the columns image, caption, but none of"
+    ):
         run(write(evaluation=questions), "--output", tmp_path)
 
 
-def test_a_batch_without_pictures_reaches_every_parameter(new_model, chat):
+def test_a_batch_without_images_reaches_every_parameter(new_model, chat):
     """With zeros in tower and connector, and changes no loss."""
     batch = chat([("user", "the lazy dog"), ("assistant", "jumps")])
     expected = new_model(**batch, labels=batch["input_ids"]).loss
-    see_blank_pictures(new_model)
+    see_blank_images(new_model)
     loss = new_model.train()(**batch, labels=batch["input_ids"]).loss
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -338,7 +385,7 @@ def test_two_processes_give_the_losses_of_one(trained, tmp_path, cache):
 
 
 def rows() -> list[dict]:
-    """Texts, and chats of one or two pictures, of one tile or two."""
+    """Texts, and chats of one or two images, of one tile or two."""
     return [
         {
             "images": [Image.new("RGB", (200, (100, 900)[i % 2]), (50 * i, 9, 9))] * (i % 3),
@@ -380,7 +427,7 @@ def found_in(printed: str) -> dict:
 
 
 @torch.no_grad()
-def test_evaluation_gathers_chats_of_different_pictures(miniature, tmp_path, cache):
+def test_evaluation_gathers_chats_of_different_images(miniature, tmp_path, cache):
     """What each chat gives by itself, in their order."""
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(miniature).eval()
     collator = command.JinaVLMCollator(jina_vlm.JinaVLMProcessor.from_pretrained(miniature))
@@ -403,7 +450,7 @@ from PIL import Image
 from torch.distributed.fsdp import fully_shard
 from jina_vlm_tools.training import JinaVLMCollator
 from jina_vlm_tools.training.train import FSDP
-from jina_vlm_tools.training.trainer import see_blank_pictures
+from jina_vlm_tools.training.trainer import see_blank_images
 
 folder, = sys.argv[1:]
 dist.init_process_group("gloo")
@@ -417,7 +464,7 @@ items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
 
 sharded = copy.deepcopy(whole)
 for model in (whole, sharded):
-    see_blank_pictures(model)
+    see_blank_images(model)
 for module in sharded.modules():
     if type(module).__name__ in FSDP["transformer_layer_cls_to_wrap"]:
         fully_shard(module)

@@ -8,7 +8,7 @@ import copy
 import datasets
 import pytest
 import torch
-from conftest import make_picture
+from conftest import make_image
 from miniature import save_miniature
 from PIL import Image
 from released import RELEASED_TEMPLATE
@@ -23,7 +23,7 @@ QUESTIONS, ANSWERS, OTHERS = ["what?", "two plus three?"], ["the fox", "five"], 
 
 
 def image(height: int, width: int) -> Image.Image:
-    return Image.fromarray(make_picture(height, width))
+    return Image.fromarray(make_image(height, width))
 
 
 IMAGES = {

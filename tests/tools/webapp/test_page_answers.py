@@ -1,4 +1,4 @@
-"""The page's answers, without the page: streamed, stopped, timed, and each picture encoded once."""
+"""The page's answers, without the page: streamed, stopped, timed, and each image encoded once."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import torch
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
-from jina_vlm_tools.webapp.answering import PictureChat
+from jina_vlm_tools.webapp.answering import ImageChat
 from jina_vlm_tools.webapp.examples import EXAMPLES
 
 
@@ -29,7 +29,7 @@ def loaded():
 
 @pytest.fixture
 def chat(loaded):
-    return PictureChat(*loaded, CAPTION.draw(), max_tiles=12)
+    return ImageChat(*loaded, CAPTION.draw(), max_tiles=12)
 
 
 @pytest.fixture
@@ -76,7 +76,10 @@ def test_tokens_and_times_are_those_of_the_answer(chat, loaded):
     assert turn.tokens_per_second == pytest.approx((turn.tokens - 1) / turn.seconds_decoded)
 
 
-@pytest.mark.parametrize("slow, part", [("vision_model", "seconds_encoded"), ("connector", "seconds_encoded"), ("language_model", "seconds_first_token")])
+@pytest.mark.parametrize(
+    "slow, part",
+    [("vision_model", "seconds_encoded"), ("connector", "seconds_encoded"), ("language_model", "seconds_first_token")],
+)
 def test_time_is_counted_where_it_was_spent(chat, loaded, slow, part):
     is_first = iter([True])
     module = getattr(loaded[0].model, slow)
@@ -89,7 +92,7 @@ def test_time_is_counted_where_it_was_spent(chat, loaded, slow, part):
     assert max(names, key=lambda name: getattr(turn, name)) == part and getattr(turn, part) >= 1.5
 
 
-def test_turns_are_those_of_a_conversation_and_the_picture_is_encoded_once(chat, loaded, calls):
+def test_turns_are_those_of_a_conversation_and_the_image_is_encoded_once(chat, loaded, calls):
     questions = ("Describe the picture.", "How many shapes are there?", "What colour is the triangle?")
     turns = [ask(chat, question)[0] for question in questions]
     assert len(calls["tower"]) == 1
@@ -189,7 +192,7 @@ def test_users_get_their_own_answers(loaded):
     """Each of several at once gets what it gets alone."""
 
     def answers(example):
-        chat = PictureChat(*loaded, example.draw(), max_tiles=4)
+        chat = ImageChat(*loaded, example.draw(), max_tiles=4)
         return [ask(chat, question)[0].text for question in (example.question, "Describe the picture.")]
 
     alone = [answers(example) for example in EXAMPLES]

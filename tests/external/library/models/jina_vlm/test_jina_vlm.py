@@ -80,7 +80,9 @@ class Skips:
 
 class JinaVLMModelTest(Skips, VLMModelTest, unittest.TestCase):
     model_tester_class = JinaVLMTester
-    skip_test_image_features_output_shape = True  # two layers' features side by side: twice as wide as the test expects
+    skip_test_image_features_output_shape = (
+        True  # two layers' features side by side: twice as wide as the test expects
+    )
 
     def setUp(self):
         super().setUp()
@@ -121,7 +123,7 @@ class JinaVLMImageProcessingTester(ImageProcessingTester):
 class JinaVLMImageProcessorTest(Skips, VLMImageProcessorTest, unittest.TestCase):
     image_processor_tester_class = JinaVLMImageProcessingTester
 
-    # The mixin's expect one row of pixels for each picture; these as many as there are tiles.
+    # The mixin's expect one row of pixels for each image; these as many as there are tiles.
 
     def check_call(self, **kind):
         processor = JinaVLMImageProcessor(**self.image_processor_dict)

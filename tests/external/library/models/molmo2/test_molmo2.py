@@ -71,10 +71,14 @@ class Molmo2Tester(VLMTester):
 
     @classmethod
     def make_processor(cls) -> Molmo2Processor:
-        tokens = "<|image|> <|video|> <im_patch> <im_col> <im_start> <low_res_im_start> <frame_start> <im_end> <frame_end>"
+        tokens = (
+            "<|image|> <|video|> <im_patch> <im_col> <im_start> <low_res_im_start> <frame_start> <im_end> <frame_end>"
+        )
         tokenizer = make_tokenizer([*tokens.split(), "<im_low>"], eos_token="<|endoftext|>", pad_token="<|endoftext|>")
         size = {"height": cls.tile_size, "width": cls.tile_size}
-        image_processor = Molmo2ImageProcessor(size=size, patch_size=cls.patch_size, overlap_margins=[1, 1], max_crops=2)
+        image_processor = Molmo2ImageProcessor(
+            size=size, patch_size=cls.patch_size, overlap_margins=[1, 1], max_crops=2
+        )
         video_processor = Molmo2VideoProcessor(size=size, patch_size=cls.patch_size)
         return Molmo2Processor(image_processor, video_processor, tokenizer, chat_template=make_template("<|image|>"))
 

@@ -9,7 +9,11 @@ import torch.distributed as dist
 
 def _run_rank(rank: int, function, arguments: tuple, world_size: int, port: int) -> None:
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size)
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
     )
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:

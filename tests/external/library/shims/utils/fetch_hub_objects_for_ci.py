@@ -1,4 +1,4 @@
-"""Lost: tests that open media from the Hub, except for pictures, one drawn here taking the place of each."""
+"""Lost: tests that open media from the Hub, except for images, one drawn here taking the place of each."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 def url_to_local_path(url: str) -> str:
-    """The path of a drawn picture in the place of one on the Hub; other URLs as they are."""
+    """The path of a drawn image in the place of one on the Hub; other URLs as they are."""
     if not url.endswith((".png", ".jpg")):
         return url
     path = Path(_FOLDER.name, "picture.png")

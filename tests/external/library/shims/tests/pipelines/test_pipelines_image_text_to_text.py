@@ -1,5 +1,5 @@
 """Lost: the library's checks on what a pipeline with this model answers. These ask for less: an answer to each input,
-with a picture given by itself and within a chat."""
+with an image given by itself and within a chat."""
 
 from PIL import Image
 from transformers.pipelines import ImageTextToTextPipeline

@@ -1,4 +1,4 @@
-"""Answers about many pictures: one row for each, whatever is broken, killed or run again."""
+"""Answers about many images: one row for each, whatever is broken, killed or run again."""
 
 import fcntl
 import io
@@ -42,7 +42,7 @@ def caches(tmp_path_factory):
 
 
 def shapes(seed: int) -> Image.Image:
-    """A picture of shapes, of one to seven tiles."""
+    """An image of shapes, of one to seven tiles."""
     picture = draw_scene(make_scene(random.Random(seed), TRAINING_PAIRS))
     scale = (1, 2, 0.5)[seed % 3]
     return picture.resize((round(picture.width * scale), round(picture.height * scale)))
@@ -61,7 +61,7 @@ def drawn() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def photos(drawn, tmp_path_factory) -> Path:
-    """A folder of seven good pictures in two folders, and of what is no picture by its name."""
+    """A folder of seven good images in two folders, and of what is no image by its name."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "more" / ".cache").mkdir(parents=True)
     for index, content in enumerate(drawn):
@@ -80,14 +80,17 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def alone(checkpoint, drawn) -> dict[str, list[tuple[str, int]]]:
-    """What `generate` by itself says about each drawn picture: {question: [(answer, its tokens), ...]}."""
+    """What `generate` by itself says about each drawn image: {question: [(answer, its tokens), ...]}."""
     model, processor = checkpoint
 
     def answer(content: bytes, question: str) -> tuple[str, int]:
         chat = [
             {
                 "role": "user",
-                "content": [{"type": "image", "image": Image.open(io.BytesIO(content))}, {"type": "text", "text": question}],
+                "content": [
+                    {"type": "image", "image": Image.open(io.BytesIO(content))},
+                    {"type": "text", "text": question},
+                ],
             }
         ]
         inputs = processor.apply_chat_template(
@@ -140,24 +143,36 @@ def test_folder(photos, alone, tmp_path, capsys, form):
     rows = answer(photos, tmp_path / "answers", "--format", form, "--batch-size", 2)
     assert [list(row) for row in rows] == [COLUMNS] * 7
     assert [row["row"] for row in rows] == list(range(7))
-    assert [row["id"] for row in rows] == ["0.PNG", "2.PNG", "4.PNG", "6.PNG", "more/1.PNG", "more/3.PNG", "more/5.PNG"]
+    assert [row["id"] for row in rows] == [
+        "0.PNG",
+        "2.PNG",
+        "4.PNG",
+        "6.PNG",
+        "more/1.PNG",
+        "more/3.PNG",
+        "more/5.PNG",
+    ]
     assert answers(rows) == [alone[QUESTION][index] for index in (0, 2, 4, 6, 1, 3, 5)]
     assert all(row["question"] == QUESTION and row["error"] is None for row in rows)
     assert len(list((tmp_path / "answers").glob(f"part-*.{form}"))) == 3
     captured = capsys.readouterr()
     assert captured.out.startswith("7 rows: 7 answered, 0 with an error; in 3 parts, 3 of them new")
     assert "7/7" in captured.err and "picture/s" in captured.err.splitlines()[-1]
-    loaded = datasets.load_dataset(form.replace("jsonl", "json"), data_files=f"{tmp_path}/answers/*.{form}", split="train")
+    loaded = datasets.load_dataset(
+        form.replace("jsonl", "json"), data_files=f"{tmp_path}/answers/*.{form}", split="train"
+    )
     assert loaded.to_list() == rows
 
 
 def test_answers_that_are_cut_off_show_it(photos, tmp_path):
-    rows = answer(photos, tmp_path / "answers", "--max-new-tokens", 3, "--question", "Describe the picture.", "--max-tiles", 1)
+    rows = answer(
+        photos, tmp_path / "answers", "--max-new-tokens", 3, "--question", "Describe the picture.", "--max-tiles", 1
+    )
     assert all(row["answer_tokens"] == 3 for row in rows)
 
 
 def test_parquet_files_with_questions(drawn, alone, tmp_path):
-    """Two files, pictures as plain bytes, questions and ids of their own."""
+    """Two files, images as plain bytes, questions and ids of their own."""
     questions = [[QUESTION, "Describe the picture."][index % 2] for index in range(7)]
     for name, chosen in (("a", range(4)), ("b", range(4, 7))):
         datasets.Dataset.from_dict(
@@ -176,7 +191,7 @@ def test_parquet_files_with_questions(drawn, alone, tmp_path):
 
 
 def test_data_set(photos, drawn, alone, tmp_path):
-    """As it is saved, and as a folder of the Hub's layout; pictures as `datasets` stores them, or as paths."""
+    """As it is saved, and as a folder of the Hub's layout; images as `datasets` stores them, or as paths."""
     pictures = {"image": [{"bytes": content, "path": None} for content in drawn]}
     paths = {"image": [str(photos / "more" / f"{index}.PNG") for index in (1, 3)]}
     saved = datasets.DatasetDict(
@@ -196,10 +211,10 @@ def test_data_set(photos, drawn, alone, tmp_path):
     assert "--split" in message and "train, test" in message
 
 
-# Bad pictures
+# Bad images
 
 
-def test_bad_pictures_are_rows_with_errors(photos, drawn, alone, tmp_path):
+def test_bad_images_are_rows_with_errors(photos, drawn, alone, tmp_path):
     """Each stands in a batch with good ones."""
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -228,7 +243,7 @@ def test_bad_bytes_are_rows_with_errors(drawn, alone, tmp_path, capsys):
     assert "5 rows: 1 answered, 4 with an error" in capsys.readouterr().out
 
 
-def test_what_is_no_pictures_fault_stops_the_run(photos, tmp_path, checkpoint):
+def test_what_is_no_images_fault_stops_the_run(photos, tmp_path, checkpoint):
     """A checkpoint without a chat template would make an error of every row."""
     model, processor = checkpoint
     model.save_pretrained(tmp_path / "checkpoint")
@@ -240,7 +255,7 @@ def test_what_is_no_pictures_fault_stops_the_run(photos, tmp_path, checkpoint):
 
 
 def test_memory_that_suffices_for_fewer(checkpoint, photos, drawn, alone, capsys):
-    """The allocator's own error: of more than four tiles at a time, and so also of a large picture by itself."""
+    """The allocator's own error: of more than four tiles at a time, and so also of a large image by itself."""
     model, processor = checkpoint
 
     def fill_memory(module, arguments, keywords):
@@ -261,7 +276,9 @@ def test_memory_that_suffices_for_fewer(checkpoint, photos, drawn, alone, capsys
     finally:
         hook.remove()
     assert [row["row"] for row in answered] == list(range(7))
-    assert answers(answered) == [right if number <= 4 else NONE for right, number in zip(alone[QUESTION], tiles, strict=True)]
+    assert answers(answered) == [
+        right if number <= 4 else NONE for right, number in zip(alone[QUESTION], tiles, strict=True)
+    ]
     assert ["can't allocate memory" in (row["error"] or "") for row in answered] == [number > 4 for number in tiles]
     assert "Memory ran out with 7 pictures; going on with 3 at a time." in capsys.readouterr().err
 
@@ -299,7 +316,9 @@ def test_kill_and_resume(photos, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     result = subprocess.run([*launch, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"24 rows: 23 answered, 1 with an error; in 12 parts, {12 - len(before)} of them new")
+    assert result.stdout.startswith(
+        f"24 rows: 23 answered, 1 with an error; in 12 parts, {12 - len(before)} of them new"
+    )
     assert "24/24" in result.stderr
     rows = answer(tmp_path / "photos", tmp_path / "whole", *options)
     assert [row["row"] for row in rows] == list(range(24))

@@ -1,10 +1,10 @@
-"""A thousand pictures by `jina_vlm_tools.inference.batch`: two workers with one core each against one, and a kill in the middle.
+"""A thousand images by `jina_vlm_tools.inference.batch`: two workers with one core each against one, and a kill in the middle.
 
-Draws pictures of coloured shapes in many sizes, some of them broken, and runs the command on them in fresh processes, start-up
+Draws images of colored shapes in many sizes, some of them broken, and runs the command on them in fresh processes, start-up
 included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the parts are there,
 after which one worker goes on.
 
-    python -m benchmarks.answer_pictures [--pictures 1000]
+    python -m benchmarks.answer_images [--images 1000]
 """
 
 import argparse
@@ -25,13 +25,13 @@ from jina_vlm_tools.files import ROOT
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS, draw_scene, make_scene
 
 
-BROKEN_EVERY = 125  # pictures
-SCALES = (0.3, 3.0)  # of pictures whose sides lie between 250 and 378 pixels
+BROKEN_EVERY = 125  # images
+SCALES = (0.3, 3.0)  # of images whose sides lie between 250 and 378 pixels
 OPTIONS = ("--question", "How many shapes are there?", "--max-tiles", "4", "--rows-per-part", "16")
 
 
 def draw(folder: Path, number: int) -> int:
-    """Draws the pictures; how many of them are broken."""
+    """Draws the images; how many of them are broken."""
     folder.mkdir()
     broken = 0
     for index in range(number):
@@ -111,13 +111,17 @@ def main() -> None:
         for workers, (took, processor_seconds) in seconds.items():
             speed = f"{args.pictures / took:.1f} | {seconds[1][0] / took:.2f} times"
             print(f"| {workers} | {took:.0f} | {speed} | {processor_seconds:.0f} |")
-        print(f"\nTwo workers killed with {there} of {parts} parts written; one worker did the rest in {resumed:.0f} s.")
+        print(
+            f"\nTwo workers killed with {there} of {parts} parts written; one worker did the rest in {resumed:.0f} s."
+        )
         for name, output in (("two workers", two), ("killed and resumed", killed)):
             rows = rows_of(output)
             once = [row["row"] for row in rows] == list(range(args.pictures))
             errors = sum(row["error"] is not None for row in rows)
             same = sum(row == other for row, other in zip(rows, expected, strict=True))
-            print(f"{name}: each picture once: {once}; errors: {errors}; rows equal to one worker's: {same:,} of {len(rows):,}")
+            print(
+                f"{name}: each picture once: {once}; errors: {errors}; rows equal to one worker's: {same:,} of {len(rows):,}"
+            )
 
 
 if __name__ == "__main__":
