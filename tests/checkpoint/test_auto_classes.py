@@ -35,7 +35,8 @@ MODELS = (AutoModel, *GENERATING)
 
 @pytest.fixture(scope="module")
 def package_unknown():
-    """As in a process that never imported the package: where it is registered the library takes its classes, trusted or not."""
+    """As in a process that never imported the package: where it is registered the library takes its classes, trusted
+    or not."""
     mappings = [CONFIG_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING]
     mappings += [auto._model_mapping for auto in MODELS]
 
@@ -67,9 +68,9 @@ def expected(model, inputs):
         return model(**inputs, output_hidden_states=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Auto classes
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_auto_tokenizer(bundle, processor):
     assert tokenizer.padding_side == "left" and tokenizer.chat_template == processor.chat_template
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Revisions, from a Hub: a server on this machine that answers as the Hub does
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
@@ -148,9 +149,9 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
         python(code, HF_ENDPOINT=hub.url, **environment)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Pipelines
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
@@ -261,9 +262,9 @@ def test_feature_extraction_pipeline(bundle, model, processor, trust):
     assert torch.equal(pipe(text, return_tensors=True), expected)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is on its way out
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_deprecated_is_used(bundle, pictures, tmp_path, caplog, monkeypatch):

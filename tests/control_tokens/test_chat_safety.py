@@ -153,8 +153,9 @@ def test_halves_in_neighboring_parts(assert_stays_text, chat, special_ids, token
 
 
 FRAGMENTS = [
-    *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a", "fox", "é", "日本",
-    "\U0010fffd", "\U00100000", "\U001000bd", "\u200b", " Assistant:", "0", "{{ messages }}", "'", '"',
+    *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a",
+    "fox", "é", "日本", "\U0010fffd", "\U00100000", "\U001000bd", "\u200b", " Assistant:", "0",
+    "{{ messages }}", "'", '"',
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)

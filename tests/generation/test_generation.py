@@ -58,9 +58,9 @@ def encoded(model, monkeypatch):
     return calls
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Ways to decode
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def test_sampling_follows_the_seed(model, batch):
     "kwargs", [{"num_beams": 3}, {"num_beams": 2, "do_sample": True, "temperature": 0.5}], ids=str
 )
 def test_each_beam_keeps_its_images(model, chat, batch, encoded, kwargs):
-    """Every sample's best beams, alone and in the batch; sampled ones in the same order of random numbers only alone."""
+    """Every sample's best beams, alone and in the batch; sampled ones in the same order of random numbers only
+    alone."""
     set_seed(0)
     together = answer(model, batch, num_return_sequences=2, **kwargs)
     assert len(together) == 6 and sum(encoded) == len(batch["pixel_values"])
@@ -141,9 +142,9 @@ def test_custom_decoding(model, one, greedy_one):
     assert torch.equal(answer(model, one, custom_generate=last_of_two, use_cache=False), greedy_one)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Output and stopping
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_streaming(model, processor, one, greedy_one):
@@ -185,9 +186,9 @@ def test_prefill_computes_one_positions_logits(model, one):
     assert shapes == [(1, 1)] * 3
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Prompts of other kinds
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_images", [False, True], ids=["pictures merged", "pictures beside them"])
@@ -272,8 +273,8 @@ def test_continued_from_the_answers_own_cache(model, processor, chat, one):
 
 @pytest.fixture(scope="module")
 def going_on(model, chat):
-    """Two chats of the same length with an image of its own in each turn: all of their inputs, the new images alone, and the
-    cache of their first turns, made anew at each call."""
+    """Two chats of the same length with an image of its own in each turn: all of their inputs, the new images alone,
+    and the cache of their first turns, made anew at each call."""
     rest = [("assistant", "the fox"), ("user", (40, 40), " and here?")]
     firsts = [[("user", (height, width), "What?")] for height, width in ((113, 90), (120, 80))]
     longer = chat([[*first, *rest] for first in firsts], add_generation_prompt=True)
@@ -346,9 +347,9 @@ def test_assisted_decoding_from_a_cache_is_refused(model, one, how):
         model.generate(**longer, cache=output[CACHE_NAME], **kwargs)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Structural tokens
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""Every format and oddity of images, and what becomes of each: by PIL, path and URL, and through the library's pipeline,
-which opens and converts images by itself. One table, [`EXPECTED`]; the files are made here."""
+"""Every format and oddity of images, and what becomes of each: by PIL, path and URL, and through the library's
+pipeline, which opens and converts images by itself. One table, [`EXPECTED`]; the files are made here."""
 
 import io
 import shutil
@@ -27,9 +27,9 @@ WHITE = np.full_like(RGB, 255)
 PALETTE = (np.arange(768).reshape(256, 3) * 5 % 256).astype(np.uint8)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Files
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def saved(image: np.ndarray | Image.Image, file_format: str, mode: str | None = None, **options) -> bytes:
@@ -109,9 +109,9 @@ def flat(width: int, height: int) -> bytes:
     return saved(Image.new("1", (width, height), 1), "PNG")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is expected
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def grey(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Files and servers made to do harm: only documented errors, in bounded time and memory. `make fuzz` tries far more of them."""
+"""Files and servers made to do harm: only documented errors, in bounded time and memory. `make fuzz` tries far more of
+them."""
 
 import base64
 import gzip
@@ -50,7 +51,7 @@ def give(tiler, tmp_path):
     return tiles
 
 
-# Files -----------------------------------------------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(SEEDS))
@@ -232,7 +233,7 @@ def test_memory_and_time_at_the_limit(tmp_path, tiler, name):
     assert used < BYTES_PER_PIXEL * side**2 and seconds < 30
 
 
-# Servers ---------------------------------------------------------------------------------------------------------------
+# Servers -------------------------------------------------------------------------------------------------------------
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,5 @@
-"""Every argument of an image processor is honored, or refused by an error that names it: in a call, in the settings, on loading."""
+"""Every argument of an image processor is honored, or refused by an error that names it: in a call, in the settings,
+on loading."""
 
 import json
 import re
@@ -124,9 +125,10 @@ def test_what_is_done_in_any_case_may_be_said(tiler, processor, image):
     own = {name: getattr(tiler, name, None) for name in tiler.valid_kwargs.__annotations__}
     assert torch.equal(tiler(image, **own)["pixel_values"], expected)
     usual = {
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False,
-        "rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": 0.5, "resample": 2,
-        "data_format": ChannelDimension.FIRST, "size": dict(tiler.size), "crop_size": None, "disable_grouping": False,
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False,
+        "do_pad": False, "rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": 0.5,
+        "resample": 2, "data_format": ChannelDimension.FIRST, "size": dict(tiler.size), "crop_size": None,
+        "disable_grouping": False,
     }  # fmt: skip
     assert torch.equal(tiler(image, **usual)["pixel_values"], expected)
     assert torch.equal(JinaVLMImageProcessor(**usual)(image)["pixel_values"], expected)

@@ -1,6 +1,6 @@
-"""What engines take for granted, in ordinary tests: vLLM's Transformers back end cuts images by numbers that it asks for,
-writes embeddings over placeholders, renders chats itself and puts a head of its own on the base model. `make test-vllm` runs
-vLLM; these tests tell what broke without it."""
+"""What engines take for granted, in ordinary tests: vLLM's Transformers back end cuts images by numbers that it asks
+for, writes embeddings over placeholders, renders chats itself and puts a head of its own on the base model. `make
+test-vllm` runs vLLM; these tests tell what broke without it."""
 
 import inspect
 import pickle
@@ -49,7 +49,8 @@ def by_image(processor, tensor) -> list[torch.Tensor]:
 
 
 def test_a_image_is_the_same_alone_and_among_others(processor, pictures, together):
-    """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps them."""
+    """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps
+    them."""
     images = {name: tensor for name, tensor in together.items() if name in processor.image_processor.model_input_names}
     assert set(images) == {"pixel_values", "tile_positions"}
     for name, tensor in images.items():
@@ -70,8 +71,8 @@ def test_token_counts_from_sizes(processor, together):
 
 
 def test_replacements_make_the_prompt(processor, together):
-    """`<|image|>` is one token; what stands for it, tokenized by itself, is what the prompt has there; and the token that
-    occurs most in it is the one whose embeddings images replace."""
+    """`<|image|>` is one token; what stands for it, tokenized by itself, is what the prompt has there; and the token
+    that occurs most in it is the one whose embeddings images replace."""
     tokenizer = processor.tokenizer
     (replacements,) = together["text_replacement_offsets"]
     assert tokenizer.encode(processor.image_token, add_special_tokens=False) == [processor.image_token_id]
@@ -87,7 +88,8 @@ def test_replacements_make_the_prompt(processor, together):
 
 
 def test_embeddings_are_final(model, processor, together):
-    """Written over the placeholders by somebody else they give what `forward` gives; and each image has the same alone."""
+    """Written over the placeholders by somebody else they give what `forward` gives; and each image has the same
+    alone."""
     images = {name: together[name] for name in processor.image_processor.model_input_names}
     ids = together["input_ids"]
     with torch.no_grad():
@@ -110,7 +112,8 @@ def test_one_vocabulary(model):
 
 
 def test_head_survives_the_base_model(bundle):
-    """vLLM makes the base model, leaves out the tensors that it ignores on loading, and puts its own head on the rest."""
+    """vLLM makes the base model, leaves out the tensors that it ignores on loading, and puts its own head on the
+    rest."""
     base = JinaVLMModel.from_pretrained(bundle)
     with safe_open(bundle / "model.safetensors", "pt") as file:
         names = set(file.keys())
@@ -127,8 +130,8 @@ def test_parts_are_found(model):
 
 
 def test_template_takes_parts(chat_template):
-    """Engines look for a loop over a message's content, by name or through a filter; where they find none, they hand the
-    template strings, and images are lost."""
+    """Engines look for a loop over a message's content, by name or through a filter; where they find none, they hand
+    the template strings, and images are lost."""
     tree = templates._compile_jinja_template(chat_template).environment.parse(chat_template)
     loops = []
     for loop in tree.find_all(jinja2.nodes.For):
@@ -160,8 +163,9 @@ def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conver
     loaded = JinaVLMProcessor(
         new_processor.image_processor,
         new_processor.tokenizer,
-        chat_template="{% if always_start_with_space %} {% endif %}{% for message in messages %}{% for part in message['content'] %}"
-        "{{ image_prompt_token if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}",
+        chat_template="{% if always_start_with_space %} {% endif %}{% for message in messages %}"
+        "{% for part in message['content'] %}{{ image_prompt_token if part['type'] == 'image' else part['text'] }}"
+        "{% endfor %}{% endfor %}",
         always_start_with_space=space,
     )
     loaded.save_pretrained(tmp_path)
@@ -177,8 +181,8 @@ def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conver
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 7, 12])
 def test_largest_image(released_folder, max_tiles):
-    """`size` names an image that takes as much as any: engines try it to see how much memory they need, and refuse what
-    turns out to be larger."""
+    """`size` names an image that takes as much as any: engines try it to see how much memory they need, and refuse
+    what turns out to be larger."""
     processor = JinaVLMProcessor.from_pretrained(released_folder, max_tiles=max_tiles)
     assert processor.image_processor.max_tiles == max_tiles
 

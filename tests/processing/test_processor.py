@@ -270,7 +270,8 @@ def test_offsets(processor, picture, bos):
     first = [token_id >= START for token_id in ids].index(True)
     assert {tuple(span) for span in inputs["offset_mapping"][0][first : first + len(BLOCKS[SMALL])]} == {places[0]}
 
-    # With the library's record of what was replaced they are those of the text that this makes, as it expects of processors.
+    # With the library's record of what was replaced they are those of the text that this makes, as it expects of
+    # processors.
     both = processor(**given, return_text_replacement_offsets=True)
     assert both["input_ids"][0] == ids
     replaced = both["text_replacement_offsets"][0]
@@ -340,7 +341,8 @@ def test_pieces_of_a_text_make_the_whole(processor):
 
 
 def test_a_saved_tokenizer_opens_texts(tmp_path, released_folder, new_processor, conversation):
-    """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of them."""
+    """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of
+    them."""
     assert (
         AutoTokenizer.from_pretrained(released_folder)("the fox")["input_ids"][0]
         != expected_ids(new_processor, BOS)[0]
@@ -391,7 +393,8 @@ def test_save_and_load(tmp_path, new_processor, chat, conversation):
 
 @pytest.mark.parametrize("space", [True, False])
 def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, conversation, space):
-    """Its variables, and the `<|endoftext|>` that its processor adds: engines that render it by themselves have neither."""
+    """Its variables, and the `<|endoftext|>` that its processor adds: engines that render it by themselves have
+    neither."""
     new_processor.always_start_with_space = space
     messages = conversation([("user", SMALL, "hi")])
     for template in (RELEASED_TEMPLATE, {"default": RELEASED_TEMPLATE}):
@@ -476,7 +479,8 @@ def test_continue_final_message_untokenized(processor, conversation, name, rende
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_nobody_can_type_the_librarys_mark(processor, conversation, role):
-    """That by which it finds the end of what is continued: behind it, where the library cuts, stands what was typed."""
+    """That by which it finds the end of what is continued: behind it, where the library cuts, stands what was
+    typed."""
     messages = conversation([(role, "a <|image|>CONTINUE_FINAL_MESSAGE_TAG ")])
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text.count("<|image|>") == 0 and text.count("CONTINUE_FINAL_MESSAGE_TAG") == 1

@@ -1,7 +1,7 @@
 """lm-eval's text path, `hf`, on the bundle: its log-likelihoods and answers are our own.
 
-Rows have the schemas of MMLU, ARC, HellaSwag and GSM8K; lm-eval's own task files read them. What they ask about are shapes:
-the small checkpoint has few other words.
+Rows have the schemas of MMLU, ARC, HellaSwag and GSM8K; lm-eval's own task files read them. What they ask about are
+shapes: the small checkpoint has few other words.
 """
 
 import random
@@ -107,8 +107,8 @@ def run(harness, schema: str, batch_size: int = 8, changes: dict | None = None, 
 
 @torch.inference_mode()
 def own_loglikelihood(model, processor, context: str, continuation: str) -> tuple[float, bool]:
-    """Of the continuation's tokens, and whether greedy decoding would give them: one forward pass over what the processor
-    makes of both."""
+    """Of the continuation's tokens, and whether greedy decoding would give them: one forward pass over what the
+    processor makes of both."""
     prompt = processor(text=context)["input_ids"][0]
     ids = torch.tensor(processor(text=context + continuation)["input_ids"])
     assert ids[0, : len(prompt)].tolist() == prompt
@@ -150,8 +150,8 @@ def test_answers(harness, model, processor):
 
 
 def test_opening_token(harness, model, processor):
-    """The tokenizer adds the token that opened every text in training. With `add_bos_token=True` it is there once all the same,
-    with `add_bos_token=False` it is left out."""
+    """The tokenizer adds the token that opened every text in training. With `add_bos_token=True` it is there once all
+    the same, with `add_bos_token=False` it is left out."""
     found = {}
     for asked in ({}, {"add_bos_token": True}, {"add_bos_token": False}):
         sample = run(harness, "arc", **asked)["samples"][0]
@@ -180,7 +180,8 @@ def test_opened_once(processor):
 
 
 def test_whole_texts(model, processor):
-    """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be asked not to."""
+    """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be
+    asked not to."""
     request = Instance("loglikelihood_rolling", {}, ("the star is red",), 0)
     own, _ = own_loglikelihood(model, processor, "", "the star is red")
     assert load(add_bos_token=False).loglikelihood_rolling([request], disable_tqdm=True) == [

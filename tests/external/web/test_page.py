@@ -15,8 +15,8 @@ from jina_vlm_tools.webapp.examples import EXAMPLES
 
 CAPTION = "Describe the picture."
 FIRST = (
-    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom left a pink "
-    "star, at the bottom right a purple cross."
+    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom "
+    "left a pink star, at the bottom right a purple cross."
 )
 
 
@@ -41,9 +41,9 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Asking
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_upload_ask_answer(user, picture, expected, loaded):
@@ -144,9 +144,9 @@ def test_an_example_is_asked_by_a_click(user, number):
     assert user.page.locator("#picture img").is_visible() and user.canvas.is_visible()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The view of tiles
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_tiles_are_shown_as_soon_as_a_image_is_there(user, picture, loaded):
@@ -196,9 +196,9 @@ def test_a_image_is_shown_as_the_model_sees_it(user, tmp_path):
     user.page.wait_for_function("document.querySelector('#picture img').naturalHeight === 400")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Stopping, clearing, leaving
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_stop(user, picture, model_work):
@@ -272,9 +272,9 @@ def test_the_model_stops_for_users_who_leave(visit, picture, model_work):
         assert len(model_work.head) == done < 30
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Failing
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 IMAGE = encode(EXAMPLES[0].draw(), "PNG")
 RUBBISH = {
@@ -345,9 +345,9 @@ def test_too_long_a_question_is_an_error_on_the_page(user, picture):
     assert "the model takes 4096" in user.alert.inner_text()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Many users, many screens
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_users_at_once_get_their_own_answers(visit, picture, model_work, expected):
@@ -402,8 +402,12 @@ def test_text_can_be_read(visit, scheme):
     user.wait()
     user.page.locator("#send").click()
     user.alert.wait_for()
-    contrasts = user.page.evaluate(CONTRASTS, ["#head h1", "#head .quiet", ".note", "#examples td.textbox div", "#chat .user p", "#chat .bot p",
-        "#send", "#clear", "#turn th", "#turn tfoot td:last-child", "#tiling figcaption span", "#tiling summary", "#alert .error", "#alert .error strong"])  # fmt: skip
+    selectors = [
+        "#head h1", "#head .quiet", ".note", "#examples td.textbox div", "#chat .user p", "#chat .bot p", "#send",
+        "#clear", "#turn th", "#turn tfoot td:last-child", "#tiling figcaption span", "#tiling summary",
+        "#alert .error", "#alert .error strong",
+    ]  # fmt: skip
+    contrasts = user.page.evaluate(CONTRASTS, selectors)
     background = user.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 150) == (scheme == "dark")
     assert {part: round(contrast, 2) for part, contrast in contrasts.items() if contrast < 4.5} == {}
@@ -416,7 +420,8 @@ CONTRASTS = """selectors => {
         context.fillRect(0, 0, 1, 1);
         return [...context.getImageData(0, 0, 1, 1).data];
     };
-    const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const ground = element => {
         for (; element; element = element.parentElement) {
@@ -427,7 +432,8 @@ CONTRASTS = """selectors => {
     };
     return Object.fromEntries(selectors.map(selector => {
         const element = document.querySelector(selector);
-        const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))].sort((x, y) => y - x);
+        const both = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))];
+        const [a, b] = both.sort((x, y) => y - x);
         return [selector, (a + 0.05) / (b + 0.05)];
     }));
 }"""

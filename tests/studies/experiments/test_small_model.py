@@ -1,4 +1,5 @@
-"""The small model's own way: random weights, taught to see, trained in two stages, asked; and what its data are worth."""
+"""The small model's own way: random weights, taught to see, trained in two stages, asked; and what its data are
+worth."""
 
 import csv
 import dataclasses
@@ -91,7 +92,8 @@ def test_seeing_is_learned(new_model):
 
 
 def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
-    """It trains tower and connector alone, prints what it sees on fresh pages, and makes image tokens as large as words."""
+    """It trains tower and connector alone, prints what it sees on fresh pages, and makes image tokens as large as
+    words."""
     monkeypatch.setattr(
         sys, "argv", ["seeing", "--model", str(new_model), "--output", str(tmp_path / "seeing"), "--pages", "16"]
     )
@@ -144,9 +146,9 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
     assert read_stage(recipes / "small_leave_one_out.yaml")[1] == read_stage(recipes / "small_stage2.yaml")[1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Asking
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_pages_are_asked(tmp_path, monkeypatch, capsys):
@@ -186,9 +188,9 @@ def test_pages_are_asked(tmp_path, monkeypatch, capsys):
     assert right >= 3  # it is a checkpoint that knows shapes, and four of the six languages
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Leaving one out
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

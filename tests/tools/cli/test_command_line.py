@@ -38,7 +38,8 @@ COMMANDS = ("ask", "chat", "tiles", "batch", "app", "demo", "train", "convert", 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """Where `pip install .` has put the package and the command, from a copy that holds nothing else of the checkout."""
+    """Where `pip install .` has put the package and the command, from a copy that holds nothing else of the
+    checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for path in (
         *ROOT.glob("*.py"),
@@ -65,9 +66,9 @@ def environment(installed, tmp_path_factory) -> dict[str, str]:
     """Of somebody who has installed the package, is not logged in, and has no network."""
     home = tmp_path_factory.mktemp("home")
     return {
-        "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(installed), "HOME": str(home), "TMPDIR": str(home),
-        "JINA_VLM_MODEL": str(TINY), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
-        "no_proxy": "127.0.0.1,localhost",
+        "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(installed), "HOME": str(home),
+        "TMPDIR": str(home), "JINA_VLM_MODEL": str(TINY), "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost",
     }  # fmt: skip
 
 
@@ -112,11 +113,12 @@ def checkpoint():
 def started(run, pictures, released_folder):
     """What takes seconds to start, two at a time: {name: the process' end to come}."""
     first, second = pictures
+    said = [QUESTIONS[1], f"/image {second}", QUESTIONS[0], "", "/reset", QUESTIONS[2], "/image no.png", "never asked"]
     commands = {
         "ask": (["ask", first, "--max-new-tokens", 60, "-", QUESTIONS[1], "--json"], second.read_bytes()),
         "chat": (
             ["chat", "--json", "--max-new-tokens", 20, first],
-            "\n".join([QUESTIONS[1], f"/image {second}", QUESTIONS[0], "", "/reset", QUESTIONS[2], "/image no.png", "never asked"]).encode(),
+            "\n".join(said).encode(),
         ),
         "tiles": (["tiles", second, "--save", "tiles.png", "--json", "--model", TINY], b""),
         "convert": (["convert", released_folder, "converted"], b""),
@@ -146,9 +148,9 @@ def expected_answer(checkpoint, images: list[Path], question: str, **kwargs) -> 
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Help and usage
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -176,9 +178,9 @@ def test_what_is_not_understood(run, arguments):
     assert b"usage: jina-vlm" in result.stderr and b"error: " in result.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # ask, chat
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_ask_images_by_path_and_from_stdin(started, checkpoint, pictures):
@@ -288,9 +290,9 @@ def test_a_chat_that_is_too_long_says_so(checkpoint, monkeypatch):
             conversation.answer("Why?", [])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # tiles
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_tiles_are_counted_and_drawn(started, empty, checkpoint, pictures):
@@ -305,8 +307,8 @@ def test_tiles_are_counted_and_drawn(started, empty, checkpoint, pictures):
 
 @pytest.mark.parametrize("size", [(900, 640), (60, 40), (60, 2000)])
 def test_kept_regions_cover_the_canvas(size):
-    """Once, but for a patch's width at each seam, where the last token of a tile covers half of its window. The numbers add
-    up to the processor's own."""
+    """Once, but for a patch's width at each seam, where the last token of a tile covers half of its window. The
+    numbers add up to the processor's own."""
     image_processor = jina_vlm.JinaVLMImageProcessor()
     picture = Image.fromarray(make_image(*size[::-1], "black"))
     tiling = compute_tiling(picture, image_processor)
@@ -372,8 +374,13 @@ def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("tiles.xyz", ".xyz is no format"), ("tiles", "no ending is no format"), ("none/tiles.png", "its folder is not there"), ("picture.png", "would replace the picture")],
-)  # fmt: skip
+    [
+        ("tiles.xyz", ".xyz is no format"),
+        ("tiles", "no ending is no format"),
+        ("none/tiles.png", "its folder is not there"),
+        ("picture.png", "would replace the picture"),
+    ],
+)
 def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
     monkeypatch.chdir(tmp_path)
     scene(1).save("picture.png")
@@ -386,8 +393,11 @@ def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
 
 @pytest.mark.parametrize(
     ("arguments", "size", "message"),
-    [(["tiles", "{picture}", "--save", "{out}.png"], 10_000, "out.png could not be written"), (["convert", str(TINY), "{out}"], 1_000_000, "bundle could not be written")],
-)  # fmt: skip
+    [
+        (["tiles", "{picture}", "--save", "{out}.png"], 10_000, "out.png could not be written"),
+        (["convert", str(TINY), "{out}"], 1_000_000, "bundle could not be written"),
+    ],
+)
 def test_a_full_disk_leaves_nothing_behind(pictures, tmp_path, arguments, size, message):
     arguments = [argument.format(picture=pictures[1], out=tmp_path / "out") for argument in arguments]
     with largest_file(size), pytest.raises(SystemExit) as stopped:
@@ -413,9 +423,9 @@ def test_an_older_drawing_stays_until_the_new_one_is_whole(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"old.png": b"old"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # convert, upload
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_convert_writes_a_folder_that_loads_by_its_own_code(started, installed, empty, model):
@@ -500,9 +510,9 @@ def test_ctrl_c(environment, empty):
     assert err == b"\nInterrupted. Nothing is half-written; run the same command again to go on.\n"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad input
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

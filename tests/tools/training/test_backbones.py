@@ -55,8 +55,9 @@ def make_tower(folder, whole: bool = True, **changes):
 def make_decoder(folder, rows: int = 640, tied: bool = True, **changes):
     config = Qwen3Config(
         **{
-            "vocab_size": rows, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096, "tie_word_embeddings": tied, **changes,
+            "vocab_size": rows, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096,
+            "tie_word_embeddings": tied, **changes,
         }
     )  # fmt: skip
     torch.manual_seed(2)

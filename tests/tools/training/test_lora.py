@@ -97,7 +97,8 @@ def test_adapters_stand_beside_every_linear_layer_of_the_parts(small, parts):
 
 
 def test_adapters_merge_and_load(small, miniature, batch, tmp_path):
-    """Trained; saved alone and loaded with `load_adapter`; merged: the same logits each time, and others than before."""
+    """Trained; saved alone and loaded with `load_adapter`; merged: the same logits each time, and others than
+    before."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         before = small(**inputs).logits
@@ -139,9 +140,9 @@ def test_a_batch_without_images_reaches_every_adapter(small, small_processor, ro
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # TRL
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def as_dataset(rows) -> datasets.Dataset:

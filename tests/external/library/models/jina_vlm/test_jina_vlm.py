@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[5]
 # Every test of the library that is not run on jina-vlm by our decision, and why.
 SKIPPED = {
     "test_reverse_loading_mapping": "The released layout is read, not written: saving does not reverse the mapping.",
-    "test_apply_chat_template_image": "It expects one row of pixels for each picture, and passes settings of videos: ours are "
-    "several tiles for each picture, and unknown arguments are refused.",
-    "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same pixels with it "
-    "and without it.",
+    "test_apply_chat_template_image": "It expects one row of pixels for each picture, and passes settings of videos: "
+    "ours are several tiles for each picture, and unknown arguments are refused.",
+    "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same "
+    "pixels with it and without it.",
 }
 TILING = {"tile_size": VLMTester.tile_size, "patch_size": VLMTester.patch_size, "overlap_margin": 2, "max_tiles": 2}
 
