@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TURNS
-from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, features
 from transformers import pipeline
 
@@ -306,11 +305,6 @@ EXPECTED = {
     "2500x20000.png": Case(lambda: flat(2500, 20000), (11, 1)),
     "20000x20000.png": Case(lambda: flat(20000, 20000), PAST_LIMIT),
 }
-
-
-@pytest.fixture(scope="module")
-def tiler():
-    return JinaVLMImageProcessor()
 
 
 @pytest.fixture(scope="module")

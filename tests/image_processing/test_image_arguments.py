@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from huggingface_hub.errors import StrictDataclassError
 from jina_vlm import JinaVLMImageProcessor, JinaVLMProcessor
 from PIL import Image
@@ -52,6 +53,7 @@ WITHOUT_EFFECT = {"disable_grouping": [True, False]}
 
 @pytest.fixture
 def tiler():
+    """One that a test may change."""
     return JinaVLMImageProcessor()
 
 
@@ -206,6 +208,28 @@ def test_integers_of_numpy(image, tmp_path):
 def test_geometry_that_does_not_fit(settings, message):
     with pytest.raises(ValueError, match=message):
         JinaVLMImageProcessor(**settings)
+
+
+@pytest.mark.parametrize("max_tiles", [0, -1])
+def test_max_tiles(tiler, processor, picture, max_tiles):
+    for attempt in (
+        lambda: JinaVLMImageProcessor(max_tiles=max_tiles),
+        lambda: tiler(picture(20, 20), max_tiles=max_tiles),
+        lambda: tiler.get_tiling(20, 20, max_tiles=max_tiles),
+        lambda: processor(images=picture(20, 20), text="<|image|>", max_tiles=max_tiles),
+        lambda: processor._get_num_multimodal_tokens([(20, 20)], max_tiles=max_tiles),
+    ):
+        with refused(f"`max_tiles` must be at least 1, got {max_tiles}"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str
+)
+def test_pixel_budget(tiler, picture, setting):
+    for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(picture(20, 20), **setting)):
+        with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
+            attempt()
 
 
 def test_the_releases_name_of_max_tiles(tiler, processor, image, bundle, tmp_path):

@@ -22,11 +22,6 @@ SIDE = 378  # an image of this size becomes a thumbnail and one tile, both witho
 
 
 @pytest.fixture(scope="module")
-def tiler():
-    return JinaVLMImageProcessor()
-
-
-@pytest.fixture(scope="module")
 def rgb(picture):
     return picture(SIDE, SIDE, seed=4)
 
