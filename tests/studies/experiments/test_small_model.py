@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import jina_vlm
@@ -255,8 +256,10 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     """Trainings stand in for by their stages' files, which are read again; what was done is not done again."""
     ran, fail = [], []
 
-    def run(threads, module, *arguments):
-        assert threads == max(1, os.cpu_count() // workers)
+    def run(command, env, check):
+        executable, option, module, *arguments = command
+        assert (executable, option, check) == (sys.executable, "-m", True)
+        assert int(env["OMP_NUM_THREADS"]) == max(1, os.cpu_count() // workers)
         if module == "jina_vlm_tools":
             if fail and len(ran) >= fail[0]:
                 raise subprocess.CalledProcessError(1, module)
@@ -269,7 +272,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
         results = [{"task": task, "right": right.get(task, True)} for task in TASKS for _ in range(4)]
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(results))
 
-    monkeypatch.setattr(leave_one_out, "_run", run)
+    monkeypatch.setattr(leave_one_out, "subprocess", SimpleNamespace(run=run))
     command = [
         "leave_one_out",
         str(recipe),
@@ -323,7 +326,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_trained(recipe, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(leave_one_out, "_run", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(leave_one_out, "train_and_ask", lambda *_: pytest.fail("something was run"))
     monkeypatch.setattr(sys, "argv", ["leave_one_out", str(recipe), "--output", str(tmp_path / "out"), *arguments])
     with pytest.raises(SystemExit, match=message):
         leave_one_out.main()

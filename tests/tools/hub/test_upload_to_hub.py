@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +69,7 @@ def hub(monkeypatch, no_token, tmp_path_factory):
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
         yield hub
         huggingface_hub.utils.close_session()
 

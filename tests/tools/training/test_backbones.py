@@ -1,6 +1,7 @@
 """A SigLIP2 and a Qwen3 become a jina-vlm, whose parts do what they did."""
 
 import sys
+from types import SimpleNamespace
 
 import jina_vlm
 import pytest
@@ -197,13 +198,17 @@ def test_weights_that_are_missing(parts, tmp_path, monkeypatch):
 
 
 def test_a_change_would_be_noticed(parts, tmp_path, monkeypatch):
-    original = backbones._copy
+    """Of the tower's weights, others are copied than it computes with."""
 
-    def copy_and_change(weights, target, name):
-        original(weights, target, name)
-        next(target.parameters()).mul_(1.01)
+    def load(name, **kwargs):
+        tower, info = SiglipVisionModel.from_pretrained(name, **kwargs)
+        weights = tower.state_dict()
+        first = next(iter(weights))
+        weights[first] = weights[first] * 1.01
+        tower.state_dict = lambda: weights
+        return tower, info
 
-    monkeypatch.setattr(backbones, "_copy", copy_and_change)
+    monkeypatch.setattr(backbones, "SiglipVisionModel", SimpleNamespace(from_pretrained=load))
     with pytest.raises(SystemExit, match="its outputs have changed, by"):
         put_together(monkeypatch, *parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -238,10 +238,13 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "tiny"])
-def test_recipes_are_what_the_code_understands(name, monkeypatch):
-    """All but their files, which are made or brought."""
-    monkeypatch.setattr("jina_vlm_tools.training.mixture._files", lambda *args: [])
-    monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
+def test_recipes_are_what_the_code_understands(name, tmp_path, monkeypatch):
+    """All but their files, which are made or brought: here they are empty."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine/one.jsonl", "shapes/train.parquet", "shapes/text.jsonl", "shapes/held_out.parquet"):
+        path = tmp_path / "runs" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     stage, mixture = read_stage(
         find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml"
     )
