@@ -144,9 +144,9 @@ def chat(processor):
     return apply
 
 
-@pytest.fixture(scope="session")
-def picture():
-    """The function `image(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
+@pytest.fixture(scope="session", name="make_image")
+def image_maker():
+    """The function `make_image(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
     return make_image
 
 

@@ -81,7 +81,7 @@ def test_batches(model, batch, greedy, encoded, kwargs):
         pytest.skip("the library moves such a cache to and from an accelerator")
     several = kwargs.get("num_return_sequences", 1)
     assert torch.equal(answer(model, batch, **kwargs), greedy.repeat_interleave(several, dim=0))
-    assert sum(encoded) == len(batch["pixel_values"]), "pictures are encoded once"
+    assert sum(encoded) == len(batch["pixel_values"]), "images are encoded once"
 
 
 def test_quantized_cache(model, one, greedy_one):
@@ -191,7 +191,7 @@ def test_prefill_computes_one_positions_logits(model, one):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_images", [False, True], ids=["pictures merged", "pictures beside them"])
+@pytest.mark.parametrize("with_images", [False, True], ids=["images merged", "images beside them"])
 def test_inputs_embeds(model, one, greedy_one, with_images):
     inputs = {name: one[name] for name in ("attention_mask", "pixel_values", "tile_positions")}
     embeds = model.get_input_embeddings()(one["input_ids"]).detach()
@@ -219,7 +219,7 @@ def test_text_in_chunks_on_every_version(model, chat):
     assert torch.equal(answer(model, text, prefill_chunk_size=4), answer(model, text))
 
 
-@pytest.mark.parametrize("given", ["all pictures", "new pictures"])
+@pytest.mark.parametrize("given", ["all images", "new images"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, given):
     """The second turn brings a new image; the first one's is in the cache."""
@@ -238,10 +238,10 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
         past = model(**inputs, use_cache=True, **kwargs)[CACHE_NAME]
     tiles = len(inputs["pixel_values"])
     del encoded[:]
-    if given == "new pictures":
+    if given == "new images":
         longer = {**longer, **{name: longer[name][tiles:] for name in ("pixel_values", "tile_positions")}}
     assert torch.equal(answer(model, longer, cache=past), expected)
-    assert sum(encoded) == 2, "the first picture is not encoded again"
+    assert sum(encoded) == 2, "the first image is not encoded again"
 
 
 def test_a_batch_goes_on_from_its_cache(model, chat):
@@ -252,8 +252,8 @@ def test_a_batch_goes_on_from_its_cache(model, chat):
     new = longer["input_ids"].shape[1] - chat(first[0])["input_ids"].shape[1]
     # What both rows have before the rest: the same number of columns, padding included
     before = {name: longer[name][:, :-new] for name in ("input_ids", "attention_mask")}
-    pictures = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
-    past = model.generate(**before, **pictures, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
+    images = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
+    past = model.generate(**before, **images, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
     assert past.get_seq_length() == before["input_ids"].shape[1]
     assert torch.equal(answer(model, longer, cache=past), answer(model, longer))
 

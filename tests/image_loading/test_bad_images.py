@@ -8,9 +8,9 @@ from conftest import refused
 from PIL import Image
 
 
-def encoded(picture, file_format: str, **kwargs) -> bytes:
+def encoded(make_image, file_format: str, **kwargs) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture(200, 200)).save(file, file_format, **kwargs)
+    Image.fromarray(make_image(200, 200)).save(file, file_format, **kwargs)
     return file.getvalue()
 
 
@@ -37,8 +37,8 @@ def test_file_that_is_no_image(tiler, tmp_path, content):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_truncated(tiler, picture, tmp_path, file_format):
-    data = encoded(picture, file_format)
+def test_truncated(tiler, make_image, tmp_path, file_format):
+    data = encoded(make_image, file_format)
     path = tmp_path / f"half.{file_format.lower()}"
     path.write_bytes(data[: len(data) // 2])
     with refused(f"half.{file_format.lower()}.*damaged or incomplete"):
@@ -48,23 +48,23 @@ def test_truncated(tiler, picture, tmp_path, file_format):
             tiler(Image.open(io.BytesIO(path.read_bytes())))
 
 
-def test_corrupt(tiler, picture, tmp_path):
-    data = bytearray(encoded(picture, "PNG"))
+def test_corrupt(tiler, make_image, tmp_path):
+    data = bytearray(encoded(make_image, "PNG"))
     start = data.index(b"IDAT") + 20
     data[start : start + 200] = bytes(200)
     (tmp_path / "corrupt.png").write_bytes(data)
     with refused("corrupt.png.*damaged or incomplete"):
         tiler(tmp_path / "corrupt.png")
-    header = bytearray(encoded(picture, "JPEG"))
+    header = bytearray(encoded(make_image, "JPEG"))
     header[20:160] = b"\xff" * 140  # its tables
     (tmp_path / "corrupt.jpg").write_bytes(header)
     with refused("corrupt.jpg.*(damaged or incomplete|not an image)"):
         tiler(tmp_path / "corrupt.jpg")
 
 
-def test_decompression_bomb(tiler, picture, tmp_path, web, monkeypatch):
+def test_decompression_bomb(tiler, make_image, tmp_path, web, monkeypatch):
     folder, url = web
-    (folder / "bomb.png").write_bytes(encoded(picture, "PNG"))
+    (folder / "bomb.png").write_bytes(encoded(make_image, "PNG"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for image in (folder / "bomb.png", f"{url}/bomb.png"):
         with refused("bomb.png: more pixels than Pillow's limit .*MAX_IMAGE_PIXELS"):
@@ -93,10 +93,10 @@ def test_missing(tiler, web):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
-def test_closed(tiler, picture, tmp_path, file_format):
+def test_closed(tiler, make_image, tmp_path, file_format):
     """As `with Image.open(path) as image: ...` leaves it, where nothing read its pixels."""
     path = tmp_path / "image"
-    path.write_bytes(encoded(picture, file_format))
+    path.write_bytes(encoded(make_image, file_format))
     with Image.open(path) as image:
         pass
     with refused("its file was closed before its pixels were read. Call its `load"):

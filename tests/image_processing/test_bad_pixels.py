@@ -44,8 +44,8 @@ def test_aspect_ratio(tiler):
 @pytest.mark.parametrize(
     ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-0.5, "-0.5"), (1.5, "1.5"), (255.0, "255.0")]
 )
-def test_floats(tiler, picture, dtype, value, shown):
-    array = (picture(*SMALL) / 255).astype(dtype)
+def test_floats(tiler, make_image, dtype, value, shown):
+    array = (make_image(*SMALL) / 255).astype(dtype)
     array[3, 4, 1] = value
     for image in (array, torch.from_numpy(array)):
         with refused(rf"floats must lie in 0 \.\. 1 without NaN, got .*{shown}"):

@@ -58,8 +58,8 @@ def tiler():
 
 
 @pytest.fixture(scope="module")
-def image(picture):
-    return picture(300, 500)
+def image(make_image):
+    return make_image(300, 500)
 
 
 def cases(arguments: dict) -> list:
@@ -211,12 +211,12 @@ def test_geometry_that_does_not_fit(settings, message):
 
 
 @pytest.mark.parametrize("max_tiles", [0, -1])
-def test_max_tiles(tiler, processor, picture, max_tiles):
+def test_max_tiles(tiler, processor, make_image, max_tiles):
     for attempt in (
         lambda: JinaVLMImageProcessor(max_tiles=max_tiles),
-        lambda: tiler(picture(20, 20), max_tiles=max_tiles),
+        lambda: tiler(make_image(20, 20), max_tiles=max_tiles),
         lambda: tiler.get_tiling(20, 20, max_tiles=max_tiles),
-        lambda: processor(images=picture(20, 20), text="<|image|>", max_tiles=max_tiles),
+        lambda: processor(images=make_image(20, 20), text="<|image|>", max_tiles=max_tiles),
         lambda: processor._get_num_multimodal_tokens([(20, 20)], max_tiles=max_tiles),
     ):
         with refused(f"`max_tiles` must be at least 1, got {max_tiles}"):
@@ -226,8 +226,8 @@ def test_max_tiles(tiler, processor, picture, max_tiles):
 @pytest.mark.parametrize(
     "setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str
 )
-def test_pixel_budget(tiler, picture, setting):
-    for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(picture(20, 20), **setting)):
+def test_pixel_budget(tiler, make_image, setting):
+    for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(make_image(20, 20), **setting)):
         with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
             attempt()
 

@@ -61,7 +61,7 @@ def test_one_token_after_the_other_without_recompiling(model, chat):
                 logits = compiled(input_ids=ids[-1][:, None], position_ids=positions, cache=cache).logits
         assert torch.stack(ids, dim=1).tolist() == expected[:, length:].tolist()
         counts.append(counter.frame_count)
-    assert counts[0] == counts[-1] <= 2, "the same graphs for other pictures"
+    assert counts[0] == counts[-1] <= 2, "the same graphs for other images"
 
 
 @pytest.mark.parametrize("batch", [1, 2])

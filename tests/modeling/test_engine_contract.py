@@ -25,17 +25,17 @@ SIZES = [(20, 20), (113, 500), (500, 600), (30, 90), (720, 1280), (1200, 260)]
 
 
 @pytest.fixture(scope="module")
-def pictures(picture):
-    return [picture(*size, seed=index) for index, size in enumerate(SIZES)]
+def images(make_image):
+    return [make_image(*size, seed=index) for index, size in enumerate(SIZES)]
 
 
 @pytest.fixture(scope="module")
-def together(processor, pictures):
+def together(processor, images):
     """One prompt with all images, as vLLM calls the processor."""
-    text = processor.image_token * len(pictures)
+    text = processor.image_token * len(images)
     return processor(
         text=text,
-        images=pictures,
+        images=images,
         return_tensors="pt",
         return_mm_token_type_ids=True,
         return_text_replacement_offsets=True,
@@ -48,13 +48,14 @@ def by_image(processor, tensor) -> list[torch.Tensor]:
     return list(tensor.split(counts))
 
 
-def test_a_image_is_the_same_alone_and_among_others(processor, pictures, together):
+def test_an_image_is_the_same_alone_and_among_others(processor, images, together):
     """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps
     them."""
-    images = {name: tensor for name, tensor in together.items() if name in processor.image_processor.model_input_names}
-    assert set(images) == {"pixel_values", "tile_positions"}
-    for name, tensor in images.items():
-        for alone, cut in zip(pictures, by_image(processor, tensor), strict=True):
+    names = processor.image_processor.model_input_names
+    tensors = {name: tensor for name, tensor in together.items() if name in names}
+    assert set(tensors) == {"pixel_values", "tile_positions"}
+    for name, tensor in tensors.items():
+        for alone, cut in zip(images, by_image(processor, tensor), strict=True):
             assert torch.equal(processor(text=processor.image_token, images=alone, return_tensors="pt")[name], cut)
 
 
@@ -64,10 +65,8 @@ def test_token_counts_from_sizes(processor, together):
     fewer = processor._get_num_multimodal_tokens(SIZES, max_tiles=4)["num_image_tokens"]
     text = processor.image_token
     for size, number in zip(SIZES, fewer, strict=True):
-        picture = torch.zeros(3, *size, dtype=torch.uint8)
-        assert (
-            processor(text=text, images=picture, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
-        )
+        image = torch.zeros(3, *size, dtype=torch.uint8)
+        assert processor(text=text, images=image, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
 
 
 def test_replacements_make_the_prompt(processor, together):
@@ -147,13 +146,13 @@ def test_template_needs_no_variables(chat_template, processor, conversation, cha
     text = processor.tokenizer.apply_chat_template(
         conversation(turns), chat_template=chat_template, tokenize=False, add_generation_prompt=True
     )
-    pictures = [
+    images = [
         part["image"]
         for turn in conversation(turns)
         for part in turn["content"]
         if isinstance(part, dict) and "image" in part
     ]
-    ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
+    ids = processor(text=text, images=images, return_tensors="pt")["input_ids"]
     assert torch.equal(ids, chat(turns, add_generation_prompt=True)["input_ids"])
 
 
@@ -200,12 +199,12 @@ def test_largest_image(released_folder, max_tiles):
     assert largest[1] == 1 + max_tiles == max(tiles for _, tiles in others)
 
 
-def test_processor_holds_no_state(new_processor, pictures, conversation):
+def test_processor_holds_no_state(new_processor, images, conversation):
     """Engines share one among threads and copy it to other processes."""
     before = pickle.dumps(
         (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
     )
-    new_processor(text=new_processor.image_token, images=pictures[0], max_tiles=2, return_tensors="pt")
+    new_processor(text=new_processor.image_token, images=images[0], max_tiles=2, return_tensors="pt")
     new_processor.apply_chat_template(
         conversation([("user", (20, 20), "x")]), tokenize=True, return_dict=True, max_tiles=3
     )
@@ -213,9 +212,9 @@ def test_processor_holds_no_state(new_processor, pictures, conversation):
         (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
     )
     copied = pickle.loads(pickle.dumps(new_processor))
-    for name, value in copied(text=copied.image_token, images=pictures[1], return_tensors="pt").items():
+    for name, value in copied(text=copied.image_token, images=images[1], return_tensors="pt").items():
         assert torch.equal(
-            value, new_processor(text=new_processor.image_token, images=pictures[1], return_tensors="pt")[name]
+            value, new_processor(text=new_processor.image_token, images=images[1], return_tensors="pt")[name]
         )
 
 

@@ -21,8 +21,8 @@ def expected(case: dict) -> dict[str, np.ndarray]:
 
 
 def inputs_of(case: dict, processor):
-    pictures = [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
-    return processor(text=case["text"], images=pictures or None, return_tensors="pt")
+    images = [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
+    return processor(text=case["text"], images=images or None, return_tensors="pt")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,8 +18,8 @@ SMALL = (20, 20)
 # Arguments
 
 
-def test_unknown_arguments(tiler, processor, chat, picture):
-    image = picture(*SMALL)
+def test_unknown_arguments(tiler, processor, chat, make_image):
+    image = make_image(*SMALL)
     with refused("max_tile", (TypeError, ValueError)):
         tiler(image, max_tile=3)
     for attempt in (
@@ -45,8 +45,8 @@ def test_nothing_given(processor):
         processor(text=[1])
 
 
-def test_video_and_audio(processor, chat, picture):
-    video = np.stack([picture(*SMALL)] * 3)
+def test_video_and_audio(processor, chat, make_image):
+    video = np.stack([make_image(*SMALL)] * 3)
     for kwargs in ({"videos": [video]}, {"audio": [np.zeros(100)]}):
         with refused("takes text and images; got a video or audio"):
             processor(text="hi", **kwargs)
@@ -76,34 +76,34 @@ def test_video_and_audio(processor, chat, picture):
         (["hi", "<|image|>"], [[], []], 1, 1, 0),
     ],
 )
-def test_numbers_of_images(processor, picture, texts, images, sample, places, number):
+def test_numbers_of_images(processor, make_image, texts, images, sample, places, number):
     def fill(item):
-        return [fill(i) for i in item] if isinstance(item, list) else picture(*SMALL)
+        return [fill(i) for i in item] if isinstance(item, list) else make_image(*SMALL)
 
     with refused(rf"Sample {sample} has {places} <\|image\|> in its text but {number} images"):
         processor(text=texts, images=fill(images) if images else None)
 
 
-def test_numbers_of_samples(processor, picture):
+def test_numbers_of_samples(processor, make_image):
     with refused("images for 1 samples, but 2 texts"):
-        processor(text=["<|image|>", "<|image|>"], images=[[picture(*SMALL)] * 2])
+        processor(text=["<|image|>", "<|image|>"], images=[[make_image(*SMALL)] * 2])
 
 
-def test_too_long(new_processor, picture, conversation):
+def test_too_long(new_processor, make_image, conversation):
     new_processor.tokenizer.model_max_length = 500
     with refused("Sample 1 has 50[0-9] tokens, the model takes 500.*Shorten the text"):
         new_processor(text=["hi", "é " * 168])
     with refused("Sample 0 has 8[0-9]+ tokens, the model takes 500.*max_tiles"):
         new_processor.apply_chat_template(conversation([("user", SMALL, SMALL)]), tokenize=True, return_dict=True)
-    assert len(new_processor(text="<|image|>", images=picture(*SMALL))["input_ids"][0]) == 425
+    assert len(new_processor(text="<|image|>", images=make_image(*SMALL))["input_ids"][0]) == 425
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_truncation_that_would_cut_a_image(new_processor, picture, side):
+def test_truncation_that_would_cut_an_image(new_processor, make_image, side):
     new_processor.tokenizer.truncation_side = side
     text = "the fox <|image|>" if side == "right" else "<|image|> the fox"
     with refused("Sample 0 has 42[0-9] tokens; truncation to 400 would cut an image"):
-        new_processor(text=text, images=picture(*SMALL), truncation=True, max_length=400)
+        new_processor(text=text, images=make_image(*SMALL), truncation=True, max_length=400)
 
 
 # Chats
@@ -189,10 +189,10 @@ def test_bad_content_in_engines(processor, chat_template, name):
         )
 
 
-def test_what_is_none_is_not_there(processor, picture, tmp_path):
+def test_what_is_none_is_not_there(processor, make_image, tmp_path):
     """Data sets give all parts and messages the same keys; clients send null."""
     path = tmp_path / "one.png"
-    Image.fromarray(picture(*SMALL)).save(path)
+    Image.fromarray(make_image(*SMALL)).save(path)
     plain = [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "what?"}]}]
     nothing = dict.fromkeys(("image", "url", "path", "base64", "image_url", "text"))
     padded = [

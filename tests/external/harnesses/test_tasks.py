@@ -224,7 +224,7 @@ def mmmb_row(shape: dict, index: int, answer: str) -> dict:
     """An option that reads "None", and fewer options than four."""
     png = io.BytesIO()
     shape["image"].save(png, "PNG")
-    picture = base64.b64encode(png.getvalue()).decode()
+    image = base64.b64encode(png.getvalue()).decode()
     return {
         "index": index,
         "question": shape["question"],
@@ -233,7 +233,7 @@ def mmmb_row(shape: dict, index: int, answer: str) -> dict:
         "C": "",
         "D": "",
         "answer": answer,
-        "image": picture,
+        "image": image,
     }
 
 

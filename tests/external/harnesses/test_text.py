@@ -18,14 +18,14 @@ from lm_eval.models.huggingface import HFLM
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 STRING = Value("string")
-COLOURS = ("red", "orange", "green", "blue", "pink", "black")
+COLORS = ("red", "orange", "green", "blue", "pink", "black")
 
 
 def mmlu(rng) -> dict:
     return {
         "question": f"What colour is the {rng.choice(['star', 'ring'])}?",
         "subject": "shapes",
-        "choices": rng.sample(COLOURS, 4),
+        "choices": rng.sample(COLORS, 4),
         "answer": rng.randrange(4),
     }
 
@@ -40,12 +40,12 @@ def arc(rng) -> dict:
 
 
 def hellaswag(rng) -> dict:
-    colour = rng.choice(COLOURS)
+    color = rng.choice(COLORS)
     return {
         "activity_label": "Shapes",
-        "ctx_a": f"There is a {colour} star at the top.",
+        "ctx_a": f"There is a {color} star at the top.",
         "ctx_b": "it",
-        "endings": ["is red.", "is at the bottom.", "is a blue ring.", f"is {colour}."],
+        "endings": ["is red.", "is at the bottom.", "is a blue ring.", f"is {color}."],
         "label": str(rng.randrange(4)),
     }
 

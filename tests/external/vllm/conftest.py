@@ -35,9 +35,9 @@ def shapes(seed: int, width: int = 378, height: int = 378):
     return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
 
 
-def as_uri(picture) -> str:
+def as_uri(image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -60,8 +60,8 @@ CHATS = {
     "5 tiles": [user(shapes(2, 640, 480), "How many shapes are there?")],
     "13 tiles": [user(shapes(3, 1280, 720), "Describe the picture.")],
     "most tokens": [user(shapes(3, 300, 3300), "Describe the picture.")],
-    "picture last": [user("Was ist oben links?", shapes(4, 500, 300))],
-    "two pictures": [user(shapes(5), "and", shapes(6, 640, 480), "Describe the picture.")],
+    "image last": [user("Was ist oben links?", shapes(4, 500, 300))],
+    "two images": [user(shapes(5), "and", shapes(6, 640, 480), "Describe the picture.")],
     "the same twice": [user(shapes(7), shapes(7), "Describe the picture.")],
     "two of one size": [user(shapes(8), shapes(9), "Décris l'image.")],
     "one in another prompt": [user(shapes(1), "How many shapes are there?")],

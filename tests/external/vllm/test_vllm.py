@@ -100,7 +100,7 @@ def test_no_structural_token_is_sampled(llm, reference):
 
 PROMPTS = {
     "text": (" User: What colour is the star? Assistant:", []),
-    "a picture": (" User: <|image|>Describe the picture. Assistant:", [1]),
+    "an image": (" User: <|image|>Describe the picture. Assistant:", [1]),
     "two": (" User: <|image|> and <|image|>Describe the picture. Assistant:", [5, 6]),
 }
 
@@ -109,13 +109,13 @@ PROMPTS = {
 def test_raw_prompts(llm, reference, name):
     """Nobody wrote `<|endoftext|>` in front of these: the tokenizer adds what the processor adds."""
     text, seeds = PROMPTS[name]
-    pictures = [shapes(seed) for seed in seeds]
-    inputs = reference.processor(text=text, images=pictures or None, return_tensors="pt")
+    images = [shapes(seed) for seed in seeds]
+    inputs = reference.processor(text=text, images=images or None, return_tensors="pt")
     answer = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[
         0, inputs["input_ids"].shape[1] :
     ]
     output = llm.generate(
-        {"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}, GREEDY, use_tqdm=False
+        {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}, GREEDY, use_tqdm=False
     )[0]
     assert output.prompt_token_ids == inputs["input_ids"][0].tolist()
     assert reference.without_end(output.outputs[0].token_ids) == reference.without_end(answer.tolist())

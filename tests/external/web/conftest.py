@@ -68,7 +68,7 @@ def user(visit):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     """The file of an example's image."""
     from jina_vlm_tools.webapp.examples import EXAMPLES
 

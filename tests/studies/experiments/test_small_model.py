@@ -308,8 +308,8 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     (words,) = [row for row in rows if row["left_out"] == "words" and row["task"] == "words"]
     # Two of three seeds fall from right to wrong: -66.7, and t(2) = 4.303 standard errors of 33.3 to either side.
     assert (words["with_all"], words["change"], words["low"], words["high"]) == ("66.7", "-66.7", "-210.1", "76.8")
-    with Image.open(tmp_path / "out" / "changes.png") as picture:
-        assert picture.width > 600 and picture.height > 150
+    with Image.open(tmp_path / "out" / "changes.png") as image:
+        assert image.width > 600 and image.height > 150
 
 
 @pytest.mark.parametrize(

@@ -213,13 +213,13 @@ def test_published_weights_are_the_checkpoints_but_for_the_rows_of_structural_to
     assert not torch.equal(head, old)
 
 
-def test_answers_stay_what_they_were(bundle, picture):
+def test_answers_stay_what_they_were(bundle):
     """Greedy and sampled ones, on the trained checkpoint, whose rows of structural tokens were trained too."""
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     models = [
         jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)
     ]
-    content = [{"type": "image", "image": picture(200, 260)}, {"type": "text", "text": "Describe the picture."}]
+    content = [{"type": "image", "image": make_image(200, 260)}, {"type": "text", "text": "Describe the picture."}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,

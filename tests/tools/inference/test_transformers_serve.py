@@ -270,7 +270,7 @@ IMAGE = png(draw_scene(SHAPES.scene))
 
 # What makes up the message, and what the error says. {url} is a server's, {dead} nobody's.
 REFUSED = {
-    "not a picture": ([image(b"just text")], "not an image in a format that Pillow can read"),
+    "not an image": ([image(b"just text")], "not an image in a format that Pillow can read"),
     "empty": ([image(b"")], "not an image"),
     "truncated": ([image(IMAGE[: len(IMAGE) // 2])], "damaged or incomplete"),
     "not base64": ([image("data:image/png;base64,!?")], "base64"),

@@ -131,8 +131,8 @@ def test_new_rows_are_the_mean_of_the_old(parts, bundle):
 def test_the_bundle_is_a_checkpoint_like_any_other(bundle):
     processor = AutoProcessor.from_pretrained(bundle, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True).eval()
-    picture = Image.fromarray(make_image(300, 900))
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "which fox?"}]}]
+    image = Image.fromarray(make_image(300, 900))
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "which fox?"}]}]
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

@@ -146,9 +146,9 @@ def test_a_batch_without_images_reaches_every_adapter(small, small_processor, ro
 
 
 def as_dataset(rows) -> datasets.Dataset:
-    def png(picture):
+    def png(image):
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
     features = datasets.Features(
@@ -156,7 +156,7 @@ def as_dataset(rows) -> datasets.Dataset:
         messages=datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
     )
     return datasets.Dataset.from_list(
-        [{**row, "images": [png(picture) for picture in row["images"]]} for row in rows], features=features
+        [{**row, "images": [png(image) for image in row["images"]]} for row in rows], features=features
     )
 
 
