@@ -7,6 +7,9 @@ Nothing else in the bundle knows the released layout. Settings are supported as 
 
 from __future__ import annotations
 
+
+from .compatibility_jina_vlm import OLDEST  # noqa: F401  before what old versions lack  # isort: skip
+
 import math
 import re
 from collections.abc import Iterator

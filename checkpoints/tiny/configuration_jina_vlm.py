@@ -1,13 +1,14 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Configuration of jina-vlm. The defaults are those of the released 2.4B model."""
 
+from .compatibility_jina_vlm import CACHE_NAME, put_into_package  # before what old versions lack  # isort: skip
+
 import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
-from .compatibility_jina_vlm import CACHE_NAME, put_into_package
 from .conversion_jina_vlm import convert_config, is_released_config
 from .tiling_jina_vlm import check_geometry
 

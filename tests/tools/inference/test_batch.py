@@ -43,14 +43,14 @@ def caches(tmp_path_factory):
 
 def shapes(seed: int) -> Image.Image:
     """An image of shapes, of one to seven tiles."""
-    picture = draw_scene(make_scene(random.Random(seed), TRAINING_PAIRS))
+    image = draw_scene(make_scene(random.Random(seed), TRAINING_PAIRS))
     scale = (1, 2, 0.5)[seed % 3]
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    return image.resize((round(image.width * scale), round(image.height * scale)))
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -192,10 +192,10 @@ def test_parquet_files_with_questions(drawn, alone, tmp_path):
 
 def test_data_set(photos, drawn, alone, tmp_path):
     """As it is saved, and as a folder of the Hub's layout; images as `datasets` stores them, or as paths."""
-    pictures = {"image": [{"bytes": content, "path": None} for content in drawn]}
+    images = {"image": [{"bytes": content, "path": None} for content in drawn]}
     paths = {"image": [str(photos / "more" / f"{index}.PNG") for index in (1, 3)]}
     saved = datasets.DatasetDict(
-        train=datasets.Dataset.from_dict(pictures, features=datasets.Features({"image": datasets.Image()})),
+        train=datasets.Dataset.from_dict(images, features=datasets.Features({"image": datasets.Image()})),
         test=datasets.Dataset.from_dict(paths),
     )
     saved.save_to_disk(tmp_path / "saved")

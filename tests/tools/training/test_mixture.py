@@ -141,9 +141,9 @@ def where(batches) -> list[list[tuple[int, int]]]:
     return [[(place.source, place.index) for place in batch] for batch in batches]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is drawn
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_sources_have_their_shares(opened):
@@ -250,9 +250,9 @@ def test_workers_load_the_same(opened, collator):
     assert all(torch.equal(a, b) for a, b in zip(load(0), load(2), strict=True))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is bad
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_bad_samples_are_counted_logged_and_skipped(write, collator, caplog):
@@ -340,7 +340,8 @@ def test_a_missing_column(write, folder, collator, streaming):
     file = write(path="captions.jsonl", streaming=streaming)
     with pytest.raises(
         SettingsError,
-        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, but none of texts",
+        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, "
+        "but none of texts",
     ):
         open_all(file, collator)
 
