@@ -267,7 +267,7 @@ def test_imports_go_one_way():
         "image_loading": set(),
         "resizing": {"image_loading"},
         "image_processing": {"conversion", "image_loading", "resizing", "tiling"},
-        "processing": {"compatibility", "control_tokens", "conversion", "image_processing", "messages"},
+        "processing": {"compatibility", "control_tokens", "conversion", "image_processing", "messages", "tiling"},
         "checkpoint": {"conversion"},
         "generation": {"compatibility"},
         "modeling": {"checkpoint", "compatibility", "configuration", "conversion", "generation", "tiling"},

@@ -414,8 +414,8 @@ def test_an_older_drawing_stays_until_the_new_one_is_whole(tmp_path):
     (tmp_path / "old.png").write_bytes(b"old")
 
     class Page:
-        def save(self, path):
-            path.write_bytes(b"half")
+        def save(self, file, format):
+            file.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
