@@ -85,7 +85,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    # The Trainer gathers every other output by sample, and these do not come by sample.
+    # The Trainer gathers outputs by sample; these have no dimension of samples.
     keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
     _auto_class = "AutoConfig"
 

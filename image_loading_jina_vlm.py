@@ -2,7 +2,7 @@
 """From what users have (path, URL, data URI, base64, PIL image, array, tensor) to an 8-bit RGB image, within limits.
 
 The library's own loading drops transparency and differs between versions; here an image gives the same pixels on each.
-`docs/robustness.md` says how far malicious files and servers are withstood.
+`docs/robustness.md` says what holds against malicious files and servers.
 """
 
 import base64

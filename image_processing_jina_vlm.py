@@ -148,8 +148,8 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """
         Args:
             images: One image, or a (nested) list of them.
-            do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's. The library's other
-                arguments are refused unless they ask for what is done anyway.
+            do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other
+                argument of the library is refused unless it asks for what is done anyway.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
             device (`str` or `torch.device`, *optional*): Where to compute. Only a CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.

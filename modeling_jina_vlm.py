@@ -64,7 +64,7 @@ class JinaVLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
     @classmethod
     def is_custom_code(cls) -> bool:
         # For custom code the library skips the initialization of modules without parameters of their own, such as
-        # SigLIP's attention, lest it overwrites what was loaded. Ours does not.
+        # SigLIP's attention, as theirs may overwrite what was loaded. Ours does not.
         return False
 
 

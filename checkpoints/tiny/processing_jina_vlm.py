@@ -13,7 +13,6 @@ from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, ma
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
 from .messages_jina_vlm import check_conversation
-from .tiling_jina_vlm import count_tokens
 
 
 class JinaVLMTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
@@ -278,20 +277,24 @@ class JinaVLMProcessor(ProcessorMixin):
         return self._expansion(*grids[image_idx])
 
     def _expansion(self, rows: int, columns: int) -> str:
-        blocks = [self.image_processor.get_token_grid(*grid) for grid in ((1, 1), (rows, columns))]
-        return "".join(f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>" for height, width in blocks)
+        return "".join(
+            f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>"
+            for height, width in self._get_token_grids(rows, columns)
+        )
+
+    def _get_token_grids(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Compute (rows, columns) of the tokens of an image's thumbnail and of its tiles."""
+        return [self.image_processor.get_token_grid(*grid) for grid in ((1, 1), (rows, columns))]
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
         """Count tokens (`num_image_tokens`, structural ones too) and tiles (`num_image_patches`) of images of these
         (height, width), in pixels. Engines plan by it. Takes the image processor's arguments."""
         if image_sizes is None:
             return MultiModalData()
-        processor = self.image_processor
-        grids = [processor.get_tiling(*size, **kwargs)[1] for size in image_sizes]
+        grids = [self.image_processor.get_tiling(*size, **kwargs)[1] for size in image_sizes]
         return MultiModalData(
             num_image_tokens=[
-                count_tokens(rows, columns, processor.tokens_per_side, processor.token_overlap)
-                for rows, columns in grids
+                sum(2 + height * (width + 1) for height, width in self._get_token_grids(*grid)) for grid in grids
             ],
             num_image_patches=[1 + rows * columns for rows, columns in grids],
         )
