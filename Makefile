@@ -5,6 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKPOINT := checkpoints/tiny
 RUFF := 0.17.6
+MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
 BENCHMARKS := preprocessing tower decoder batches loading training_step efficiency growth
@@ -122,13 +123,16 @@ parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by pa
 pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
 	$(RUN) -m scripts.draw_tiling
 
-lint: $(VENV)/ready  ## check style with ruff, which is installed for it
+lint: $(VENV)/ready  ## check style with ruff and the bundle's types with mypy, which are installed for it
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(RUN) -m pip install ruff==$(RUFF)
+	@$(RUN) -m mypy --version >/dev/null 2>&1 || $(RUN) -m pip install mypy==$(MYPY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	@mkdir -p build/types && ln -sfn ../.. build/types/jina_vlm
+	$(RUN) -m mypy
 
 clean:  ## remove environments, caches and what the demo drew
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define python

@@ -1,6 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""jina-vlm for transformers, as a package. Importing it registers the classes with the library's Auto classes, for this
-layout (`jina_vlm`) and the released one (`jvlm`), so that `from_pretrained("jinaai/jina-vlm")` runs this code."""
+"""jina-vlm for transformers, as a package. Importing it registers the classes with the library's Auto classes, for
+this layout (`jina_vlm`) and the released one (`jvlm`): `from_pretrained("jinaai/jina-vlm")` then runs this code."""
 
 from transformers import (
     CONFIG_MAPPING,
@@ -31,7 +31,7 @@ from .processing_jina_vlm import JinaVLMProcessor
 __version__ = "0.1.0"
 
 AutoConfig.register(JinaVLMConfig.model_type, JinaVLMConfig, exist_ok=True)
-# Not by `AutoConfig.register`: a released config is translated, and is of this layout's type from then on.
+# `AutoConfig.register` would refuse it: the translated config is of this layout's type.
 CONFIG_MAPPING.register(RELEASED_MODEL_TYPE, JinaVLMConfig, exist_ok=True)
 AutoModel.register(JinaVLMConfig, JinaVLMModel, exist_ok=True)
 for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):

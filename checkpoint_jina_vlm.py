@@ -1,21 +1,22 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Strict loading: a mixin below the model that raises where the library would warn, and what quantization leaves whole."""
+"""Strict loading: a mixin that raises where the library would warn, and the modules that are never quantized."""
 
 import copy
+import os
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 from transformers.quantizers import AutoQuantizationConfig
 
 from .conversion_jina_vlm import collect_conversion_problems, register_released_layout, released_name
 
 
-# By full names, in the model with the head and in the one without. The connector and the head are a hundredth of the
-# weights; all that an image says goes through the first.
+# Full names, in the models with and without the head. All that an image says passes the connector, a small part.
 NEVER_QUANTIZED = ["model.connector", "connector", "lm_head", "embed_tokens"]
-# The largest sizes that are taken for meant, at least sixteen times the released model's. A config from a stranger is read
-# before the weights, and memory is taken by what it says.
+# At least sixteen times the released model's sizes. Memory is allocated by a config, which may be a stranger's.
 LARGEST_SIZES = {
     "connector_num_attention_heads": 1024,
     "connector_head_dim": 4096,
@@ -42,35 +43,41 @@ DISTRIBUTED_ARGUMENTS = ("tp_plan", "tp_size", "distributed_config")
 
 
 class CheckpointMixin:
-    """`from_pretrained` and `save_pretrained` of every jina-vlm model, which is not made where its sizes are absurd."""
+    """Load and save every jina-vlm model strictly, and refuse configs of absurd sizes."""
 
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         _check_sizes(config)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
-    ):
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """
         Load a checkpoint of this layout or of the released one. See [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: tensors are missing, or have other shapes (with `output_loading_info=True` the missing ones are
-                returned instead); or tensors hold what this model cannot honor.
+            ValueError: tensors are missing (with `output_loading_info=True` they are returned instead), have other
+                shapes, or hold values that this model cannot honor.
             OSError: a file of weights is damaged.
         """
-        register_released_layout()  # again: another copy of this code may have put its own there
+        register_released_layout()  # again: another copy of this code may have registered its own
         kwargs.setdefault("use_safetensors", True)  # the library would open pickles where there are none
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _keep_whole(kwargs["quantization_config"])
-        info, cause = {"missing_keys": [], "mismatched_keys": []}, None
+        info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
+        cause = None
         with collect_conversion_problems() as problems:
             try:
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path,
                     *args,
-                    # both are reported below, by name
+                    # Both are reported below, by name.
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **kwargs,
@@ -93,20 +100,24 @@ class CheckpointMixin:
             if any(kwargs.get(name) is not None for name in DISTRIBUTED_ARGUMENTS):
                 problems.append(
                     "The released layout, whose tensors hold several of ours, cannot be loaded in parts by several "
-                    "processes. If this is one, load it in one process, `save_pretrained` it, and load what that wrote."
+                    "processes. If this is one, load it in one process, `save_pretrained` it, and load what that "
+                    "wrote."
                 )
             message = f"Cannot load {cls.__name__} from {pretrained_model_name_or_path}:\n" + "\n".join(problems)
             raise ValueError(message) from cause
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> Any:
         """Save in this layout; the released one is read, not written. See [`PreTrainedModel.save_pretrained`]."""
         if save_original_format:
             raise ValueError("jina-vlm saves its own layout only, got `save_original_format=True`. Leave it out.")
-        return super().save_pretrained(save_directory, *args, save_original_format=False, **kwargs)
+        kwargs["save_original_format"] = False
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _check_sizes(config) -> None:
+def _check_sizes(config: PreTrainedConfig) -> None:
     for name, largest in LARGEST_SIZES.items():
         size = attrgetter(name)(config)
         if not isinstance(size, int) or not 1 <= size <= largest:
@@ -121,7 +132,7 @@ def _check_sizes(config) -> None:
         )
 
 
-def _name_damaged(checkpoint, error: Exception) -> str:
+def _name_damaged(checkpoint: str | os.PathLike | None, error: Exception) -> str:
     damaged = []
     for path in sorted(Path(checkpoint).glob("*.safetensors")) if checkpoint else []:
         try:
@@ -138,8 +149,8 @@ def _both_names(name: str) -> str:
     return f"`{name}`" if released == name else f"`{name}` (released: `{released}`)"
 
 
-def _keep_whole(quantization_config):
-    """Copy a quantization config, given as an object or a dictionary, and add to what it skips."""
+def _keep_whole(quantization_config: Any) -> Any:
+    """Copy a quantization config, an object or a dictionary, and add to the modules that it skips."""
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(dict(quantization_config))
     else:

@@ -1,17 +1,19 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of jina-vlm. The defaults are the released 2.4B model."""
+"""Configuration of jina-vlm. The defaults are those of the released 2.4B model."""
 
+from .compatibility_jina_vlm import CACHE_NAME, put_into_package  # before what old versions lack  # isort: skip
+
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
-from .compatibility_jina_vlm import CACHE_NAME, put_into_package
 from .conversion_jina_vlm import convert_config, is_released_config
 from .tiling_jina_vlm import check_geometry
 
 
-# SigLIP2-So400M/14 at 378 px, its first 25 of 27 blocks: deeper ones are not used.
+# SigLIP2-So400M/14 at 378 pixels: the first 25 of its 27 blocks, as no deeper one is used.
 _VISION_DEFAULTS = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -53,39 +55,37 @@ AUTO_MAP = {
 @strict
 class JinaVLMConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`JinaVLMModel`] (arXiv 2512.04032, section 3). Reads the `config.json` of the released
-    checkpoint (`model_type: jvlm`) too.
+    Configuration of a [`JinaVLMModel`] (arXiv 2512.04032, section 3). The released checkpoint's `config.json`
+    (`model_type: jvlm`) is read as well.
 
     Args:
         vision_config (`SiglipVisionConfig` or `dict`, *optional*):
-            The vision tower, up to the deepest block that is used. Its final norm and head are not built.
+            The vision tower, up to its deepest block in use. Its final norm and head are not built.
         text_config (`Qwen3Config` or `dict`, *optional*):
             The text model. `vocab_size` counts the image tokens.
         vision_feature_layers (`list[int]`, *optional*, defaults to `[24, 18]`):
-            The blocks of the tower, from 0, whose outputs are concatenated, in this order. The deepest must be the
-            tower's last.
+            Indices of the tower's blocks whose outputs are concatenated, in this order. The deepest is the last block.
         connector_num_attention_heads (`int`, *optional*, defaults to 16):
-            Heads of the attention that pools 2 x 2 patches.
+            Heads of the attention that pools each window of patches.
         connector_head_dim (`int`, *optional*, defaults to 72):
-            Width of each of them.
+            Width of each of these heads.
         connector_intermediate_size (`int`, *optional*, defaults to 6144):
-            Inner width of the SwiGLU that leads to the text model's width.
+            Inner width of the SwiGLU that projects to the text model's width.
         pooling_size (`int`, *optional*, defaults to 2):
-            Side, in patches, of the windows that are pooled to one token.
+            Side, in patches, of a window that is pooled to one token.
         overlap_margin (`int`, *optional*, defaults to 4):
-            Patches at each inner side of a tile that its neighbor shows as well; their tokens are dropped.
+            Patches at each inner edge of a tile that its neighbor shows too; their tokens are dropped.
         image_token_id (`int`, *optional*, defaults to 151938):
-            Id of `<im_patch>`: one for each image feature.
+            Id of `<im_patch>`, the placeholder of one image feature.
         structural_token_ids (`list[int]`, *optional*, defaults to `[151936, ..., 151941]`):
-            Ids of `<im_start>`, `<im_end>`, `<im_patch>`, `<im_col>`, `<|image|>` and `<im_slice>`, which are never
-            generated.
+            Ids of `<im_start>`, `<im_end>`, `<im_patch>`, `<im_col>`, `<|image|>` and `<im_slice>`: never generated.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether `lm_head` shares the embedding's weights.
     """
 
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    # The Trainer gathers what else an evaluation gives by sample; the embeddings of images come by token.
+    # The Trainer gathers outputs by sample; these have no dimension of samples.
     keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
     _auto_class = "AutoConfig"
 
@@ -101,7 +101,7 @@ class JinaVLMConfig(PreTrainedConfig):
     structural_token_ids: list[int] | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         defaults = {"vision_config": _VISION_DEFAULTS, "text_config": _TEXT_DEFAULTS}
         for name, config_class in self.sub_configs.items():
             given = getattr(self, name)
@@ -119,8 +119,8 @@ class JinaVLMConfig(PreTrainedConfig):
             self.structural_token_ids = list(range(151936, 151942))
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
-        """Refuse numbers that do not fit together."""
+    def validate_architecture(self) -> None:
+        """Refuse sizes that do not fit together."""
         super().validate_architecture()
         vision, text = self.vision_config, self.text_config
         if text.num_key_value_heads < 1 or text.num_attention_heads % text.num_key_value_heads:
@@ -128,7 +128,7 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"`text_config.num_attention_heads` ({text.num_attention_heads}) must be a multiple of "
                 f"`text_config.num_key_value_heads` ({text.num_key_value_heads})."
             )
-        layers, num_layers = self.vision_feature_layers, self.vision_config.num_hidden_layers
+        layers, num_layers = self.vision_feature_layers, vision.num_hidden_layers
         if not layers or min(layers) < 0 or max(layers) != num_layers - 1:
             raise ValueError(
                 f"`vision_feature_layers` is {layers}; its deepest entry must be the last of the tower's "
@@ -137,34 +137,40 @@ class JinaVLMConfig(PreTrainedConfig):
         try:
             check_geometry(vision.image_size, vision.patch_size, self.overlap_margin, self.pooling_size)
         except (ValueError, TypeError) as error:
-            names = "`vision_config.image_size` (of a tile), `vision_config.patch_size`, `overlap_margin` and `pooling_size`"
-            raise ValueError(f"{names} do not fit together: {error}") from None
-        if self.image_token_id not in self.structural_token_ids:
             raise ValueError(
-                f"`image_token_id` ({self.image_token_id}) must be one of `structural_token_ids` ({self.structural_token_ids})."
+                "`vision_config.image_size` (of a tile), `vision_config.patch_size`, `overlap_margin` and "
+                f"`pooling_size` do not fit together: {error}"
+            ) from None
+        token_ids = self.structural_token_ids
+        if self.image_token_id not in token_ids:
+            raise ValueError(
+                f"`image_token_id` ({self.image_token_id}) must be one of `structural_token_ids` ({token_ids})."
             )
-        if not 0 <= min(self.structural_token_ids) <= max(self.structural_token_ids) < self.text_config.vocab_size:
+        if not 0 <= min(token_ids) <= max(token_ids) < text.vocab_size:
             raise ValueError(
-                f"`structural_token_ids` ({self.structural_token_ids}) must lie in the vocabulary of `text_config.vocab_size` ({text.vocab_size})."
+                f"`structural_token_ids` ({token_ids}) must lie in the vocabulary of `text_config.vocab_size` "
+                f"({text.vocab_size})."
             )
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return _translated(config_dict), kwargs
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "JinaVLMConfig":
         return super().from_dict(_translated(config_dict), **kwargs)
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        # The library would store one class per model, under the name it was loaded by.
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        # The library would write only the class that the model was loaded by.
         self.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
 def _translated(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Without the release's `auto_map`: its code is not run."""
+    """Translate a released config, without its `auto_map`: the release's code is not run."""
     return convert_config(config_dict) if is_released_config(config_dict) else config_dict
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""From what users have (path, URL, data URI, base64, PIL image, array, tensor) to an RGB image of 8 bits, within limits.
+"""From what users have (path, URL, data URI, base64, PIL image, array, tensor) to an 8-bit RGB image, within limits.
 
-Ours, because the library's own loading drops transparency, and changed between its versions: the same image must give the
-same pixels on each. What is promised of files and servers that were made to do harm is in `docs/robustness.md`.
+The library's own loading drops transparency and differs between versions; here an image gives the same pixels on each.
+`docs/robustness.md` says what holds against malicious files and servers.
 """
 
 import base64
@@ -28,23 +28,23 @@ MAX_DOWNLOAD_BYTES = 256 * 2**20  # as sent, and decompressed
 MAX_REDIRECTS = 10
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 _HEADERS = {"User-Agent": "jina-vlm-transformers", "Accept-Encoding": "gzip, deflate"}
-# What is decoded, of all that Pillow can: an EPS file is a program, which Ghostscript would run, and rare formats have
-# rarely been attacked. HEIF and JXL are read where a plugin for Pillow is registered.
+# Of Pillow's formats: an EPS file is a program that Ghostscript would run, and decoders of rare formats are little
+# tested. HEIF and JXL need a plugin for Pillow.
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP",
 )  # fmt: skip
-# Of a JPEG file, as in libtiff. A scan can take 250 bytes, and the time of going over the whole image.
+# In a JPEG file, as in libtiff. A scan of 250 bytes may take as long as a whole image.
 MAX_JPEG_SCANS = 100
-_CREDENTIALS = re.compile(r"^(https?://)[^/?#@]*@", re.IGNORECASE)  # of a URL: not to be shown
-# Neither stuffed bytes of a scan's data, nor markers without a length.
+_CREDENTIALS = re.compile(r"^(https?://)[^/?#@]*@", re.IGNORECASE)  # in a URL: not shown in messages
+# Neither stuffed bytes of a scan's data, nor markers without a length
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
 T = TypeVar("T")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Nested lists of images
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def open_images(images: Any) -> Any:
@@ -61,7 +61,8 @@ def open_images(images: Any) -> Any:
     if is_valid_image(images):
         return images
     raise TypeError(
-        f"Expected an image (PIL image, numpy array, torch tensor, path, URL or data URI), got {type(images).__name__}."
+        "Expected an image (PIL image, numpy array, torch tensor, path, URL or data URI), got "
+        f"{type(images).__name__}."
     )
 
 
@@ -74,9 +75,9 @@ def flatten(images: Any) -> list:
     return [images]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Names of images to files that Pillow has opened, and not decoded yet
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def open_image(source: str | os.PathLike) -> Image.Image:
@@ -86,6 +87,7 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         FileNotFoundError, ValueError: nothing there, or not an image that Pillow can open.
     """
     source = os.fspath(source)
+    data: BytesIO | str
     shown = _CREDENTIALS.sub(r"\1***@", source)
     shown = shown if len(shown) <= 100 else f"{shown[:80]}..."
     if source[:8].lower().startswith(("http://", "https://")):
@@ -101,7 +103,7 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         what = "is a folder" if source.strip() else "is empty"
         raise ValueError(f"{shown!r} {what}. Expected a file, an http(s) URL, a data URI or base64.")
     elif len(source) > 255 or not os.path.splitext(source)[1]:
-        # a path cannot be so long, and base64 knows no dot
+        # No path is so long, and base64 has no dot.
         data = BytesIO(_decode_base64(source, shown))
     else:
         raise FileNotFoundError(f"No such image: {shown!r}. Expected a file, an http(s) URL, a data URI or base64.")
@@ -125,9 +127,9 @@ def _download(url: str, shown: str) -> bytes:
 
 
 class _Deadline:
-    """That of a download. httpx's own time-outs begin anew with each byte."""
+    """The deadline of a download. httpx's own timeouts start again with each byte."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.end = time.monotonic() + DOWNLOAD_SECONDS
 
     def __str__(self) -> str:
@@ -141,19 +143,19 @@ class _Deadline:
             raise TimeoutError(str(self))
         return min(URL_TIMEOUT_SECONDS, self.end - time.monotonic())
 
-    def begin(self, request) -> None:
-        """Called with each request: the first, and those by redirects."""
+    def begin(self, request: httpx.Request) -> None:
+        """Limit a request, the first or one by a redirect."""
         request.extensions["timeout"] = httpx.Timeout(self.timeout()).as_dict()
 
     def trace(self, event: str, info: dict) -> None:
-        """Called with each step of a connection: gives its every read what time is left."""
+        """Limit each read of a new connection to the time that is left."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             stream = info["return_value"]
             read = stream.read
             stream.read = lambda max_bytes, timeout=None: read(max_bytes, self.timeout())
 
 
-def _read_body(response) -> bytes:
+def _read_body(response: httpx.Response) -> bytes:
     if not response.is_success:
         raise ValueError(f"the server answered {response.status_code} {response.reason_phrase}")
     encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
@@ -169,16 +171,16 @@ def _read_body(response) -> bytes:
             raise ValueError(too_large)
     if encoding == "identity":
         return bytes(data)
-    # Servers call two formats deflate: one with a header, which zlib tells from gzip's by itself, and one without.
+    # Servers call two formats deflate: one with a header, which zlib tells from gzip's, and one without.
     header = int.from_bytes(data[:2], "big")
     is_bare = encoding == "deflate" and (header % 31 or header >> 8 & 15 != 8)
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
-    data = decompressor.decompress(data, MAX_DOWNLOAD_BYTES + 1)
-    if len(data) > MAX_DOWNLOAD_BYTES:
+    decompressed = decompressor.decompress(data, MAX_DOWNLOAD_BYTES + 1)
+    if len(decompressed) > MAX_DOWNLOAD_BYTES:
         raise ValueError(too_large)
     if not decompressor.eof:
         raise ValueError("its compressed data end too early")
-    return data
+    return decompressed
 
 
 def _decode_base64(payload: str, shown: str) -> bytes:
@@ -191,7 +193,7 @@ def _decode_base64(payload: str, shown: str) -> bytes:
 
 
 def _guarded(step: Callable[[], T], shown: str) -> T:
-    """Run a step of Pillow's decoding, and give its errors one type and a message that says what to do."""
+    """Run a step of Pillow's decoding. Any error becomes a ValueError that says what to do."""
     try:
         return step()
     except Image.UnidentifiedImageError as error:
@@ -207,9 +209,9 @@ def _guarded(step: Callable[[], T], shown: str) -> T:
         raise ValueError(f"{shown}: the image is damaged or incomplete ({error or type(error).__name__}).") from error
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Images to RGB
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def to_rgb(image: Any, input_data_format: str | None = None) -> Image.Image | torch.Tensor:
@@ -223,20 +225,20 @@ def to_rgb(image: Any, input_data_format: str | None = None) -> Image.Image | to
         An upright RGB image of Pillow's, or [3, height, width] uint8.
 
     Raises:
-        ValueError: it is damaged, or not of a shape, type or range of values that an image has.
+        ValueError: the image is damaged, or its shape, type or range of values is not an image's.
     """
     return _from_pil(image) if isinstance(image, Image.Image) else _from_array(image, input_data_format)
 
 
 def to_tensor(image: Image.Image | torch.Tensor) -> torch.Tensor:
-    """[3, height, width] uint8 of what [`to_rgb`] returns."""
+    """Convert the result of [`to_rgb`] to [3, height, width] uint8."""
     if isinstance(image, torch.Tensor):
         return image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: Pillow's memory is read-only
 
 
 def _from_pil(image: Image.Image) -> Image.Image | torch.Tensor:
-    """Turn an image as its EXIF says, put transparency onto white, and round 16 bits to 8, then as a tensor."""
+    """Turn an image as its EXIF says, and put transparency onto white. 16 bits become a tensor of 8."""
     shown = f"{type(image).__name__} {getattr(image, 'filename', '')}".strip()
 
     def decode() -> Image.Image:
@@ -261,18 +263,19 @@ def _from_pil(image: Image.Image) -> Image.Image | torch.Tensor:
 
 
 def _check_file(image: Image.Image, shown: str) -> None:
-    """Refuse what should not be decoded at all, of an image that Pillow has opened and not decoded yet."""
+    """Refuse to decode some images, of those that Pillow has opened and not decoded yet."""
     if not getattr(image, "tile", None):
         return
-    if image.fp is None:
+    file = image.fp  # type: ignore[attr-defined]
+    if file is None:
         raise ValueError(f"{shown}: its file was closed before its pixels were read. Call its `load()` before that.")
     if image.format not in FORMATS:
         raise ValueError(
             f"{shown}: images in the format {image.format} are not read. Convert it to one of {', '.join(FORMATS)}."
         )
     if image.format in ("JPEG", "MPO"):
-        image.fp.seek(0)
-        if (scans := _count_scans(image.fp.read())) > MAX_JPEG_SCANS:
+        file.seek(0)
+        if (scans := _count_scans(file.read())) > MAX_JPEG_SCANS:
             raise ValueError(
                 f"{shown}: a JPEG file of {scans} scans; there may be at most {MAX_JPEG_SCANS}. Save it anew."
             )
@@ -323,7 +326,7 @@ def _from_array(image: Any, input_data_format: str | None = None) -> torch.Tenso
     if image.shape[0] == 4:
         channels_last = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)), "RGBA")
         return to_tensor(_from_pil(channels_last))
-    # a copy: the array may be read-only, or not contiguous
+    # A copy: the array may be read-only, or not contiguous.
     return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
 
 

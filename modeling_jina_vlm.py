@@ -2,6 +2,7 @@
 """PyTorch model of jina-vlm (arXiv 2512.04032): SigLIP2 tower, attention-pooling connector, Qwen3 decoder."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ class JinaVLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config: JinaVLMConfig
     config_class = JinaVLMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "SiglipVisionEmbeddings", "JinaVLMConnector", "Qwen3DecoderLayer"]
     _skip_keys_device_placement = [CACHE_NAME]
@@ -55,21 +56,21 @@ class JinaVLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _auto_class = "AutoModel"  # saving a model saves this code beside it
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, JinaVLMConnector):
             init.zeros_(module.pad_embed)
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # The library would leave out, when weights are missing, the initialization of modules that have no parameters of
-        # their own, such as SigLIP's attention. That is for code whose initialization overwrites what was loaded.
+        # For custom code the library skips the initialization of modules without parameters of their own, such as
+        # SigLIP's attention, as theirs may overwrite what was loaded. Ours does not.
         return False
 
 
 class PatchEmbedding(nn.Conv2d):
-    """The tower's patch embedding, as one matrix product over flattened patches. It is what the release computes: a
-    convolution's order of summation moves logits by more than the golden data allow."""
+    """The tower's patch embedding as one matrix product over flattened patches, as in the release: a convolution sums
+    in another order, which moves logits by more than the golden data allow."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         rows, columns = self.kernel_size
@@ -81,14 +82,14 @@ class PatchEmbedding(nn.Conv2d):
 
 class JinaVLMVisionModel(JinaVLMPreTrainedModel):
     """
-    The tower (section 3.2): the library's SigLIP without final norm and head. Its output is the concatenation of the
-    outputs of a few of its blocks.
+    The tower (section 3.2): the library's SigLIP without final norm and head. It returns the outputs of a few of its
+    blocks, concatenated.
     """
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _can_record_outputs = {"hidden_states": SiglipEncoderLayer, "attentions": SiglipAttention}
-    # The library's SigLIP has no plan.
+    # The library's SigLIP has no plan for tensor parallelism.
     _tp_plan = {
         **{f"tower.encoder.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
         "tower.encoder.layers.*.self_attn.out_proj": "rowwise",
@@ -99,16 +100,11 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
         self.tower = AutoModel.from_config(config.vision_config)
-        embeddings = self.tower.embeddings
-        embeddings.patch_embedding = PatchEmbedding(
-            config.vision_config.num_channels,
-            config.vision_config.hidden_size,
-            embeddings.patch_size,
-            embeddings.patch_size,
-        )
+        vision, side = config.vision_config, config.vision_config.patch_size
+        self.tower.embeddings.patch_embedding = PatchEmbedding(vision.num_channels, vision.hidden_size, side, side)
         self.tower.post_layernorm = nn.Identity()
         # A checkpoint may hold the whole tower.
-        used = "|".join(map(str, range(config.vision_config.num_hidden_layers)))
+        used = "|".join(map(str, range(vision.num_hidden_layers)))
         self._keys_to_ignore_on_load_unexpected = [
             rf"vision_model\.tower\.encoder\.layers\.(?!({used})\.)",
             r"vision_model\.tower\.(post_layernorm|head)\.",
@@ -125,13 +121,13 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
             pixel_values (`torch.Tensor` [tiles, 3, 378, 378]): In [-1, 1].
 
         Returns:
-            `last_hidden_state` [tiles, patches, width * number of feature layers], zero for pure black tiles.
+            `last_hidden_state` [tiles, patches, width * number of feature layers], zero for black tiles.
         """
         features = [self._encode(tiles, **kwargs) for tiles in self._in_parts(pixel_values, kwargs)]
         return BaseModelOutputWithPooling(last_hidden_state=torch.cat(features) if len(features) > 1 else features[0])
 
     def _in_parts(self, pixel_values: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
-        """A CPU is fastest with what its caches hold; elsewhere, for gradients, graphs and captured outputs, all tiles at once."""
+        """Split tiles for a CPU's caches; not on other devices, nor for gradients, graphs or captured outputs."""
         captures = any(
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
@@ -148,20 +144,21 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
             if index in self.config.vision_feature_layers:
                 kept[index] = hidden_states
         features = torch.cat([kept[index] for index in self.config.vision_feature_layers], dim=-1)
-        # Asked of the pixels as given: a cast to the model's type could make dark ones black.
+        # By the pixels as given: a cast to the model's type could make dark ones black.
         black = (pixel_values == -1).flatten(1).all(dim=1).to(features.device)
         return features.masked_fill(black[:, None, None], 0)
 
 
 class JinaVLMConnector(nn.Module):
     """
-    From the tower to the text model (section 3.3): windows of 2 x 2 patches are pooled by attention, with their mean as
-    the query; a SwiGLU leads to the text model's width. Four times fewer tokens.
+    From the tower to the text model (section 3.3): attention pools each window of 2 x 2 patches to one token, with
+    their mean as the query, and a SwiGLU projects it to the text model's width.
     """
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__()
-        features = config.vision_config.hidden_size * len(config.vision_feature_layers)
+        hidden_size, intermediate_size = config.vision_config.hidden_size, config.connector_intermediate_size
+        features = hidden_size * len(config.vision_feature_layers)
         width = config.connector_num_attention_heads * config.connector_head_dim
         self.head_dim = config.connector_head_dim
         self.window = config.pooling_size
@@ -169,10 +166,10 @@ class JinaVLMConnector(nn.Module):
         self.q_proj = nn.Linear(features, width)
         self.k_proj = nn.Linear(features, width)
         self.v_proj = nn.Linear(features, width)
-        self.out_proj = nn.Linear(width, config.vision_config.hidden_size)
-        self.gate_proj = nn.Linear(config.vision_config.hidden_size, config.connector_intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.vision_config.hidden_size, config.connector_intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.connector_intermediate_size, config.text_config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(width, hidden_size)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, config.text_config.hidden_size, bias=False)
 
     def forward(self, features: torch.Tensor, is_last_tile: torch.Tensor) -> torch.Tensor:
         """
@@ -183,27 +180,24 @@ class JinaVLMConnector(nn.Module):
         Returns:
             `torch.Tensor` [tiles, tokens, hidden], row by row.
         """
-        # Row 1 means "partly padded". That it goes to each image's last tile is what the weights were trained with.
+        # Row 1 means "partly padded". In training it was added to each image's last tile.
         features = features + is_last_tile[:, None, None].to(features.dtype) * self.pad_embed[1]
         windows = self._windows(features)
         queries = self._heads(self.q_proj(windows.mean(dim=2, keepdim=True)))
         keys, values = self._heads(self.k_proj(windows)), self._heads(self.v_proj(windows))
-        # Windows and heads share a dimension, tiles are the batch: a batch of windows would pass the 65,535 blocks that
-        # a GPU's grid may have in its last dimensions.
+        # Tiles are the batch: a batch of windows could exceed the 65,535 blocks of a GPU's grid.
         pooled = F.scaled_dot_product_attention(queries, keys, values)
-        pooled = pooled.unflatten(1, (windows.shape[1], -1)).flatten(2)
-        hidden_states = self.out_proj(pooled)
+        hidden_states = self.out_proj(pooled.unflatten(1, (windows.shape[1], -1)).flatten(2))
         gate, values = F.silu(self.gate_proj(hidden_states)), self.up_proj(hidden_states)
         if hidden_states.dtype != torch.float16:
             return self.down_proj(gate * values)
-        # A model trained in bfloat16 may make features past float16's end, 65,504. The text model reads them through norms,
-        # which their length does not pass: what is too long is shortened. By a constant first, the same for every rank.
+        # Features may exceed float16's range. The text model reads them through norms, so they may be scaled down: by
+        # a constant first, the same for every rank, then each by its largest value.
         features = self.down_proj((gate.float() * values.float() / 1024).half()).float() * 1024
         return (features / (features.abs().amax(dim=-1, keepdim=True) / 2**15).clamp(min=1)).half()
 
     def _windows(self, features: torch.Tensor) -> torch.Tensor:
-        """[tiles, side * side, features] -> [tiles, windows, patches of a window, features], zeros where the last row
-        and column have no neighbor."""
+        """[tiles, side * side, features] -> [tiles, windows, patches of a window, features], padded with zeros."""
         side = round(features.shape[1] ** 0.5)
         missing = -side % self.window
         grid = F.pad(features.unflatten(1, (side, side)), (0, 0, 0, missing, 0, missing))
@@ -216,7 +210,7 @@ class JinaVLMConnector(nn.Module):
 
 
 class JinaVLMModel(JinaVLMPreTrainedModel):
-    """Tower, connector and text model, without a language modelling head."""
+    """Tower, connector and text model, without a language-model head."""
 
     _tp_plan = {
         **{f"connector.{name}_proj": "colwise" for name in ("q", "k", "v", "gate", "up")},
@@ -234,12 +228,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
     def _apply(self, fn, recurse=True):
-        """What `.to()`, `.half()` and their like go through. They would round the frequencies of the rotary embedding too,
-        which loading leaves in float32: at position 4,000 an angle would be off by several turns."""
+        """Keep the rotary embedding's frequencies in float32 in `.half()` and the like, as loading does: rounded, they
+        would turn the angle at position 4,000 by several turns."""
         rotary = self.language_model.rotary_emb
         frequencies = dict(rotary.named_buffers())
         super()._apply(fn, recurse)
@@ -251,11 +245,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     def _adjust_missing_and_unexpected_keys(self, loading_info):
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        # Not among `_keys_to_ignore_on_load_unexpected`: vLLM, which puts a head of its own on this model, would ignore it.
+        # By `_keys_to_ignore_on_load_unexpected` vLLM, which adds its own head, would ignore it.
         loading_info.unexpected_keys.discard("lm_head.weight")
 
     def get_image_lengths(self, tile_positions: torch.Tensor) -> list[int]:
-        """Count the `<im_patch>` tokens of each image. Raises ValueError if `tile_positions` are not those of whole images."""
+        """Count the `<im_patch>` tokens of each image. Raise ValueError if these are not the tiles of whole images."""
         return get_image_lengths(tile_positions, *self._tokens_and_overlap)
 
     @property
@@ -277,39 +271,38 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             tile_positions (`torch.Tensor` [tiles, 4], int64): (row, column, rows, columns) of each tile.
 
         Returns:
-            `pooler_output`: for each image, in prompt order, the [tokens, hidden] final embeddings of its `<im_patch>`
-            tokens; and what the tower returned.
+            The tower's output, with `pooler_output`: for each image, in prompt order, the final embeddings [tokens,
+            hidden] of its `<im_patch>` tokens.
 
         Raises:
             ValueError: the two do not belong together.
         """
         if tile_positions is None:
             raise ValueError("Got `pixel_values` without `tile_positions`. Pass both, as the processor made them.")
-        # By `shape`: `len` would fix the number of tiles in a graph.
+        # `len` would fix the number of tiles in a graph.
         if pixel_values.ndim != 4 or pixel_values.shape[0] == 0 or tile_positions.shape != (pixel_values.shape[0], 4):
             raise ValueError(
                 f"Expected `pixel_values` [tiles, 3, height, width] and `tile_positions` [tiles, 4], got "
-                f"{list(pixel_values.shape)} and {list(tile_positions.shape)}. Pass both as the processor made them, those "
-                "of several samples concatenated along the tiles; or neither, where there are no images."
+                f"{list(pixel_values.shape)} and {list(tile_positions.shape)}. Pass both as the processor made them, "
+                "those of several samples concatenated along the tiles; or neither, where there are no images."
             )
-        is_traced = torch.compiler.is_compiling()
-        lengths = None if is_traced else self.get_image_lengths(tile_positions)
+        lengths = None if torch.compiler.is_compiling() else self.get_image_lengths(tile_positions)
         order = get_image_token_indices(tile_positions, *self._tokens_and_overlap)
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         is_last_tile = (tile_positions[:, :2] == tile_positions[:, 2:] - 1).all(dim=1)
         features = self.connector(outputs.last_hidden_state, is_last_tile.to(outputs.last_hidden_state.device))
-        features = features.flatten(0, 1)[order[: None if is_traced else sum(lengths)].to(features.device)]
-        # Features are added to the embedding of their token. Here, because engines put them in its place.
+        features = features.flatten(0, 1)[order[: None if lengths is None else sum(lengths)].to(features.device)]
+        # Added here, because engines replace the token's embedding.
         patch_token = torch.full((1,), self.config.image_token_id, device=features.device)
         features = features + self.get_input_embeddings()(patch_token).to(features)
-        # A graph's shapes cannot depend on values: there the tokens of all images are one, before those that are dropped.
-        outputs.pooler_output = [features] if is_traced else list(features.split(lengths))
+        # A graph's shapes cannot depend on values: all images are one there, with the dropped tokens at the end.
+        outputs.pooler_output = [features] if lengths is None else list(features.split(lengths))
         return outputs
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where the embeddings of images go, [batch, length, 1] bool.
+        """Find where image features go: [batch, length, 1] bool.
 
         Raises:
             ValueError: there are more or fewer places than features.
@@ -343,14 +336,15 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     ) -> JinaVLMModelOutputWithPast:
         """
         Args:
-            input_ids (`torch.Tensor` [batch, length], *optional*): Token ids; or `inputs_embeds` [batch, length, hidden].
+            input_ids (`torch.Tensor` [batch, length], *optional*): Token ids; or pass `inputs_embeds` [batch, length,
+                hidden].
             pixel_values (`torch.Tensor` [tiles, 3, 378, 378], *optional*): The tiles of all images, in prompt order.
-            tile_positions (`torch.Tensor` [tiles, 4], *optional*): Where each tile belongs.
-            mm_encoder_outputs (`dict`, *optional*): Under `"image"` what `get_image_features` returned, in the place of
-                the two before.
+            tile_positions (`torch.Tensor` [tiles, 4], *optional*): The place of each tile in its image.
+            mm_encoder_outputs (`dict`, *optional*): Under `"image"`, the result of `get_image_features`, instead of
+                these two.
 
         Raises:
-            ValueError: arguments that exclude or need each other, or places and images that do not match.
+            ValueError: arguments exclude or lack each other, or places and images do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Expected either `input_ids` or `inputs_embeds`.")
@@ -380,7 +374,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
 
 class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationMixin):
-    """jina-vlm with its language modelling head."""
+    """jina-vlm with its language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -390,18 +384,18 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
         self.model = JinaVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-        # For engines that read the saved one; `generate` adds them in any case.
+        # For engines that read the saved file; `generate` adds them anyway.
         self.generation_config.suppress_tokens = self._with_structural_tokens(None)
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(*args, output_loading_info=output_loading_info, **kwargs)
         model = loaded[0] if output_loading_info else loaded
         if model.generation_config._from_model_config:
-            # Made by the library from the raw `config.json`; a released one is full of an old version's defaults.
+            # The library made it from the raw `config.json`; a released one holds an old version's defaults.
             model.generation_config = GenerationConfig.from_model_config(model.config)
             model.generation_config._from_model_config = False
-        # A checkpoint's own generation config may not name them.
+        # A checkpoint's own generation config may lack them.
         model.generation_config.suppress_tokens = model._with_structural_tokens(None)
         return loaded
 
@@ -432,13 +426,13 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
         **kwargs: Unpack[TransformersKwargs],
     ) -> JinaVLMCausalLMOutputWithPast:
         """
-        As [`JinaVLMModel.forward`], and:
+        Compute logits, and the loss if `labels` are given. Other arguments are those of [`JinaVLMModel.forward`].
 
         Args:
-            labels (`torch.Tensor` [batch, length], *optional*): Token ids to predict, -100 where none is asked for. Nor is
-                any asked for where they are structural tokens, or where `attention_mask` marks padding.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*): Compute only the last so many logits (0: all), or those
-                at these positions.
+            labels (`torch.Tensor` [batch, length], *optional*): Token ids to predict. -100, structural tokens and
+                padding by `attention_mask` do not count.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*): Compute the logits of as many last positions (0 for
+                all), or of these positions.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -457,13 +451,10 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            if (shifted := kwargs.get("shift_labels")) is not None:  # what is counted, where both are given
-                # The mask of a sequence's next part is not known: of this one's last position its own is taken.
-                mask = (
-                    attention_mask
-                    if attention_mask is None
-                    else torch.cat([attention_mask[:, 1:], attention_mask[:, -1:]], 1)
-                )
+            if (shifted := kwargs.get("shift_labels")) is not None:  # the loss is of these, if given
+                mask = attention_mask
+                if mask is not None:  # The last position keeps its own: the sequence's next part is not known.
+                    mask = torch.cat([mask[:, 1:], mask[:, -1:]], 1)
                 kwargs["shift_labels"] = self._targets(shifted, mask)
             targets = self._targets(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=logits.shape[-1], **kwargs)

@@ -15,14 +15,14 @@ from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProces
 from .messages_jina_vlm import check_conversation
 
 
-class JinaVLMTextKwargs(TextKwargs, total=False):
-    sanitize_control_tokens: bool | None  # the library's own in 5.24
+class JinaVLMTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
+    sanitize_control_tokens: bool | None  # in the library from 5.24 on
 
 
-class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
+class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     text_kwargs: JinaVLMTextKwargs
     images_kwargs: JinaVLMImageProcessorKwargs
-    _defaults = {}  # read by the library before 5.20
+    _defaults: dict[str, Any] = {}  # read by the library before 5.20
 
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
@@ -32,23 +32,23 @@ _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
 class JinaVLMProcessor(ProcessorMixin):
     r"""
-    Puts images and text together. Each `<|image|>` in a text stands for one image, and becomes
+    Turns text and images into model inputs. Each `<|image|>` in a text stands for one image, and becomes
 
         <im_start> 14 x (14 x <im_patch> <im_col>) <im_end>   its thumbnail
         <im_start>  R x ( C x <im_patch> <im_col>) <im_end>   its tiles
 
     with one `<im_patch>` for each image feature of the model. `<|endoftext|>` opens every sequence.
 
-    Through [`~JinaVLMProcessor.apply_chat_template`] text of messages stays text: the checkpoint's own special tokens in it
-    (`<|image|>`, `<|endoftext|>`, ...) are encoded like any other characters. In `text=` the caller is in charge. Tokens
-    that somebody adds to the tokenizer (`<box>`) stay tokens in both, unless `tokenizer.chat_control_tokens` names them.
+    In [`~JinaVLMProcessor.apply_chat_template`] the text of messages stays text: special tokens of the checkpoint in
+    it (`<|image|>`, `<|endoftext|>`, ...) are encoded as ordinary characters. In `text=` they are tokens. Tokens added
+    to the tokenizer later (`<box>`) are tokens in both, unless `tokenizer.chat_control_tokens` names them.
 
     Args:
-        image_processor ([`JinaVLMImageProcessor`]): Makes tiles of images.
+        image_processor ([`JinaVLMImageProcessor`]): Cuts images into tiles.
         tokenizer (`PreTrainedTokenizerFast`): Must know the structural tokens.
         chat_template (`str`, *optional*): A Jinja template.
-        always_start_with_space (`bool`, *optional*, defaults to `True`): Given to the chat template, as the released
-            checkpoint's expects it. This repository's template does not use it.
+        always_start_with_space (`bool`, *optional*, defaults to `True`): Passed to the chat template. The released
+            checkpoint's template expects it; this repository's does not use it.
 
     Raises:
         ValueError: the tokenizer lacks a structural token.
@@ -63,36 +63,30 @@ class JinaVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
         always_start_with_space: bool = True,
-    ):
+    ) -> None:
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in STRUCTURAL_TOKENS if token not in vocabulary]:
             raise ValueError(f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint.")
         self.always_start_with_space = always_start_with_space
-        self.auto_map = {
-            "AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"
-        }  # written by saving, dropped by loading
+        self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # saved, but dropped by loading
         self.image_token = "<|image|>"
         self.image_token_id = vocabulary[self.image_token]
-        # What an expansion is made of; `mm_token_type_ids` marks these.
+        # `mm_token_type_ids` marks these.
         self.image_token_ids = [vocabulary[t] for t in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")]
         self.patch_token_id = vocabulary["<im_patch>"]
         if tokenizer.bos_token is None:
-            # A release's tokenizer adds nothing; its processor puts `<|endoftext|>` in front. Engines encode prompts by the
-            # tokenizer alone, which is to do the same, and is saved so. Chats have theirs from the template; the library, vLLM,
-            # lm-eval and TRL encode them with `add_special_tokens=False`. Whoever does not, for a chat rendered to a string,
-            # gets two, as with Llama's and Gemma's tokenizers: the price of prompts that are right by default.
+            # The release's processor adds `<|endoftext|>`, not its tokenizer, which engines use alone. Here both do.
+            # Chats have it from the template, and are to be encoded with `add_special_tokens=False`, as Llama's are.
             tokenizer.bos_token = tokenizer.eos_token
             tokenizer.add_bos_token = True
         super().__init__(image_processor, tokenizer)
-        templates = chat_template or tokenizer.chat_template
+        templates: Any = chat_template or tokenizer.chat_template
         if isinstance(templates, dict):
-            self.chat_template = {name: self._self_contained(template) for name, template in templates.items()}
+            self.chat_template: Any = {name: self._self_contained(template) for name, template in templates.items()}
         else:
             self.chat_template = templates and self._self_contained(templates)
 
-    # ------------------------------------------------------------------------------------------------------------------
     # Text and images to model inputs
-    # ------------------------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -103,26 +97,25 @@ class JinaVLMProcessor(ProcessorMixin):
         """
         Args:
             images: Images, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
-            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each image. `<|endoftext|>` is put in
-                front of those that do not begin with it, unless `add_special_tokens=False`.
-            kwargs: Arguments of the tokenizer's call (`padding`, `truncation`, `max_length`, ...) and of the image
-                processor's (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
-                `return_text_replacement_offsets`; `sanitize_control_tokens`, whether control tokens typed in `text` are
-                marked, as `apply_chat_template` marks them. Several texts are padded, on the left by default, when
-                `return_tensors` is given.
+            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each image. `<|endoftext|>` is
+                put before those that do not begin with it, unless `add_special_tokens=False`.
+            kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor
+                (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
+                `return_text_replacement_offsets`; `sanitize_control_tokens`, with which control tokens that
+                `apply_chat_template` marked in `text` become ordinary text. With `return_tensors` several texts are
+                padded, by default on the left.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with images `pixel_values`
             [tiles, 3, 378, 378] and `tile_positions` [tiles, 4], in the order of the images in the texts. On request
-            `mm_token_type_ids` [texts, length], 1 for the tokens of images, and `offset_mapping`: the characters of
-            each token in the text as it was given, where all tokens of an image stand for its `<|image|>`. Together with
-            `text_replacement_offsets`, the library's record of what became of each `<|image|>`, they are characters of the
-            text with its images written out, as of the library's own processors.
+            `mm_token_type_ids` [texts, length], 1 for the tokens of images, and `offset_mapping`, each token's
+            characters in the given text, for an image's tokens those of its `<|image|>`. With
+            `text_replacement_offsets`, the library's record of each expansion, they are those of the expanded text.
 
         Raises:
-            ValueError, TypeError: images and their places in the texts do not match, a prompt is longer than the model
-                can take, truncation would cut an image, a video or an unknown argument was given, or an image cannot be
-                used.
+            ValueError, TypeError: the numbers of images and of `<|image|>` differ, a prompt is longer than the model
+                takes, truncation would cut an image, a video or an unknown argument was given, or an image is not
+                usable.
         """
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
         if any(item is not None and not (isinstance(item, list) and not item) for item in media):
@@ -145,7 +138,7 @@ class JinaVLMProcessor(ProcessorMixin):
             data, replacements = self._process_images(images, **kwargs["images_kwargs"])
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
-        # From 5.20 on the library keeps these two beside the groups.
+        # From 5.20 on the library keeps these two outside the groups.
         on_request = {name: kwargs[name] for name in _ON_REQUEST if name in kwargs}
         text_inputs = self._encode(texts, replacements, **{**kwargs["text_kwargs"], **on_request})
         return BatchFeature(
@@ -155,14 +148,14 @@ class JinaVLMProcessor(ProcessorMixin):
         )
 
     def _check_kwargs(self, kwargs: dict) -> None:
-        """The library would ignore what it does not know."""
+        """Refuse unknown arguments, which the library would ignore."""
         groups = self.valid_processor_kwargs.__annotations__
         for group in ("text_kwargs", "images_kwargs"):
             _refuse_unknown(kwargs.get(group) or {}, {*groups[group].__annotations__, *_ON_REQUEST}, f" in `{group}`")
         _refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"})
 
     def _flat_images(self, images: Any, texts: list[str] | None) -> list:
-        """The images as a flat list, in the order of their places in the texts, whose numbers must agree."""
+        """List the images in the order of their places in the texts, of which there must be as many."""
         if images is None:
             images = []
         elif isinstance(images, (list, tuple)) and not images:
@@ -174,12 +167,13 @@ class JinaVLMProcessor(ProcessorMixin):
         places = [sample.count(self.image_token) for sample in texts]
         if nested and len(images) != len(texts):
             raise ValueError(
-                f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in the prompts should be the same as the number of images."
+                f"Got lists of images for {len(images)} samples, but {len(texts)} texts: {self.image_token} tokens in "
+                "the prompts should be the same as the number of images."
             )
         if nested:
             given = [len(flatten(sample)) for sample in images]
         else:
-            # Taken in order: each text gets what it asks for while there is some, the last one what is left.
+            # Each text takes its images in order while there are any, and the last one all that are left.
             left, given = len(flatten(images)), []
             for place in places:
                 given.append(min(place, left))
@@ -188,7 +182,8 @@ class JinaVLMProcessor(ProcessorMixin):
         for index, (place, number) in enumerate(zip(places, given, strict=True)):
             if place != number:
                 raise ValueError(
-                    f"Sample {index} has {place} {self.image_token} in its text but {number} images. Write {self.image_token} once for each image."
+                    f"Sample {index} has {place} {self.image_token} in its text but {number} images. Write "
+                    f"{self.image_token} once for each image."
                 )
         return flatten(images)
 
@@ -211,10 +206,10 @@ class JinaVLMProcessor(ProcessorMixin):
         verbose: bool = True,
         **unsupported,
     ) -> dict[str, Any]:
-        """Texts to token ids, padded. Nothing is set on the tokenizer, which other threads may be using."""
-        if unsupported := sorted(name for name, value in unsupported.items() if value):
+        """Encode and pad texts. Nothing is set on the tokenizer, which other threads may be using."""
+        if given := sorted(name for name, value in unsupported.items() if value):
             raise TypeError(
-                f"{', '.join(unsupported)}: not supported with images. Call `processor.tokenizer` for text alone."
+                f"{', '.join(given)}: not supported with images. Call `processor.tokenizer` for text alone."
             )
         limit = self.tokenizer.model_max_length if max_length is None else max_length
         if limit < 1:
@@ -223,10 +218,11 @@ class JinaVLMProcessor(ProcessorMixin):
         expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
         if sum(map(len, replacement_offsets)) != len(replacements):
             raise ValueError(
-                f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that character out."
+                f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that "
+                "character out."
             )
         encodings = encode(self.tokenizer, expanded, self._control_tokens if sanitize_control_tokens else None)
-        rows: dict[str, list] = {"input_ids": [], "offset_mapping": []}
+        all_ids, all_offsets = [], []
         for index, (ids, offsets) in enumerate(encodings):
             if replacement_offsets and not return_text_replacement_offsets:
                 edits = [Edit(item["new_span"], item["span"]) for item in replacement_offsets[index]]
@@ -237,84 +233,77 @@ class JinaVLMProcessor(ProcessorMixin):
                 kept = slice(limit) if self.tokenizer.truncation_side == "right" else slice(-limit, None)
                 if ids[kept].count(self.patch_token_id) != ids.count(self.patch_token_id):
                     raise ValueError(
-                        f"Sample {index} has {len(ids)} tokens; truncation to {limit} would cut an image. Raise `max_length`, or take fewer or smaller images (`max_tiles`)."
+                        f"Sample {index} has {len(ids)} tokens; truncation to {limit} would cut an image. Raise "
+                        "`max_length`, or take fewer or smaller images (`max_tiles`)."
                     )
                 ids, offsets = ids[kept], offsets[kept]
             if len(ids) > self.tokenizer.model_max_length:
                 raise ValueError(
-                    f"Sample {index} has {len(ids)} tokens, the model takes {self.tokenizer.model_max_length}. Shorten the text, or take fewer or smaller images (`max_tiles`)."
+                    f"Sample {index} has {len(ids)} tokens, the model takes {self.tokenizer.model_max_length}. "
+                    "Shorten the text, or take fewer or smaller images (`max_tiles`)."
                 )
-            rows["input_ids"].append(ids)
-            rows["offset_mapping"].append(offsets)
+            all_ids.append(ids)
+            all_offsets.append(offsets)
 
         if padding is None:
             padding = return_tensors is not None and len(texts) > 1
+        padding_side = padding_side or "left"
         padded = self.tokenizer.pad(
-            {"input_ids": rows["input_ids"]},
+            {"input_ids": all_ids},
             padding=padding,
             max_length=max_length,
             pad_to_multiple_of=pad_to_multiple_of,
-            padding_side=padding_side or "left",
+            padding_side=padding_side,
             return_attention_mask=return_attention_mask,
             verbose=False,
         )
         result = dict(padded)
         if return_offsets_mapping:
-            result["offset_mapping"] = [
-                # of no width; and in order, as transformers before 5.19 expect
-                _pad(
-                    offsets,
-                    len(ids),
-                    (0, 0) if padding_side != "right" or not offsets else (offsets[-1][1],) * 2,
-                    padding_side or "left",
-                )
-                for ids, offsets in zip(result["input_ids"], rows["offset_mapping"], strict=True)
-            ]
+            result["offset_mapping"] = []
+            for ids, offsets in zip(result["input_ids"], all_offsets, strict=True):
+                # Empty spans, so placed that all stay in order
+                end = offsets[-1][1] if offsets and padding_side == "right" else 0
+                filler = [(end, end)] * (len(ids) - len(offsets))
+                result["offset_mapping"].append(offsets + filler if padding_side == "right" else filler + offsets)
         if return_text_replacement_offsets:
             result["text_replacement_offsets"] = replacement_offsets
         if return_mm_token_type_ids:
             result["mm_token_type_ids"] = self.create_mm_token_type_ids(result["input_ids"])
         return result
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The text that stands for one image."""
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """Write the text that stands for one image."""
         grids = [(rows, columns) for row, _, rows, columns in image_inputs["tile_positions"].tolist() if row < 0]
         return self._expansion(*grids[image_idx])
 
     def _expansion(self, rows: int, columns: int) -> str:
-        side = self.image_processor.tokens_per_side
-        blocks = ((side, side), self.image_processor.get_token_grid(rows, columns))
-        return "".join(f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>" for height, width in blocks)
+        return "".join(
+            f"<im_start>{('<im_patch>' * width + '<im_col>') * height}<im_end>"
+            for height, width in self._get_token_grids(rows, columns)
+        )
+
+    def _get_token_grids(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Compute (rows, columns) of the tokens of an image's thumbnail and of its tiles."""
+        return [self.image_processor.get_token_grid(*grid) for grid in ((1, 1), (rows, columns))]
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
-        """Tokens (`num_image_tokens`, structural ones included) and tiles (`num_image_patches`) of images of these
-        (height, width), in pixels, without making them. Engines plan with it. `max_tiles`, `min_pixels` and `max_pixels`
-        may be given."""
+        """Count tokens (`num_image_tokens`, structural ones too) and tiles (`num_image_patches`) of images of these
+        (height, width), in pixels. Engines plan by it. Takes the image processor's arguments."""
         if image_sizes is None:
             return MultiModalData()
         grids = [self.image_processor.get_tiling(*size, **kwargs)[1] for size in image_sizes]
         return MultiModalData(
             num_image_tokens=[
-                sum(
-                    2 + height * (width + 1)
-                    for height, width in (self._thumbnail_grid, self.image_processor.get_token_grid(*grid))
-                )
-                for grid in grids
+                sum(2 + height * (width + 1) for height, width in self._get_token_grids(*grid)) for grid in grids
             ],
             num_image_patches=[1 + rows * columns for rows, columns in grids],
         )
 
     @property
-    def _thumbnail_grid(self) -> tuple[int, int]:
-        return self.image_processor.get_token_grid(1, 1)
-
-    @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
-    # ------------------------------------------------------------------------------------------------------------------
     # Chats
-    # ------------------------------------------------------------------------------------------------------------------
 
     def apply_chat_template(
         self,
@@ -322,22 +311,19 @@ class JinaVLMProcessor(ProcessorMixin):
         chat_template: str | None = None,
         tokenize: bool = False,
         sanitize_control_tokens: bool = True,
-        processor_kwargs: dict | None = None,
-        **kwargs,
-    ):
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
-        As [`~ProcessorMixin.apply_chat_template`], with two differences: arguments of the processor (`max_tiles`,
-        `padding`, ...) may be given directly, and text in messages stays text unless `sanitize_control_tokens=False`: the
-        checkpoint's own special tokens typed into a message are encoded as the characters they are made of. This also works
-        together with `return_assistant_tokens_mask=True`. A rendered string cannot carry the distinction: with
-        `tokenize=False` they are broken up by a space.
+        Render a chat as [`~ProcessorMixin.apply_chat_template`] does. Two things differ: arguments of the processor
+        (`max_tiles`, `padding`, ...) may be given directly, and special tokens of the checkpoint typed into a message
+        become ordinary text unless `sanitize_control_tokens=False`; with `tokenize=False` a space breaks them up.
 
-        What it cannot prevent: the template has no tokens that end a user's turn, so that " Assistant:" in a user's
-        message reads like the start of an answer.
+        No token ends a user's turn in the template: " Assistant:" in a message reads like the start of an answer.
 
         Raises:
-            TypeError, ValueError: the conversation is not made of messages, content and parts as a template expects them, or
-                what is raised by a call.
+            TypeError, ValueError: the conversation is not made of messages, content and parts as a template expects
+                them, or as from a call.
         """
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
@@ -345,21 +331,21 @@ class JinaVLMProcessor(ProcessorMixin):
         conversation = check_conversation(conversation)
         template = self._template(chat_template)
         tokens = self._control_tokens
-        variables = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
+        variables: dict[str, Any] = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
         if not tokenize:
             variables["control_tokens"] = typed_tokens(conversation, tokens)
-        # The library takes what a template does not use for ours.
+        # The library would pass a variable that the template does not use to our call.
         variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
         if tokenize and sanitize_control_tokens:
             conversation = mark_chat(conversation, tokens)
             kwargs = {
-                # a template may be told what stands for an image
+                # A template may be told what stands for an image.
                 name: value if name == "image_token" and value == self.image_token else mark(value, tokens)
                 for name, value in kwargs.items()
             }
             processor_kwargs["sanitize_control_tokens"] = True
         if tokenize and kwargs.get("return_assistant_tokens_mask"):
-            # Each thread has its own: the library keeps the marks of answers in the compiled template while it renders.
+            # One template for each thread: the library keeps the spans of answers in it while it renders.
             template = template and f"{{{{ '{threading.get_ident()}'[:0] }}}}{template}"
         return super().apply_chat_template(
             conversation,
@@ -374,50 +360,38 @@ class JinaVLMProcessor(ProcessorMixin):
         return self._self_contained(templates.get(name_or_text or "default") or name_or_text or "")
 
     def _self_contained(self, template: str) -> str:
-        """A release's template with the two variables that it expects and the `<|endoftext|>` that its processor adds: engines
-        that render it themselves give it none of these."""
+        """Give a release's template the variables and the `<|endoftext|>` that engines do not give it."""
         variables = {
             "image_prompt_token": f"'{self.image_token}'",
             "always_start_with_space": str(self.always_start_with_space).lower(),
         }
-        missing = {
-            name: value
+        defaults = [
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
             for name, value in variables.items()
             if name in template and f"{name} is not defined" not in template
-        }
-        if not missing:
+        ]
+        if not defaults:
             return template
         bos, head = self.tokenizer.bos_token, re.split(r"\{%-?\s*for\b", template)[0]
         opening = "" if bos in head or "bos_token" in head else f"{{{{- '{bos}' }}}}"
-        defaults = [
-            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
-            for name, value in missing.items()
-        ]
         return "".join([*defaults, opening, template])
 
     @property
     def _own_kwargs(self) -> set[str]:
         groups = self.valid_processor_kwargs.__annotations__
-        return {
-            *groups,
-            *groups["text_kwargs"].__annotations__,
-            *groups["images_kwargs"].__annotations__,
-            *_ON_REQUEST,
-        }
+        named = (*groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__)
+        return {*groups, *named, *_ON_REQUEST}
 
     @property
     def _control_tokens(self) -> tuple[str, ...]:
         return control_tokens(self.tokenizer, STRUCTURAL_TOKENS)
 
-    # ------------------------------------------------------------------------------------------------------------------
     # Loading
-    # ------------------------------------------------------------------------------------------------------------------
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        # Not by the Auto classes: a released folder names other code in its files, which these would ask to run.
+        # Auto classes would ask to run the code that a released folder names.
         kwargs.pop("trust_remote_code", None)
-        # The image processor's arguments, the tokenizer's and the loader's come together.
         image_processor, _ = JinaVLMImageProcessor.from_pretrained(
             pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
         )
@@ -425,11 +399,12 @@ class JinaVLMProcessor(ProcessorMixin):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, TypeError) as error:
             raise OSError(
-                f"No tokenizer could be loaded from {str(pretrained_model_name_or_path)!r}: expected `tokenizer.json` and "
-                f"`tokenizer_config.json` there. Take them from the checkpoint that the weights come from. ({error})"
+                f"No tokenizer could be loaded from {str(pretrained_model_name_or_path)!r}: expected `tokenizer.json` "
+                "and `tokenizer_config.json` there. Take them from the checkpoint that the weights come from. "
+                f"({error})"
             ) from error
         if "padding_side" not in tokenizer.init_kwargs:
-            # for whoever calls the tokenizer by itself, also once it is saved; the release does not say
+            # For those who call the tokenizer alone, also once it is saved
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         return [image_processor, tokenizer]
 
@@ -439,11 +414,6 @@ def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
         raise TypeError(
             f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}."
         )
-
-
-def _pad(values: list, length: int, filler: Any, side: str) -> list:
-    padding = [filler] * (length - len(values))
-    return padding + values if side == "left" else values + padding
 
 
 __all__ = ["JinaVLMProcessor"]

@@ -1,8 +1,8 @@
 """Sixteen images of 1 to 12 tiles, answered 1, 4 and 16 at a time: `python -m benchmarks.batches`.
 
-Mixed as they come, and with those of like size together: what a batch costs beside its images is the padding of its shorter prompts.
-On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as they pass through the tower: none for
-padding, and none twice, with beams and several answers neither.
+Mixed as they come, and with those of like size together: what a batch costs beside its images is the padding of its
+shorter prompts. On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as
+they pass through the tower: none for padding, and none twice, with beams and several answers neither.
 """
 
 import jina_vlm
@@ -29,10 +29,10 @@ def conversations(number: int) -> list[list[dict]]:
     samples = []
     for index in range(number):
         height, width = SIZES[index % len(SIZES)]
-        picture = draw_scene(evaluation_sample(index, "count", "en").scene).resize(
+        image = draw_scene(evaluation_sample(index, "count", "en").scene).resize(
             (width, height), Image.Resampling.BICUBIC
         )
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": "How many shapes are there?"}]
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "How many shapes are there?"}]
         samples.append([{"role": "user", "content": content}])
     return samples
 

@@ -1,9 +1,9 @@
 """Prefill and decoding beside the text model alone: `python -m benchmarks.decoder`.
 
-The 2.4B model with random weights in bfloat16. The text model is the library's Qwen3 with the very same weights, given as many tokens.
-Prefill starts from the images' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one token after a cache of so many, which is
-filled with noise. The limit of decoding: all weights that a token needs read once, by products of each matrix with one vector, and the cache copied
-once (the library's cache grows by copying).
+The 2.4B model with random weights in bfloat16. The text model is the library's Qwen3 with the very same weights, given
+as many tokens. Prefill starts from the images' embeddings (the tower's time is `benchmarks.tower`'s). Decoding is one
+token after a cache of so many, which is filled with noise. The limit of decoding: all weights that a token needs read
+once, by products of each matrix with one vector, and the cache copied once (the library's cache grows by copying).
 """
 
 import torch

@@ -1,12 +1,14 @@
-"""What pooling saves: tokens, floating point operations and cache of an image, counted: `python -m benchmarks.efficiency`.
+"""What pooling saves an image in tokens, operations and cache, counted: `python -m benchmarks.efficiency`.
 
-Nothing is computed: the 2.4B model stands on the meta device, where torch counts the products of matrices, those of attention included.
-"Unpooled" is the same model with windows of one patch (`pooling_size=1`), so with four times as many tokens from the connector on.
+Nothing is computed: the 2.4B model stands on the meta device, where torch counts the products of matrices, those of
+attention included. "Unpooled" is the same model with windows of one patch (`pooling_size=1`), so with four times as
+many tokens from the connector on.
 
-The paper's figures differ, for two reasons. The released code pads the 27 patches of a side to 28, so that 729 patches become 196 tokens, 1 / 3.72
-and not 1 / 4; the ends of rows and images, which are not pooled, make it 1 / 3.60. And attention's products, which grow with the square of the
-tokens, save more than tokens do. The row "counted plainly" leaves both out: 729 patches a tile or a quarter of them, 80 tokens of
-text beside them, which is a guess, and for each token twice the decoder's weights. It gives the paper's figures.
+The paper's figures differ, for two reasons. The released code pads the 27 patches of a side to 28, so that 729 patches
+become 196 tokens, 1 / 3.72 and not 1 / 4; the ends of rows and images, which are not pooled, make it 1 / 3.60. And
+attention's products, which grow with the square of the tokens, save more than tokens do. The row "counted plainly"
+leaves both out: 729 patches a tile or a quarter of them, 80 tokens of text beside them, which is a guess, and for each
+token twice the decoder's weights. It gives the paper's figures.
 """
 
 import argparse
@@ -42,8 +44,8 @@ def meta_model(pooling_size: int) -> JinaVLMForConditionalGeneration:
 
 @torch.inference_mode()
 def count(model: JinaVLMForConditionalGeneration, rows: int, columns: int) -> dict[str, int]:
-    """Of one image of so many tiles: `tokens` and, of these, `image_tokens` (the others end rows, and open and end images); operations
-    of `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the image alone."""
+    """Of one image of so many tiles: `tokens` and, of these, `image_tokens` (the others end rows, and open and end
+    images); operations of `tower`, `connector` and `prefill`; bytes of `cache`. The prompt is the image alone."""
     config = model.config
     grid = JinaVLMImageProcessor(pooling_size=config.pooling_size)
     parts = (grid.get_token_grid(1, 1), grid.get_token_grid(rows, columns))
@@ -95,7 +97,8 @@ def rows() -> list[dict]:
 
 
 def counted_plainly(row: dict, model: JinaVLMForConditionalGeneration) -> dict[str, float]:
-    """How many times less with pooling, by [`PLAIN_PROMPT`] tokens of text, tokens a quarter of the patches, and no products of attention."""
+    """How many times less with pooling: [`PLAIN_PROMPT`] tokens of text, a quarter of the patches as tokens, and
+    without attention's products."""
     patches = 729 * (1 + row["tiles"])
     weights = sum(
         module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear)

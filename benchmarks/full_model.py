@@ -10,8 +10,8 @@ from jina_vlm_tools.files import ROOT, TINY
 
 @torch.no_grad()
 def fill(module: nn.Module, scale: float = 0.02) -> None:
-    """Noise for all parameters, the same again and again: drawing each number would take minutes. (Zeros would not do: pages that are never
-    written are all one page, which is read faster than memory.)"""
+    """Noise for all parameters, the same again and again: drawing each number would take minutes. (Zeros would not do:
+    pages that are never written are all one page, which is read faster than memory.)"""
     noise = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(scale)
     for parameter in module.parameters():
         flat = parameter.view(-1)
@@ -34,7 +34,7 @@ def build(make, dtype: torch.dtype, device: str) -> nn.Module:
 
 
 def small_tokenizers_config() -> JinaVLMConfig:
-    """The 2.4B model's, with images' tokens as the processor of [`TINY`] writes them: there is no released tokenizer here."""
+    """The 2.4B model's, with the image tokens of [`TINY`]'s processor: there is no released tokenizer here."""
     small = JinaVLMConfig.from_pretrained(TINY)
     return JinaVLMConfig.from_pretrained(
         ROOT, image_token_id=small.image_token_id, structural_token_ids=small.structural_token_ids

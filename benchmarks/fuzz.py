@@ -1,8 +1,8 @@
 """Hostile images in great number: random bytes and mutated files of every format, through the image processor.
 
-Each must become tiles, or be refused by a `ValueError`, in at most `SECONDS` of a core's time and with at most `BYTES` more memory. Half of the
-files come from mutations drawn from a seed, in this process; the other half from a fuzzer guided by coverage of this code and of
-Pillow's Python (atheris), in a second one, where that is installed.
+Each must become tiles, or be refused by a `ValueError`, in at most `SECONDS` of a core's time and with at most `BYTES`
+more memory. Half of the files come from mutations drawn from a seed, in this process; the other half from a fuzzer
+guided by coverage of this code and of Pillow's Python (atheris), in a second one, where that is installed.
 
     python -m benchmarks.fuzz [--files 100000] [--seed 0]
 
@@ -41,8 +41,8 @@ def seeds(side: int = 24) -> dict[str, bytes]:
     y, x = np.mgrid[:side, : side + 6]
     rgb = np.dstack([x * 9 % 256, y * 10 % 256, (x + y) * 5 % 256]).astype(np.uint8)
     picture, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1, ::-1].copy())
-    grey, alpha = picture.convert("L"), picture.copy()
-    alpha.putalpha(grey)
+    gray, alpha = picture.convert("L"), picture.copy()
+    alpha.putalpha(gray)
     sixteen = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -158,7 +158,7 @@ class Promises:
         self.largest = ""
 
     def try_file(self, data: bytes, name: str) -> None:
-        # What never comes back ends the process, says where it was, and leaves the file. (On a busy machine it takes longer.)
+        # What never comes back ends the process, says where it was, and leaves the file. (Slower on a busy machine.)
         (self.keep / f"last-{self.kind}").write_bytes(data)
         faulthandler.dump_traceback_later(20 * SECONDS, exit=True)
         start = time.process_time()
@@ -198,7 +198,8 @@ class Promises:
         for end, count in self.ends.most_common():
             print(f"  {count:>7,}  {end}")
         print(
-            f"  slowest {self.slowest[0]:.2f} s ({self.slowest[1]}); most memory {(self.peak - self.before) / 1e9:.2f} GB ({self.largest})"
+            f"  slowest {self.slowest[0]:.2f} s ({self.slowest[1]}); "
+            f"most memory {(self.peak - self.before) / 1e9:.2f} GB ({self.largest})"
         )
         print(f"  promises broken: {self.broken}", flush=True)
 
@@ -243,7 +244,8 @@ fuzz.run_mutations(*arguments)
 # Before anything else imports them, Pillow and this code are imported with counters of what is reached.
 GUIDED = """
 import atheris
-with atheris.instrument_imports(include=["PIL", "jina_vlm.image_loading_jina_vlm", "jina_vlm.image_processing_jina_vlm"]):
+MODULES = ["PIL", "jina_vlm.image_loading_jina_vlm", "jina_vlm.image_processing_jina_vlm"]
+with atheris.instrument_imports(include=MODULES):
     from benchmarks import fuzz
     import jina_vlm
     fuzz.Image.init()

@@ -1,8 +1,9 @@
-"""How cost grows with the image's size, the number of images and the length of the answer: `python -m benchmarks.growth`.
+"""How cost grows with an image's size, the number of images and an answer's length: `python -m benchmarks.growth`.
 
-The 2.4B model with random weights in bfloat16; seconds of each stage, each measured once after a warm-up: the image processor, tower and
-connector, the decoder's prefill, and the tokens of an answer one by one. Beside it, to the first token of its answer for the same images, the
-library's Qwen3-VL-2B with random weights, which takes images at their own size.
+The 2.4B model with random weights in bfloat16; seconds of each stage, each measured once after a warm-up: the image
+processor, tower and connector, the decoder's prefill, and the tokens of an answer one by one. Beside it, to the first
+token of its answer for the same images, the library's Qwen3-VL-2B with random weights, which takes images at their own
+size.
 """
 
 import argparse

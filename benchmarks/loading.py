@@ -1,8 +1,8 @@
-"""Loading beside the library's Qwen3: time and memory; and the time to import, and to a first token: `python -m benchmarks.loading`.
+"""Loading time and memory beside the library's Qwen3, and time to a first token: `python -m benchmarks.loading`.
 
-Random checkpoints in bfloat16 of 2.4B parameters, in this project's layout and in the released one, and of the library's Qwen3 of 1.7B, are
-written to a temporary folder (14 GB) and loaded in turns, each time in a fresh process, from the file cache. Memory is anonymous memory:
-what is mapped from a file can be given up at any time.
+Random checkpoints in bfloat16 of 2.4B parameters, in this project's layout and in the released one, and of the
+library's Qwen3 of 1.7B, are written to a temporary folder (14 GB) and loaded in turns, each time in a fresh process,
+from the file cache. Memory is anonymous memory: what is mapped from a file can be given up at any time.
 """
 
 import argparse
@@ -53,13 +53,20 @@ def released_config() -> dict:
 def released_shapes() -> dict[str, list[int]]:
     """Names and shapes of the released checkpoint's tensors."""
     shapes = {
-        "patch_embed.proj.weight": [1152, 588], "patch_embed.proj.bias": [1152], "pos_embed": [729, 1152],
-        "post_lnorm.weight": [1152], "post_lnorm.bias": [1152], "vl_connector.pad_embed": [2, 2304],
-        "vl_connector.pooling.q_w.weight": [1152, 2304], "vl_connector.pooling.kv_w.weight": [2304, 2304],
-        "vl_connector.pooling.out.weight": [1152, 1152], "vl_connector.pooling.out.bias": [1152],
-        "vl_connector.projector.up.weight": [12288, 1152], "vl_connector.projector.down.weight": [2048, 6144],
+        "patch_embed.proj.weight": [1152, 588],
+        "patch_embed.proj.bias": [1152],
+        "pos_embed": [729, 1152],
+        "post_lnorm.weight": [1152],
+        "post_lnorm.bias": [1152],
+        "vl_connector.pad_embed": [2, 2304],
+        "vl_connector.pooling.q_w.weight": [1152, 2304],
+        "vl_connector.pooling.kv_w.weight": [2304, 2304],
+        "vl_connector.pooling.out.weight": [1152, 1152],
+        "vl_connector.pooling.out.bias": [1152],
+        "vl_connector.projector.up.weight": [12288, 1152],
+        "vl_connector.projector.down.weight": [2048, 6144],
         **{f"vl_connector.pooling.{letter}_b": [1152] for letter in "qkv"},
-    }  # fmt: skip
+    }
     for layer in range(27):
         block = {"attn.qkv_w.weight": [3456, 1152], "attn.out.weight": [1152, 1152], "attn.out.bias": [1152]}
         block |= {f"attn.{letter}_b": [1152] for letter in "qkv"}
@@ -71,11 +78,18 @@ def released_shapes() -> dict[str, list[int]]:
     text = {"embedding.embedding": [151936, 2048], "embedding.new_embedding": [128, 2048], "ln_f.weight": [2048]}
     for layer in range(28):
         block = {
-            "attn.qkv_w.weight": [4096, 2048], "attn.out.weight": [2048, 2048], "attn.q_lnorm.weight": [128],
-            "attn.k_lnorm.weight": [128], "ffn.up.weight": [12288, 2048], "ffn.down.weight": [2048, 6144],
-            "attn_lnorm.weight": [2048], "ffn_lnorm.weight": [2048],
-            "attn.q_b": [2048], "attn.k_b": [1024], "attn.v_b": [1024],
-        }  # fmt: skip
+            "attn.qkv_w.weight": [4096, 2048],
+            "attn.out.weight": [2048, 2048],
+            "attn.q_lnorm.weight": [128],
+            "attn.k_lnorm.weight": [128],
+            "ffn.up.weight": [12288, 2048],
+            "ffn.down.weight": [2048, 6144],
+            "attn_lnorm.weight": [2048],
+            "ffn_lnorm.weight": [2048],
+            "attn.q_b": [2048],
+            "attn.k_b": [1024],
+            "attn.v_b": [1024],
+        }
         text |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
     return (
         shapes | {f"model.language_model.{name}": s for name, s in text.items()} | {"lm_head.weight": [151936, 2048]}

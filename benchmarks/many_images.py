@@ -1,8 +1,8 @@
-"""A thousand images by `jina_vlm_tools.inference.batch`: two workers with one core each against one, and a kill in the middle.
+"""A thousand images by `jina-vlm batch`: one worker, two with a core each, and two that are killed in the middle.
 
-Draws images of colored shapes in many sizes, some of them broken, and runs the command on them in fresh processes, start-up
-included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the parts are there,
-after which one worker goes on.
+Draws images of colored shapes in many sizes, some of them broken, and runs the command on them in fresh processes,
+start-up included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the
+parts are there, after which one worker goes on.
 
     python -m benchmarks.answer_images [--images 1000]
 """
@@ -36,10 +36,10 @@ def draw(folder: Path, number: int) -> int:
     broken = 0
     for index in range(number):
         rng = random.Random(index)
-        picture = draw_scene(make_scene(rng, TRAINING_PAIRS))
+        image = draw_scene(make_scene(rng, TRAINING_PAIRS))
         scale = rng.uniform(*SCALES)
         path = folder / f"{index:06d}.png"
-        picture.resize((round(picture.width * scale), round(picture.height * scale))).save(path)
+        image.resize((round(image.width * scale), round(image.height * scale))).save(path)
         if index % BROKEN_EVERY == BROKEN_EVERY // 2:
             match broken % 3:
                 case 0:
@@ -65,8 +65,8 @@ def start(source: Path, output: Path, workers: int) -> subprocess.Popen:
 
 
 def whole_run(source: Path, output: Path, workers: int) -> tuple[float, float]:
-    """Seconds that the command takes, and those that processors were at work for it: fewer for each worker than the former
-    where other programs had the cores as well."""
+    """Seconds that the command takes, and those that processors were at work for it: fewer for each worker than the
+    former where other programs had the cores as well."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = start(source, output, workers)
     if process.wait():
@@ -99,14 +99,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, one, two, killed = (Path(folder, name) for name in ("pictures", "one", "two", "killed"))
         broken = draw(source, args.pictures)
-        print(f"{args.pictures:,} pictures, {broken} of them broken\n", flush=True)
+        print(f"{args.pictures:,} images, {broken} of them broken\n", flush=True)
         seconds = {workers: whole_run(source, output, workers) for workers, output in ((1, one), (2, two))}
         expected = rows_of(one)
         parts = len(list(one.glob("part-*.parquet")))
         there = kill_in_the_middle(source, killed, 2, parts)
         resumed, _ = whole_run(source, killed, 1)
 
-        print("\n| Workers, one core each | Seconds | Pictures per second | Against one worker | Processor seconds |")
+        print("\n| Workers, one core each | Seconds | Images per second | Against one worker | Processor seconds |")
         print("| ---: | ---: | ---: | ---: | ---: |")
         for workers, (took, processor_seconds) in seconds.items():
             speed = f"{args.pictures / took:.1f} | {seconds[1][0] / took:.2f} times"
@@ -120,7 +120,8 @@ def main() -> None:
             errors = sum(row["error"] is not None for row in rows)
             same = sum(row == other for row, other in zip(rows, expected, strict=True))
             print(
-                f"{name}: each picture once: {once}; errors: {errors}; rows equal to one worker's: {same:,} of {len(rows):,}"
+                f"{name}: each image once: {once}; errors: {errors}; "
+                f"rows equal to one worker's: {same:,} of {len(rows):,}"
             )
 
 

@@ -1,7 +1,7 @@
-"""bfloat16 and float16 against float32: how far logits move, by the number of tokens, and whether any is NaN or infinite.
+"""bfloat16 and float16 against float32: how far logits move as tokens grow, and whether all are finite.
 
-On `checkpoints/tiny`, whose positions are extended for it, with text from a seed and, in front of it, images that are black,
-white, of one color, of noise, and of colored shapes.
+On `checkpoints/tiny`, whose positions are extended for it, with text from a seed and, in front of it, images that are
+black, white, of one color, of noise, and of colored shapes.
 
     python -m benchmarks.numbers [--tokens 1024 4096 32768]
 """
@@ -27,8 +27,8 @@ SIDE = 378
 def pictures() -> dict[str, Image.Image]:
     """Extreme images, and an ordinary one, each of one tile."""
     noise = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE, 3), np.uint8) * 255
-    colours = {"black": 0, "white": 255, "grey": 127, "nearly black": 1}
-    flat = {name: Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)) for name, value in colours.items()}
+    colors = {"black": 0, "white": 255, "grey": 127, "nearly black": 1}
+    flat = {name: Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)) for name, value in colors.items()}
     return flat | {"noise": Image.fromarray(noise), "shapes": draw_scene(make_scene(random.Random(0), TRAINING_PAIRS))}
 
 
@@ -57,7 +57,7 @@ def last_logits(model, given: dict[str, torch.Tensor], kept: int = 512) -> torch
 
 
 def compare(logits: torch.Tensor, exact: torch.Tensor) -> tuple[bool, float, float]:
-    """Whether all are finite; how far they lie from the exact ones, as a part of their norm; the share of equal choices."""
+    """Whether all are finite; their distance from the exact ones, relative to the norm; the share of equal choices."""
     difference = (logits - exact).norm() / exact.norm()
     return (
         bool(logits.isfinite().all()),
@@ -86,7 +86,8 @@ def main() -> None:
         (list(pictures()), tokens) for tokens in args.tokens[1:]
     ]
     print(
-        "| Pictures | Tokens | Numbers | Finite | Distance | Same choice | Seconds |\n| --- | ---: | --- | --- | ---: | ---: | ---: |"
+        "| Images | Tokens | Numbers | Finite | Distance | Same choice | Seconds |\n"
+        "| --- | ---: | --- | --- | ---: | ---: | ---: |"
     )
     for names, tokens in cases:
         given = inputs(processor, [pictures()[name] for name in names], tokens)
@@ -100,7 +101,8 @@ def main() -> None:
             shown = ", ".join(names) if len(names) == 1 else f"all {len(names)}"
             name = str(kind).removeprefix("torch.")
             print(
-                f"| {shown} | {tokens:,} | {name} | {'yes' if finite else 'NO'} | {distance:.2%} | {same:.1%} | {seconds:.1f} |",
+                f"| {shown} | {tokens:,} | {name} | {'yes' if finite else 'NO'} | {distance:.2%} | {same:.1%} | "
+                f"{seconds:.1f} |",
                 flush=True,
             )
 

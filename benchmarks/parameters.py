@@ -1,4 +1,4 @@
-"""Count the parameters of a configuration, part by part: `python -m benchmarks.parameters [folder with a config.json]`.
+"""Count a configuration's parameters, part by part: `python -m benchmarks.parameters [folder with a config.json]`.
 
 Nothing is allocated: the model is made on the meta device.
 """

@@ -1,4 +1,4 @@
-"""Qwen3-VL-2B of the library, with random weights: a model of much the same size, whose tower takes an image whole, at its own size."""
+"""The library's Qwen3-VL-2B with random weights: of similar size, with images at their own size."""
 
 import time
 

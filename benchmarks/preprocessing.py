@@ -1,10 +1,11 @@
 """The image processor beside the same arithmetic in straight torch calls: `python -m benchmarks.preprocessing`.
 
-From a decoded image of Pillow's to tiles, for five sizes of noise and for all five in one call, with one thread and with two. Beside it
-stands the least that any way must do: the output written once. The floor is what the same bits cannot be had without: the channels taken
-out of Pillow's image, torch's own `interpolate`s, the output written; each part is timed alone, on inputs that are ready. Memory is how far
-it rises above what the process held with the image, in a process of its own each, against the output. Last, `do_resize=False`, by which
-tiles and thumbnail are made from the image itself, beside the default. With `--device cuda`: the pixels that the card computes, against the CPU's.
+From a decoded image of Pillow's to tiles, for five sizes of noise and for all five in one call, with one thread and
+with two. Beside it stands the least that any way must do: the output written once. The floor is what the same bits
+cannot be had without: the channels taken out of Pillow's image, torch's own `interpolate`s, the output written; each
+part is timed alone, on inputs that are ready. Memory is how far it rises above what the process held with the image,
+in a process of its own each, against the output. Last, `do_resize=False`, by which tiles and thumbnail are made from
+the image itself, beside the default. With `--device cuda`: the pixels that the card computes, against the CPU's.
 """
 
 import numpy as np
@@ -114,7 +115,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
 
 
 def memory(name: str) -> tuple[int, int]:
-    """Bytes of the output, and how far anonymous memory rose, the output included; of a first call, in a process that has imported all."""
+    """Bytes of the output, and how far a first call raises anonymous memory, the output included."""
     torch.set_num_threads(1)
     tiler, image = JinaVLMImageProcessor(), picture(name)
     tiler(Image.new("RGB", (40, 30)), return_tensors="pt")
@@ -124,7 +125,7 @@ def memory(name: str) -> tuple[int, int]:
 
 
 def on_gpu(names: list[str], rounds: int) -> dict:
-    """The CPU's time to the card's, images and tiles carried there included, and the largest difference of a pixel, in levels of 255."""
+    """The CPU's time relative to the card's, copies included; and a pixel's largest difference, of 255 levels."""
     torch.set_num_threads(1)
     tiler, images = JinaVLMImageProcessor(), [picture(name) for name in names]
     seconds = take_turns(

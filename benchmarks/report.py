@@ -34,8 +34,8 @@ BENCHMARKS = {
 }
 INTRODUCTION = """\
 This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all
-of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures and
-the share of a card's rate, and has not been run: no GPU was at hand.
+of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures
+and the share of a card's rate, and has not been run: no GPU was at hand.
 
 Every ratio is the median of runs in turns: below 1 is faster, or less. The 2.4B model has random weights here."""
 NOTES = """\
@@ -54,7 +54,7 @@ OURS, OTHER, LIMIT = "#0b6e8f", "#b9b9b9", "#d1495b"
 
 
 def page(device: str = "cpu", figure: Path = FIGURE) -> str:
-    """The text: in short, why what is slow is slow, and of each benchmark its description, command, machine and table."""
+    """The text: a summary, what is slow and why, and each benchmark's description, command, machine and table."""
     parts = ["# Performance", INTRODUCTION]
     if device == "cpu" and (short := summary()):
         parts += ["## In short", short, NOTES]
@@ -156,11 +156,11 @@ def summary() -> str:
     return markdown.table(["What", "Against", "By", "Times as much"], lines, figures=3)
 
 
-def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colours: list[str]) -> None:
+def _bars(axes: Axes, labels: list[str], groups: dict[str, list[float]], colors: list[str]) -> None:
     width = 0.8 / len(groups)
-    for index, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
+    for index, ((name, values), color) in enumerate(zip(groups.items(), colors, strict=True)):
         places = [place + (index - (len(groups) - 1) / 2) * width for place in range(len(labels))]
-        drawn = axes.bar(places, values, width, label=name, color=colour)
+        drawn = axes.bar(places, values, width, label=name, color=color)
         axes.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=7)
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.margins(y=0.3)  # for the legend
@@ -238,16 +238,16 @@ def _loading(axes: Axes, rows: list[dict]) -> None:
 
 def _efficiency(axes: Axes, rows: list[dict]) -> None:
     tiles = [row["tiles"] for row in rows]
-    for kind, colour in (("pooled", OURS), ("unpooled", OTHER)):
+    for kind, color in (("pooled", OURS), ("unpooled", OTHER)):
         axes.plot(
-            tiles, [row[kind]["prefill"] / 1e12 for row in rows], marker="o", color=colour, label=f"prefill, {kind}"
+            tiles, [row[kind]["prefill"] / 1e12 for row in rows], marker="o", color=color, label=f"prefill, {kind}"
         )
         axes.plot(
             tiles,
             [row[kind]["all"] / 1e12 for row in rows],
             marker="o",
             linestyle="--",
-            color=colour,
+            color=color,
             label=f"with the tower, {kind}",
         )
     axes.set(xlabel="tiles", ylabel="10^12 operations", xticks=tiles)
@@ -257,9 +257,9 @@ def _efficiency(axes: Axes, rows: list[dict]) -> None:
 def _growth(axes: Axes, rows: list[dict], grows: str) -> None:
     rows = [row for row in rows if row["grows"] == grows]
     base = [0.0] * len(rows)
-    for stage, colour in zip(STAGES, ("#edae49", OURS, "#7fb7c9", OTHER), strict=True):
+    for stage, color in zip(STAGES, ("#edae49", OURS, "#7fb7c9", OTHER), strict=True):
         values = [row["seconds"][stage] for row in rows]
-        axes.bar(range(len(rows)), values, bottom=base, label=stage, color=colour)
+        axes.bar(range(len(rows)), values, bottom=base, label=stage, color=color)
         base = [below + value for below, value in zip(base, values, strict=True)]
     if beside := {place: row["peer"]["seconds"] for place, row in enumerate(rows) if "peer" in row}:
         axes.scatter(beside.keys(), beside.values(), marker="_", s=400, color=LIMIT, label=peer.NAME)

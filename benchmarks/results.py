@@ -1,4 +1,4 @@
-"""Where benchmarks leave their figures, for `benchmarks.report`: results/<device>/<name>.json, with the machine and the command."""
+"""Where benchmarks leave figures, machine and command for `benchmarks.report`: results/<device>/<name>.json."""
 
 import argparse
 import json

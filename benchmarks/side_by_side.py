@@ -13,8 +13,8 @@ import torch
 
 
 def take_turns(cases: dict[str, Callable[[], object]], rounds: int = 5, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each case in each round, after one call of each that does not count. Every round begins with another case, so that
-    neither a slow moment of the machine nor what the one before left in the caches falls on always the same."""
+    """Seconds of each case in each round, after one call of each that does not count. Every round begins with another
+    case: a slow moment of the machine, or what a case leaves in the caches, does not always hit the same one."""
     names, seconds = list(cases), {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -36,7 +36,7 @@ def wait(device: str) -> None:
 
 
 def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float:
-    """How many times as long as the other this takes: the median over the rounds, each of which the two ran side by side."""
+    """How many times as long as the other this takes: the median over rounds in which the two ran side by side."""
     return statistics.median(one / two for one, two in zip(seconds[name], seconds[other], strict=True))
 
 
@@ -50,7 +50,7 @@ def together(seconds: dict[str, list[float]], names: Iterable[str]) -> list[floa
 
 
 def memory_bytes(kind: str) -> int:
-    """Of this process (Linux): `VmRSS`, what it holds; `VmHWM`, the most it has held at once; `RssAnon`, what no file backs."""
+    """Of this process (Linux). `VmRSS`: what it holds. `VmHWM`: its peak. `RssAnon`: what no file backs."""
     return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) * 1024
 
 

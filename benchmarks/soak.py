@@ -1,7 +1,7 @@
 """A soak: many requests with mixed images, from several threads, on one model and one processor in one process.
 
-Every distinct request is answered once before, alone; each later answer must be the same. The memory that the process holds is
-read when a tenth of the requests are done, and at the end.
+Every distinct request is answered once before, alone; each later answer must be the same. The memory that the process
+holds is read when a tenth of the requests are done, and at the end.
 
     python -m benchmarks.soak [--requests 2000] [--threads 8]
 """
@@ -27,7 +27,7 @@ GROWTH = 64 * 2**20  # bytes between a tenth of the requests and the end, that a
 
 
 def distinct_requests(number: int) -> list[tuple[bytes, str]]:
-    """Files and questions: images of shapes in several formats and sizes, small files of every kind, and damaged ones."""
+    """Files and questions: images of shapes in several formats and sizes, small files of all kinds, damaged ones."""
     kinds, requests = list(seeds().values()), []
     for index in range(number):
         rng = random.Random(index)
@@ -36,10 +36,10 @@ def distinct_requests(number: int) -> list[tuple[bytes, str]]:
         elif index % 5 == 4:
             data = mutate(rng, kinds)
         else:
-            picture, file = draw_scene(make_scene(rng, TRAINING_PAIRS)), io.BytesIO()
+            image, file = draw_scene(make_scene(rng, TRAINING_PAIRS)), io.BytesIO()
             scale = rng.choice((0.2, 0.5, 1, 1.5))
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-            picture.save(file, rng.choice(("PNG", "JPEG", "WEBP", "GIF")))
+            image = image.resize((round(image.width * scale), round(image.height * scale)))
+            image.save(file, rng.choice(("PNG", "JPEG", "WEBP", "GIF")))
             data = file.getvalue()
         requests.append((data, QUESTIONS[index % len(QUESTIONS)]))
     return requests
@@ -51,8 +51,12 @@ def answer(model, processor, data: bytes, question: str) -> str:
         content = [{"type": "image", "image": Image.open(io.BytesIO(data))}, {"type": "text", "text": question}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", max_tiles=2,
-        )  # fmt: skip
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            max_tiles=2,
+        )
     except (ValueError, OSError) as error:
         return type(error).__name__
     with torch.inference_mode():
@@ -61,7 +65,7 @@ def answer(model, processor, data: bytes, question: str) -> str:
 
 
 def soak(model, processor, requests: int, threads: int, distinct: int) -> tuple[int, int, int, int]:
-    """Memory at a tenth and at the end, in bytes; answers that differ from the first pass's; files refused in that pass."""
+    """Memory at a tenth and at the end, in bytes; answers unlike the first pass's; files refused in that pass."""
     asked = distinct_requests(distinct)
     first = [answer(model, processor, *request) for request in asked]
     wrong, early = 0, 0
@@ -101,7 +105,8 @@ def main() -> None:
     early, late, wrong, refused = soak(*load(), args.requests, args.threads, args.distinct)
     print(
         f"{args.requests:,} requests, {args.distinct} distinct ({refused} of them refused), {args.threads} threads, "
-        f"{time.perf_counter() - start:,.0f} s\nmemory held: {early / 2**20:,.0f} MiB at a tenth, {late / 2**20:,.0f} MiB at the end "
+        f"{time.perf_counter() - start:,.0f} s\n"
+        f"memory held: {early / 2**20:,.0f} MiB at a tenth, {late / 2**20:,.0f} MiB at the end "
         f"({(late - early) / 2**20:+,.0f})\nanswers that differ from the first pass: {wrong}"
     )
     sys.exit(bool(wrong or late - early > GROWTH))

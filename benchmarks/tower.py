@@ -1,8 +1,8 @@
 """Tower and connector beside the library's SigLIP and pooling written plainly: `python -m benchmarks.tower`.
 
-The 2.4B model's sizes, random weights, bfloat16. The library's tower has the same 25 blocks and takes all tiles in one batch. The limit is
-the matrix products and the attention of its blocks alone, one after the other, at the same sizes: those of one block, times 25. Memory is
-what rises above inputs and weights, in a process of its own each.
+The 2.4B model's sizes, random weights, bfloat16. The library's tower has the same 25 blocks and takes all tiles in one
+batch. The limit is the matrix products and the attention of its blocks alone, one after the other, at the same sizes:
+those of one block, times 25. Memory is what rises above inputs and weights, in a process of its own each.
 """
 
 import torch

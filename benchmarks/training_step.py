@@ -1,9 +1,9 @@
 """A training step beside the sum of the library's parts: `python -m benchmarks.training_step`.
 
-On a CPU of the small model, in float32: forwards and backwards of a batch of two images, against the library's SigLIP and Qwen3 of the same
-sizes with the same tiles and tokens, one after the other; what the connector and putting the parts together take is the rest. With
-`--device cuda` of the 2.4B model in bfloat16, with gradient checkpointing: tokens a second, memory, and the share of the card's rate of products,
-which is measured.
+On a CPU of the small model, in float32: forwards and backwards of a batch of two images, against the library's SigLIP
+and Qwen3 of the same sizes with the same tiles and tokens, one after the other; what the connector and putting the
+parts together take is the rest. With `--device cuda` of the 2.4B model in bfloat16, with gradient checkpointing:
+tokens a second, memory, and the share of the card's rate of products, which is measured.
 """
 
 import torch

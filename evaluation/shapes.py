@@ -1,7 +1,7 @@
 """The small checkpoint's questions as a file that the harnesses read: `python -m evaluation.shapes`.
 
-They are those of `python -m experiments.eval_tiny`, in its order: images of seeds and color-shape pairs that training never
-draws, and one question about each.
+They are those of `python -m experiments.eval_tiny`, in its order: images of seeds and color-shape pairs that training
+never draws, and one question about each.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The paper's comparison, with what the harnesses measured beside it: `python -m evaluation.table results`.
 
-Scores come from the result files of lm-eval and lmms-eval alone, the paper's from `benchmarks.yaml`. Where nothing was run,
-or the paper's figure is not known, the cell is empty.
+Scores come from the result files of lm-eval and lmms-eval alone, the paper's from `benchmarks.yaml`. Where nothing was
+run, or the paper's figure is not known, the cell is empty.
 """
 
 import argparse
@@ -23,8 +23,8 @@ HARNESSES = ("lm-eval", "lmms-eval")
 
 @dataclass(frozen=True)
 class Score:
-    """What one result file says of a benchmark. `value` is in the paper's unit; `samples` is how many questions were asked
-    of how many, None where the file does not say; `partial`: that the harness was told to stop early."""
+    """What one result file says of a benchmark. `value` is in the paper's unit; `samples` is how many questions were
+    asked of how many, None where the file does not say; `partial`: that the harness was told to stop early."""
 
     value: float
     when: float
@@ -42,7 +42,8 @@ def result_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*results*.json"))
     if not files:
         raise FileNotFoundError(
-            f"No result file (*results*.json) under {folder}. Run lm_eval or lmms_eval with --output_path {folder} first."
+            f"No result file (*results*.json) under {folder}. "
+            f"Run lm_eval or lmms_eval with --output_path {folder} first."
         )
     return files
 
@@ -61,7 +62,8 @@ def read(path: Path) -> tuple[str, str, float, dict]:
         return harness, PurePath(content["model_name"]).name, float(when), content
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected a result file of lm-eval or lmms-eval, with `date`, `model_name` and `results` ({error!r})."
+            f"{path}: expected a result file of lm-eval or lmms-eval, with `date`, "
+            f"`model_name` and `results` ({error!r})."
         ) from error
 
 
@@ -92,8 +94,8 @@ def score(path: Path, harness: str, when: float, content: dict, benchmark: dict)
 
 
 def collect(folder: Path, benchmarks: dict) -> dict[str, dict[tuple[str, str], Score]]:
-    """Each harness's newest score of each benchmark: by model, then by benchmark and harness. Checkpoints that are no model
-    of the comparison stand under their own names."""
+    """Each harness's newest score of each benchmark: by model, then by benchmark and harness. Checkpoints that are no
+    model of the comparison stand under their own names."""
     known = {checkpoint.lower(): model for model, names in benchmarks["models"].items() for checkpoint in names}
     scores: dict[str, dict[tuple[str, str], Score]] = {}
     for path in result_files(folder):
@@ -108,7 +110,7 @@ def collect(folder: Path, benchmarks: dict) -> dict[str, dict[tuple[str, str], S
 
 
 def table(scores: dict[str, dict[tuple[str, str], Score]], benchmarks: dict) -> str:
-    """A markdown table, and below it where each score comes from. Where both harnesses ran, lm-eval's score comes first."""
+    """A markdown table, with the source of each score below it. Of two harnesses, lm-eval's score comes first."""
     entries = benchmarks["benchmarks"]
     models = [*benchmarks["models"], *sorted(scores.keys() - benchmarks["models"].keys())]
     in_paper = {model for entry in entries for model in entry.get("paper", {})}

@@ -1,7 +1,7 @@
 """Ask a checkpoint about fresh pages: `python -m experiments.eval_pages --checkpoint runs/small_stage2`.
 
-Each question is about a page of its own, drawn from a seed, with shapes and words that training never draws. It is answered greedily,
-and right if the answer's words are exactly the expected ones. Intervals are Wilson's, of 95 %.
+Each question is about a page of its own, drawn from a seed, with shapes and words that training never draws. It is
+answered greedily, and right if the answer's words are exactly the expected ones. Intervals are Wilson's, of 95 %.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def cell(results: list[dict], **where: str) -> str:
-    """ "91.2 (89.0 to 93.1; 1000)": per cent right among the results with these values, its interval, and how many these are."""
+    """ "91.2 (89.0 to 93.1; 1000)": percent right of the results with these values, its interval, and their number."""
     right = [result["right"] for result in results if all(result[key] == value for key, value in where.items())]
     if not right:
         return "-"
@@ -64,7 +64,7 @@ def main() -> None:
         help="questions, of all tasks and languages in turn (default: %(default)s)",
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="ask these alone")
-    parser.add_argument("--max-tiles", type=int, help="of a picture; otherwise the checkpoint's own")
+    parser.add_argument("--max-tiles", type=int, help="of an image; otherwise the checkpoint's own")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write all answers here")
     args = parser.parse_args()
@@ -79,7 +79,8 @@ def main() -> None:
     results = evaluate(model, processor, args.samples, args.batch_size, tuple(args.tasks))
     print(table(results))
     print(
-        f"\n{len(results):,} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words."
+        f"\n{len(results):,} questions in {time.perf_counter() - started:.0f} s. "
+        "Right means: exactly the expected words."
     )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -25,8 +25,8 @@ MAX_NEW_TOKENS = 12
 
 
 def ask(model, processor, samples: list, batch_size: int) -> list[dict]:
-    """Of each sample, which has a `turn` and a `question()`: its task, language, question, expected and given answer, and whether they
-    agree."""
+    """Of each sample, which has a `turn` and a `question()`: its task, language, question, expected and given answer,
+    and whether they agree."""
     results = []
     for start in tqdm(range(0, len(samples), batch_size), unit="batch"):
         batch = samples[start : start + batch_size]
@@ -87,7 +87,7 @@ def table(results: list[dict]) -> str:
 
 
 def card_results(results: list[dict]) -> dict:
-    """What a model card says of these: the command that prints them, and arguments of an `EvalResult` of `huggingface_hub`."""
+    """What a model card says of these: the command that prints them, and `huggingface_hub.EvalResult`'s arguments."""
     kinds = [("All tasks and languages", {})] + [(f"Task: {task}", {"task": task}) for task in TASKS]
     return {
         "command": "make eval-tiny",
@@ -126,7 +126,8 @@ def main() -> None:
     results = evaluate(model, processor, args.samples, args.batch_size)
     print(table(results))
     print(
-        f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. Right means: exactly the expected words."
+        f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s. "
+        "Right means: exactly the expected words."
     )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

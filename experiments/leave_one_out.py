@@ -2,10 +2,11 @@
 
     python -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out
 
-For every task of the mixture, and for none, the stage is trained without the sources of that task, for the same number of steps, the
-other sources' weights scaled up, once for each seed. All runs of a seed start alike and are asked the same questions, so that changes
-are paired. Written are `changes.csv`, per task asked and task left out, and `changes.png`, with intervals of 95 % (Student's t over the
-seeds). Runs that are done are kept: a second call goes on. (The paper's study of its mixture, at a size that a person can run.)
+For every task of the mixture, and for none, the stage is trained without the sources of that task, for the same number
+of steps, the other sources' weights scaled up, once for each seed. All runs of a seed start alike and are asked the
+same questions, so that changes are paired. Written are `changes.csv`, per task asked and task left out, and
+`changes.png`, with intervals of 95 % (Student's t over the seeds). Runs that are done are kept: a second call goes on.
+(The paper's study of its mixture, at a size that a person can run.)
 """
 
 import argparse
@@ -68,7 +69,7 @@ def write_run(stage: Stage, mixture: MixtureSettings, file: Path, folder: Path) 
 def train_and_ask(
     stage: Stage, mixture: MixtureSettings, file: Path, folder: Path, samples: int, threads: int
 ) -> dict[str, float]:
-    """Share of right answers per task after training, with so many threads; from `answers.json` where that is there already."""
+    """Train on so many threads and return the share of right answers per task; `answers.json` is read if it exists."""
     answers = folder / "answers.json"
     if not answers.is_file():
         stage_file = write_run(stage, mixture, file, folder)
@@ -105,10 +106,12 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 def changes(scores: dict[str, list[dict[str, float]]]) -> list[dict]:
     """
     Args:
-        scores (`dict[str, list[dict[str, float]]]`): By the task left out, `NONE` among them, and by seed: share right per task.
+        scores (`dict[str, list[dict[str, float]]]`): By the task left out, `NONE` among them, and by seed: share right
+            per task.
 
     Returns:
-        `list[dict]`: Per task left out and task asked: the accuracy with all data, and how the accuracy changes, in points.
+        `list[dict]`: Per task left out and task asked: the accuracy with all data, and how the accuracy changes, in
+        points.
     """
     rows = []
     for left_out, by_seed in scores.items():
@@ -146,7 +149,7 @@ def draw(rows: list[dict], file: Path) -> None:
     image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for row in rows:
         x, y = TASKS.index(row["task"]), left_out.index(row["left_out"])
-        colour = "white" if abs(row["change"]) > 0.6 * largest else "black"
+        color = "white" if abs(row["change"]) > 0.6 * largest else "black"
         axes.text(
             x,
             y,
@@ -154,7 +157,7 @@ def draw(rows: list[dict], file: Path) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            color=colour,
+            color=color,
         )
     with_all = {row["task"]: row["with_all"] for row in rows}
     axes.set_xticks(range(len(TASKS)), [f"{task}\n{with_all[task]:.0f} %" for task in TASKS])
@@ -191,7 +194,8 @@ def main() -> None:
     left_out = args.leave_out or known
     if unknown := [task for task in left_out if task not in known]:
         sys.exit(
-            f"--leave-out: {', '.join(map(repr, unknown))}: no source of the mixture has this task. Known are: {', '.join(known)}."
+            f"--leave-out: {', '.join(map(repr, unknown))}: no source of the mixture has this task. "
+            f"Known are: {', '.join(known)}."
         )
 
     if args.workers < 1:
@@ -218,7 +222,8 @@ def main() -> None:
         writer.writerows(rows)
     draw(rows, args.output / "changes.png")
     print(
-        f"{len(scores) * len(args.seeds)} trainings in {(time.perf_counter() - started) / 60:.0f} minutes. See {args.output / 'changes.csv'}."
+        f"{len(scores) * len(args.seeds)} trainings in {(time.perf_counter() - started) / 60:.0f} minutes. "
+        f"See {args.output / 'changes.csv'}."
     )
 
 

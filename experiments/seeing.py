@@ -1,9 +1,12 @@
-"""Teach a small tower and connector to see: `python -m experiments.seeing --model checkpoints/tiny --output runs/seeing`.
+"""Teach a small tower and connector to see.
 
-A real run starts from SigLIP2, which sees already. The small model has nothing of the kind, and from answers alone it did not get
-beyond guessing in 7,000 images (two runs). So throw-away linear layers read off each patch which character is printed there, and
-off each image token what color and kind of shape lies there, in which of nine places, in which cell of a table, how high the bar is,
-and the whole number or word that it belongs to: hundreds of answers an image in place of a few words.
+    python -m experiments.seeing --model checkpoints/tiny --output runs/seeing
+
+A real run starts from SigLIP2, which sees already. The small model has nothing of the kind, and from answers alone it
+did not get beyond guessing in 7,000 images (two runs). So throw-away linear layers read off each patch which character
+is printed there, and off each image token what color and kind of shape lies there, in which of nine places, in which
+cell of a table, how high the bar is, and the whole number or word that it belongs to: hundreds of answers an image in
+place of a few words.
 """
 
 import argparse
@@ -52,8 +55,9 @@ TOKEN_CLASSES = {
 
 
 class PagesDataset(Dataset):
-    """Page i is drawn from seed `first_seed` + i: shapes, half of them in colors that have no name (else what is told of a shape's
-    kind is its color too, and pairs that were never seen are misjudged), boards, lines of text, tables and charts."""
+    """Page i is drawn from seed `first_seed` + i: shapes, half of them in colors that have no name (else what is told
+    of a shape's kind is its color too, and pairs that were never seen are misjudged), boards, lines of text, tables
+    and charts."""
 
     def __init__(self, length: int, first_seed: int):
         self.length, self.first_seed = length, first_seed
@@ -72,8 +76,8 @@ class PagesDataset(Dataset):
 
 
 class PageCollator:
-    """Pages to a batch: `pixel_values` [pages, 3, 378, 378], each page as one tile; `patch_labels` [pages, patches], see
-    `patch_labels`; and `labels` [pages, tokens, questions], see `token_labels`."""
+    """Pages to a batch: `pixel_values` [pages, 3, 378, 378], each page as one tile; `patch_labels` [pages, patches],
+    see `patch_labels`; and `labels` [pages, tokens, questions], see `token_labels`."""
 
     def __init__(self, image_processor):
         self.image_processor = image_processor
@@ -112,8 +116,9 @@ def patch_labels(page: Page) -> torch.Tensor:
 
 
 def token_labels(page: Page) -> torch.Tensor:
-    """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the index; -100
-    where nobody could say. A shape reaches as far as the circle around it; a number or word half a token further than its letters."""
+    """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the
+    index; -100 where nobody could say. A shape reaches as far as the circle around it; a number or word half a token
+    further than its letters."""
     size = page.scene.size
     positions = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)
     x, y = _centers(size, positions)
@@ -181,7 +186,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def match_sizes(model, pixel_values: torch.Tensor) -> None:
-    """Scale the connector's last layer so that image tokens are as large as words: the reader does not see their size."""
+    """Scale the connector's last layer so that image tokens are as large as words: the reader ignores their size."""
     tokens = model.model.connector(
         model.model.vision_model(pixel_values).last_hidden_state, torch.ones(len(pixel_values), dtype=torch.bool)
     )
@@ -191,7 +196,7 @@ def match_sizes(model, pixel_values: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def measure(reader: PageReader, collator: PageCollator, pages: list[Page], batch_size: int = 16) -> dict[str, float]:
-    """Share of right answers where there is something, per question; "words": all characters of a token's number or word."""
+    """Share of right answers where there is something, per question. "words": whole numbers and words."""
     right, total = {}, {}
 
     def count(name: str, hits: torch.Tensor, where: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
-"""A small jina-vlm of random weights, to be taught from nothing: `python -m experiments.small_model --output runs/new`.
+"""A small jina-vlm of random weights, to train from scratch: `python -m experiments.small_model --output runs/new`.
 
-It has the released model's geometry (tiles, patches, windows, structural tokens) and small widths, multiples of 64. What
-teaches it: `experiments.seeing`, then the stages `recipes/small_stage1.yaml` and `small_stage2.yaml`.
+It has the released model's geometry (tiles, patches, windows, structural tokens) and small widths, multiples of 64.
+What teaches it: `experiments.seeing`, then the stages `recipes/small_stage1.yaml` and `small_stage2.yaml`.
 """
 
 import argparse
@@ -61,15 +61,16 @@ def make_model(tokenizer) -> jina_vlm.JinaVLMForConditionalGeneration:
     with torch.no_grad():
         positions = model.model.vision_model.tower.embeddings.position_embedding.weight
         positions.copy_(sine_cosine_positions(27, config.vision_config.hidden_size))
-        # Words as large as what layers add to them: smaller ones would drown in it. Image tokens have no `<im_patch>` to add.
+        # Words as large as what layers add to them: smaller ones would drown in it. Image tokens add no `<im_patch>`.
         model.get_input_embeddings().weight.normal_(std=EMBEDDING_SIZE)
         model.get_input_embeddings().weight[config.image_token_id] = 0
     return model
 
 
 def sine_cosine_positions(side: int, width: int) -> torch.Tensor:
-    """[side * side, width]: a quarter of the width each for sine and cosine of the row, and of the column, at wavelengths
-    from 2 pi to 2 pi * 100 patches. With these as initial values places can be read off by a linear layer from the start."""
+    """[side * side, width]: a quarter of the width each for sine and cosine of the row, and of the column, at
+    wavelengths from 2 pi to 2 pi * 100 patches. With these as initial values places can be read off by a linear layer
+    from the start."""
     frequencies = 100 ** -torch.linspace(0, 1, width // 4)
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)

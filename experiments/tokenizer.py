@@ -28,8 +28,8 @@ MODEL_MAX_LENGTH = 4096
 
 
 def texts(number: int, seed: int = 0) -> Iterator[str]:
-    """So many turns as the chat template writes them, after an image and after other turns, of all tasks and languages, over
-    all pairs of color and shape. Numbers and words that are read from pages stay out: they are spelled."""
+    """So many turns as the chat template writes them, after an image and after other turns, of all tasks and
+    languages, over all pairs of color and shape. Numbers and words on pages stay out: they are spelled."""
     rng = random.Random(seed)
     for _ in range(number):
         task, language = rng.choice(("shapes", *TASKS)), rng.choice(list(LANGUAGES))

@@ -30,7 +30,7 @@ def root_files() -> dict[str, str]:
         pad_token_id=text.pad_token_id,
         suppress_tokens=config.structural_token_ids,
     )
-    # A processor cannot be made without a tokenizer. The real one comes with the weights, and nothing of this one is kept.
+    # A processor cannot be made without a tokenizer. The real one comes with the weights; this one is not kept.
     tokens = ["<|endoftext|>", "<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>"]
     words = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=tokens[0])

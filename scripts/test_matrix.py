@@ -1,10 +1,10 @@
-"""Run the fast tests in every cell of the version matrix, and print what came of each: `make test-matrix`, or some cells,
+"""Run the fast tests in every cell of the version matrix, and print the results: `make test-matrix`, or some cells:
 
     python -m scripts.test_matrix --only 5.19.0 --only python3.12
 
-A cell is a Python, a transformers and a torch. Its environment, kept in `.venv/matrix`, holds what `requirements.txt` pins but
-for these two. A Python is looked for on the path, then among pyenv's: `pyenv install 3.12 3.13` is enough. One that this machine
-lacks, or a torch that has no build for it, is told as such and is no failure.
+A cell is a Python, a transformers and a torch. Its environment, kept in `.venv/matrix`, holds what `requirements.txt`
+pins but for these two. A Python is looked for on the path, then among pyenv's: `pyenv install 3.12 3.13` is enough.
+One that this machine lacks, or a torch that has no build for it, is told as such and is no failure.
 """
 
 import argparse

@@ -110,6 +110,11 @@ def python(code: str, *args, expect: int = 0, **environment) -> subprocess.Compl
     return result
 
 
+def refused(message: str, error: type[Exception] = ValueError):
+    """A block that is left by an error with a message in which this pattern is found."""
+    return pytest.raises(error, match=message)
+
+
 @contextmanager
 def largest_file(size: int):
     """No file of this process may grow beyond this size: writing fails as on a full disk."""
@@ -147,10 +152,16 @@ def chat(processor):
     return apply
 
 
-@pytest.fixture(scope="session")
-def picture():
-    """The function `image(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
+@pytest.fixture(scope="session", name="make_image")
+def image_maker():
+    """The function `make_image(height, width, kind="texture", seed=0)`: [height, width, 3] uint8."""
     return make_image
+
+
+@pytest.fixture(scope="session")
+def tiler():
+    """An image processor as it comes."""
+    return jina_vlm.JinaVLMImageProcessor()
 
 
 @pytest.fixture(scope="session")

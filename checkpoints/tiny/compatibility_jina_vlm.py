@@ -1,6 +1,5 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What jina-vlm needs of the library's versions: the oldest that is supported, what other versions than the newest need, and
-what the newest still leaves undone.
+"""What depends on the version of transformers: the oldest supported one, and what the newest or older ones need.
 
 Everything else in the bundle follows the newest version's names. Each part below says when it can go.
 """
@@ -9,6 +8,8 @@ import functools
 import inspect
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from transformers import __version__
 
@@ -21,14 +22,14 @@ if VERSION < OLDEST:
         "Run `pip install -U transformers`."
     )
 
-# Goes when 5.24 is the oldest version. The name of the cache among arguments and outputs of the library's own models.
+# The cache's name among arguments and outputs of the library's models. Goes when 5.24 is the oldest version.
 CACHE_NAME = "cache" if VERSION >= (5, 24) else "past_key_values"
 
-# Goes when 5.23 is the oldest version. What begins the names of recomputing in training: `..._enable`, `..._kwargs`.
+# The prefix in `..._enable` and `..._kwargs`. Goes when 5.23 is the oldest version.
 CHECKPOINTING = "activation_checkpointing" if VERSION >= (5, 23) else "gradient_checkpointing"
 
 
-def accepts_past_key_values(forward):
+def accepts_past_key_values(forward: Callable) -> Callable:
     """Let callers of `forward(cache=...)` use the argument's older name as well. Goes with 5.40, as in the library."""
     if VERSION >= (5, 24):
         from transformers.utils.deprecation import deprecate_kwarg
@@ -36,7 +37,7 @@ def accepts_past_key_values(forward):
         return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache", raise_if_both_names=True)(forward)
 
     @functools.wraps(forward)
-    def renamed(*args, past_key_values=None, **kwargs):
+    def renamed(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         if past_key_values is not None:
             if kwargs.get("cache") is not None:
                 raise ValueError("Got both `cache` and `past_key_values`, which are one argument. Pass one of them.")
@@ -45,7 +46,7 @@ def accepts_past_key_values(forward):
 
     # PEFT looks here for the name.
     signature = inspect.signature(forward)
-    renamed.__signature__ = signature.replace(
+    renamed.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
             parameter.replace(name="past_key_values") if name == "cache" else parameter
             for name, parameter in signature.parameters.items()
@@ -54,16 +55,15 @@ def accepts_past_key_values(forward):
     return renamed
 
 
-# Goes when 5.23 is the oldest version: before it, `prefill_chunk_size` gave each chunk all images.
+# Before 5.23 `prefill_chunk_size` gave each chunk all images. Goes when 5.23 is the oldest version.
 CHUNKS_CAN_HAVE_IMAGES = VERSION >= (5, 23)
 
 
 def put_into_package(name: str) -> None:
-    """Make a module findable as an attribute of its package, as `import` does.
+    """Make a module an attribute of its package, as `import` does, but not the library's loader of remote code.
 
-    The library's loader of remote code does not. dill, by which `datasets` sends functions to other processes, looks for
-    classes there; those that it does not find it sends as code, and it cannot make typed dictionaries of that again. Goes once
-    the loader does it (not in 5.24).
+    dill, by which `datasets` sends functions to other processes, looks for classes there. Those it does not find it
+    sends as code, of which it cannot rebuild typed dictionaries. Goes once the loader does this (5.24 does not).
     """
     package, _, short_name = name.rpartition(".")
     setattr(sys.modules[package], short_name, sys.modules[name])

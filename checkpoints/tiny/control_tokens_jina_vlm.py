@@ -1,10 +1,9 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Control tokens that somebody typed stay text.
 
-A chat template writes control tokens (`<|image|>`, `<|endoftext|>`, ...) around texts that may hold the same characters,
-and the rendered string does not tell which is which. So typed ones are replaced before a chat is rendered (`mark_chat`,
-`mark`), each by an escape and a character that stands for it, and `encode` turns these into the tokens of the characters
-that were typed.
+A chat template writes control tokens (`<|image|>`, `<|endoftext|>`, ...) around texts that may hold the same
+characters, and the rendered string does not tell which is which. So `mark_chat` and `mark` replace typed ones before a
+chat is rendered, each by an escape and a character that stands for it, and `encode` turns these into ordinary text.
 """
 
 import re
@@ -16,26 +15,26 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 
-# Both are private to Unicode's plane 16. The escape itself is escaped where it occurs in a text.
+# Both are private use characters, of Unicode's plane 16. An escape in a text is escaped itself.
 _ESCAPE = "\U0010fffd"
 _FIRST_STAND_IN = 0x100000
 _ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
-# From 5.24 on the library has marks of its own, and replaces no `<|image|>` behind this one. Typed, it is marked as well.
+# From 5.24 on the library replaces no `<|image|>` behind this mark of its own. Typed, it is marked too.
 _LIBRARY_MARK = "\U000f0000"
 
-# Where a part of a message names its image: paths and URLs, which no template writes out
+# Keys by which a part of a message names its image: no template writes these paths and URLs
 _MEDIA_KEYS = {"image", "image_url", "url", "path", "base64", "video", "audio"}
 
 
 class Edit(NamedTuple):
-    """Two spans of characters, (start, end), that stand for each other: in an edited text, and in the one before."""
+    """A span of characters, (start, end), in an edited text, and the one it replaces in the source."""
 
     edited: tuple[int, int]
     source: tuple[int, int]
 
 
 class Encoding(NamedTuple):
-    """Token ids of a text, and the (start, end) of each in its characters."""
+    """A text's token ids, and the (start, end) of each in characters."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -43,19 +42,17 @@ class Encoding(NamedTuple):
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast, structural_tokens: Iterable[str]) -> tuple[str, ...]:
     """
-    List the tokens that stay text where somebody types them.
+    List the tokens that stay text if somebody types them.
 
-    These are the checkpoint's own: the tokenizer's special tokens up to the last structural token. Whoever adds tokens to a
-    tokenizer gives them higher ids, which saving and loading keep, so that they are told from the checkpoint's own by their
-    ids alone. (Making a token special that the checkpoint had already adds none: it is the checkpoint's own.) Of those that
-    were added, special or not, the ones count that `tokenizer.chat_control_tokens` names, an argument of the library's
-    tokenizers that is saved with them.
+    These are the checkpoint's own special tokens, those up to the last structural token: tokens that somebody adds to
+    a tokenizer get higher ids, which saving and loading keep. Of added tokens, special or not, those are listed that
+    `tokenizer.chat_control_tokens` names, an argument of the library's tokenizers that is saved with them.
 
     Returns:
         `tuple[str, ...]`: The longest first, so that a token is looked for before those it contains.
     """
     last = max(tokenizer.convert_tokens_to_ids(list(structural_tokens)))
-    # Before 5.24 the library keeps the argument, and does not know it.
+    # Before 5.24 the library keeps the argument among others that it does not know.
     asked = getattr(tokenizer, "chat_control_tokens", None) or tokenizer.init_kwargs.get("chat_control_tokens") or ()
     tokens = {
         token.content
@@ -97,7 +94,7 @@ def mark_chat(conversation: list, tokens: tuple[str, ...]) -> list:
 
 
 def typed_tokens(conversation: list, tokens: tuple[str, ...]) -> list[str]:
-    """List those of the `tokens` that are typed in the text of messages, also across parts, which a template joins."""
+    """List the `tokens` that are typed in messages, also across parts, which a template joins."""
     text = "\0".join(_written(conversation))
     return [token for token in tokens if token in text]
 
@@ -106,16 +103,17 @@ def encode(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], tokens: tuple[str, ...] | None = None
 ) -> list[Encoding]:
     """
-    Encode texts without adding anything to them, or padding or cutting them.
+    Encode texts as they are: without special tokens, padding or truncation.
 
     Args:
-        tokenizer: It is left as it is: other threads may be using it.
-        texts (`list[str]`): Any texts; or marked ones, with their `tokens`.
-        tokens (`tuple[str, ...]`, *optional*): What was given to `mark`. Without it nothing in a text is a mark.
+        tokenizer: Nothing is set on it: other threads may be using it.
+        texts (`list[str]`): Plain texts, or marked ones with their `tokens`.
+        tokens (`tuple[str, ...]`, *optional*): As given to `mark`. Without it nothing in a text counts as a mark.
 
     Returns:
-        `list[Encoding]`: For each text, token ids and their places in the text as it was given, marks included.
+        `list[Encoding]`: For each text, token ids and their spans in the text as given, marks included.
     """
+    tokens = tokens or ()
     plain_texts, all_edits = zip(*(_unmark(text, tokens) if tokens else (text, []) for text in texts), strict=True)
     encoded = tokenizer(
         list(plain_texts),
@@ -137,7 +135,7 @@ def encode(
 
 
 def in_source(span: tuple[int, int], edits: list[Edit]) -> tuple[int, int]:
-    """Where a span of an edited text is in the one before. `edits` are in order; a span inside one stands for all of it."""
+    """Find a span of an edited text in its source. `edits` are in order; a span inside one stands for all of it."""
     index = bisect_right(edits, span[0], key=lambda edit: edit.edited[0]) - 1
     if index < 0:
         return span
@@ -148,7 +146,7 @@ def in_source(span: tuple[int, int], edits: list[Edit]) -> tuple[int, int]:
 
 
 def _written(conversation: list) -> Iterator[str]:
-    """What is written in each message of a conversation, or of several."""
+    """Yield the text of each message of a conversation, or of several."""
     for message in conversation:
         if isinstance(message, list):
             yield from _written(message)
@@ -160,20 +158,19 @@ def _written(conversation: list) -> Iterator[str]:
 
 @lru_cache
 def _stand_ins(tokens: tuple[str, ...]) -> tuple[re.Pattern, dict[str, str]]:
-    """What to mark in a text, and the character that stands for each: tokens and, where half of one ends the text, its
-    first character: the template may put the other half, from a message's next part, right behind it."""
+    """Compile what to mark in a text, and choose a character for each: tokens, and the first character of half a token
+    at the text's end, as the template may join the other half, from a message's next part, to it."""
     halves = {token[:length] for token in tokens for length in range(1, len(token))}
     heads = [f"{re.escape(half[0])}(?={re.escape(half[1:])}\\Z)" for half in sorted(halves)]
-    end = (
-        rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"  # elsewhere not tried, for speed
-    )
+    # Near the end only, for speed.
+    end = rf"(?=[\s\S]{{0,{max(map(len, tokens), default=0)}}}\Z)(?:{'|'.join(heads)})"
     pattern = re.compile("|".join([*map(re.escape, [_ESCAPE, _LIBRARY_MARK, *tokens]), end]))
     originals = [_LIBRARY_MARK, *tokens, *sorted({token[0] for token in tokens})]
     return pattern, {_ESCAPE: _ESCAPE, **{text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(originals)}}
 
 
 def _unmark(text: str, tokens: tuple[str, ...]) -> tuple[str, list[Edit]]:
-    """The text as it was typed, and where in it stood marks."""
+    """Restore the text that was typed, and list where in it marks stood."""
     if _ESCAPE not in text:
         return text, []
     originals = {stand_in: original for original, stand_in in _stand_ins(tokens)[1].items()}
@@ -188,9 +185,14 @@ def _unmark(text: str, tokens: tuple[str, ...]) -> tuple[str, list[Edit]]:
 
 
 def _as_text(
-    tokenizer, ids: list[int], offsets: list[tuple[int, int]], text: str, edits: list[Edit], tokens: set[str]
+    tokenizer: PreTrainedTokenizerFast,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    text: str,
+    edits: list[Edit],
+    tokens: set[str],
 ) -> Encoding:
-    """Put the tokens of ordinary text in the place of control tokens that cover the start of a typed one."""
+    """Replace control tokens that cover the start of a typed one by the tokens of ordinary text."""
     starts = [edit.edited[0] for edit in edits]
     control = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.content in tokens}
     encoding = Encoding([], [])
@@ -202,8 +204,8 @@ def _as_text(
     return encoding
 
 
-def _encode_characters(tokenizer, text: str) -> list[int]:
-    # The tokenizer's parts, without its table of added tokens. Its own switch for this is a state that threads share.
+def _encode_characters(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    # By the tokenizer's parts, without its added tokens: its own switch for this is state that threads share.
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)

@@ -1,16 +1,21 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """From the released `jvlm` layout to this one: config keys, processor settings and tensor names.
 
-Nothing else in the bundle knows the released layout. What is supported is what the released checkpoint
-(`jinaai/jina-vlm`) uses; any other setting that its code would have accepted is refused by name.
+Nothing else in the bundle knows the released layout. Settings are supported as the released checkpoint
+(`jinaai/jina-vlm`) has them; any other value is refused by name.
 """
 
 from __future__ import annotations
 
+
+from .compatibility_jina_vlm import OLDEST  # noqa: F401  before what old versions lack  # isort: skip
+
 import math
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -24,9 +29,9 @@ NATIVE_MODEL_TYPE = "jina_vlm"
 STRUCTURAL_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_slice>")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Config
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 _RMS_NORM = {"type": "rms", "bias": False, "eps": 1e-6, "with_affine": True}
 _LAYER_NORM = {"type": "default", "bias": True, "eps": 1e-6, "with_affine": True}
@@ -49,7 +54,7 @@ def _ffn(bias: bool, gated: bool, activation: str, lnorm: dict) -> dict:
     }  # fmt: skip
 
 
-# Every architectural setting of the release, by value.
+# Every architectural setting of the release, with the value it must have
 _SUPPORTED = {
     "tie_word_embeddings": False,
     "vision_config": {
@@ -79,7 +84,7 @@ _SUPPORTED = {
     },
 }  # fmt: skip
 
-# Keys that the conversion reads (sizes), and keys without meaning for inference (dropout, ratios of sizes).
+# Keys that the conversion reads, and keys that mean nothing for inference (dropout, ratios of sizes)
 _SIZES = {
     "hidden_size", "n_layers", "num_hidden_layers", "n_heads", "n_kv_heads", "num_key_value_heads", "head_dim", "size",
     "input_size", "output_size", "patch_size", "vit_layers", "vocab_size", "embedding_size", "additional_vocab_size",
@@ -89,13 +94,13 @@ _WITHOUT_EFFECT = re.compile(r"ratio|model_type|.*dropout|residual_.*|.*_token_i
 
 
 def is_released_config(config: dict) -> bool:
-    """Whether a parsed `config.json` is in the released layout."""
+    """Tell whether a parsed `config.json` is in the released layout."""
     return config.get("model_type") == RELEASED_MODEL_TYPE
 
 
 def _check_supported(given: dict, supported: dict, path: str = "") -> None:
-    """Refuse what differs from the release. At the top of a (sub-)config stand also the attributes that old library
-    versions wrote into every config (`top_k`, `id2label`, ...); inside the nested blocks every key must be known."""
+    """Refuse what differs from the release. Unknown keys are refused in nested blocks only: old library versions wrote
+    attributes such as `top_k` and `id2label` into every (sub-)config."""
     for key, value in given.items():
         where = f"{path}{key}"
         if key in supported:
@@ -106,7 +111,8 @@ def _check_supported(given: dict, supported: dict, path: str = "") -> None:
                 _check_supported(value, expected, f"{where}.")
             elif value != expected:
                 raise ValueError(
-                    f"Released config: `{where}` is {value!r}; only {expected!r}, the released checkpoint's value, is supported."
+                    f"Released config: `{where}` is {value!r}; only {expected!r}, the released checkpoint's value, is "
+                    "supported."
                 )
         elif path.count(".") > 1 and key not in _SIZES and not _WITHOUT_EFFECT.fullmatch(key):
             raise ValueError(
@@ -114,8 +120,8 @@ def _check_supported(given: dict, supported: dict, path: str = "") -> None:
             )
 
 
-def _get(config: dict, path: str):
-    value = config
+def _get(config: dict, path: str) -> Any:
+    value: Any = config
     for key in path.split("."):
         if not isinstance(value, dict) or value.get(key) is None:
             raise ValueError(f"Released config: `{path}` is missing.")
@@ -141,7 +147,8 @@ def convert_config(released: dict) -> dict:
     ):
         if _get(released, key) != _get(released, other):
             raise ValueError(
-                f"Released config: `{key}` is {_get(released, key)}, but `{other}` is {_get(released, other)}; they must agree."
+                f"Released config: `{key}` is {_get(released, key)}, but `{other}` is {_get(released, other)}; they "
+                "must agree."
             )
 
     for key, size in (
@@ -158,13 +165,13 @@ def convert_config(released: dict) -> dict:
                 f"Released config: `{key}.n_kv_heads` is {groups}; only null, as many as heads, is supported."
             )
 
-    # `vit_layers` indexes the outputs of all blocks followed by the final LayerNorm's. The layers behind the deepest
-    # one used, and that LayerNorm, are never run: they are left out.
+    # `vit_layers` indexes the outputs of all blocks and the final norm. What lies behind the deepest is left out.
     num_layers, layers = _get(released, f"{vision}.n_layers"), _get(released, f"{vision}.vit_layers")
     feature_layers = [layer if layer >= 0 else num_layers + 1 + layer for layer in layers]
     if not all(0 <= layer < num_layers for layer in feature_layers):
         raise ValueError(
-            f"Released config: `vision_config.vit_layers` is {layers}; each must name one of the {num_layers} blocks' outputs."
+            f"Released config: `vision_config.vit_layers` is {layers}; each must name one of the {num_layers} blocks' "
+            "outputs."
         )
 
     base_vocab_size = _get(released, f"{text}.vocab_size")
@@ -212,9 +219,9 @@ def convert_config(released: dict) -> dict:
     return config
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Image processor
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 _SUPPORTED_IMAGE_SETTINGS = {
     "cropping_method": "overlap-and-resize", "interpolation": "bilinear", "antialias": False,
@@ -225,15 +232,14 @@ _SUPPORTED_IMAGE_SETTINGS = {
 
 
 def is_released_image_processor_config(config: dict) -> bool:
-    """Whether a parsed `preprocessor_config.json` is in the released layout."""
+    """Tell whether a parsed `preprocessor_config.json` is in the released layout."""
     return "cropping_method" in config
 
 
 def convert_image_processor_config(released: dict) -> dict:
     """Translate the parsed `preprocessor_config.json` of a released checkpoint for `JinaVLMImageProcessor`.
 
-    The CLIP mean and std in it are not used by the release (`normalization_method` is `minmax`), its token ids are
-    the tokenizer's: both are left out.
+    Its CLIP mean and std, which the release does not use, and its token ids, which the tokenizer has, are left out.
 
     Raises:
         ValueError: a setting differs from what the released checkpoint uses; it names key and value.
@@ -241,7 +247,8 @@ def convert_image_processor_config(released: dict) -> dict:
     for key, expected in _SUPPORTED_IMAGE_SETTINGS.items():
         if released.get(key, expected) != expected:
             raise ValueError(
-                f"Released preprocessor config: `{key}` is {released[key]!r}; only {expected!r}, the released checkpoint's value, is supported."
+                f"Released preprocessor config: `{key}` is {released[key]!r}; only {expected!r}, the released "
+                "checkpoint's value, is supported."
             )
     squares = {}
     for key, default in (
@@ -267,12 +274,12 @@ def convert_image_processor_config(released: dict) -> dict:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Tensors
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
-# (released, native), the fixed names; then the names inside a block. Names in CAPITALS are stations on the way to a
-# converter below: the library renames first, then converts by the end of the name.
+# (released, native) names: fixed ones, then those in a block. The library renames first, then converts by the end of
+# the name: names in CAPITALS go to a converter below.
 _FIXED_NAMES = (
     ("vision_model.patch_embed.proj.weight", "vision_model.tower.embeddings.patch_embedding.FLAT"),
     ("vision_model.patch_embed.proj.bias", "vision_model.tower.embeddings.patch_embedding.bias"),
@@ -321,13 +328,13 @@ _BLOCKS = (
 )
 _QKV_WEIGHTS = ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]
 
-# Problems that the operations below meet while a checkpoint loads: the library reports them in its log only.
+# Problems that the operations below find while a checkpoint loads. The library only logs them.
 _problems: ContextVar[list[str] | None] = ContextVar("jina_vlm_conversion_problems", default=None)
 
 
 @contextmanager
-def collect_conversion_problems():
-    """Collects, as a list of sentences, what is wrong with the tensors of a released checkpoint while it is loaded."""
+def collect_conversion_problems() -> Iterator[list[str]]:
+    """Collect, as sentences, what is wrong with the tensors of a released checkpoint while it loads."""
     problems: list[str] = []
     token = _problems.set(problems)
     try:
@@ -339,7 +346,15 @@ def collect_conversion_problems():
 class _ReleasedOp(ConversionOps):
     """An operation on released tensors: `run` gets them in the order of the source patterns."""
 
-    def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, config, **kwargs):
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str,
+        config: Any,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
         tensors = [input_dict.pop(pattern, [None]) for pattern in source_patterns]
         tensors = [tensor[0] if isinstance(tensor, list) else tensor for tensor in tensors]
         try:
@@ -349,18 +364,18 @@ class _ReleasedOp(ConversionOps):
                 problems.append(str(error))
             raise
 
-    def run(self, tensors: list, name: str, config) -> list[torch.Tensor]:
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         raise NotImplementedError
 
     @property
-    def reverse_op(self):
+    def reverse_op(self) -> Any:
         raise NotImplementedError("The released layout is read, not written: save with `save_original_format=False`.")
 
 
 class _PatchLinearToConv(_ReleasedOp):
     """[out, rows * columns * channels] of a linear layer over flattened patches -> [out, channels, rows, columns]."""
 
-    def run(self, tensors, name, config):
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         (weight,) = tensors
         side = math.isqrt(weight.shape[1] // 3)
         if weight.ndim != 2 or side * side * 3 != weight.shape[1]:
@@ -373,7 +388,7 @@ class _PatchLinearToConv(_ReleasedOp):
 class _SplitHeads(_ReleasedOp):
     """[(heads + 2 * key-value heads) * head_dim, in] -> q, k, v."""
 
-    def run(self, tensors, name, config):
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         (weight,) = tensors
         text = config.get_text_config()
         rows = [heads * text.head_dim for heads in (text.num_attention_heads, *[text.num_key_value_heads] * 2)]
@@ -387,7 +402,7 @@ class _SplitHeads(_ReleasedOp):
 class _JoinEmbedding(_ReleasedOp):
     """The base vocabulary's rows, then the additional ones."""
 
-    def run(self, tensors, name, config):
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         for tensor, source in zip(tensors, ("embedding", "new_embedding"), strict=True):
             if tensor is None:
                 raise ValueError(f"`model.language_model.embedding.{source}` is missing.")
@@ -395,10 +410,10 @@ class _JoinEmbedding(_ReleasedOp):
 
 
 class _NormOfUnbiasedHeads(_ReleasedOp):
-    """The per-head norm's weight, if the biases beside it are all zero. The release stores biases that it never
-    trained; this architecture has none, so that anything else in them could not be honored."""
+    """The per-head norm's weight, if the biases beside it are zero. The release stores biases that it never trained;
+    this architecture has none."""
 
-    def run(self, tensors, name, config):
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         norm, *biases = tensors
         for bias, letter in zip(biases, "q" if "q_norm" in name else "kv", strict=True):
             if bias is not None and bool(torch.count_nonzero(bias)):
@@ -412,10 +427,10 @@ class _NormOfUnbiasedHeads(_ReleasedOp):
 
 
 class _FillVocabulary(_ReleasedOp):
-    """The release has no `lm_head` rows for the additional vocabulary: they become copies of the last base row, a filler
-    entry that no text uses. A native checkpoint's head passes unchanged."""
+    """The head, with copies of the last base row, a filler entry that no text uses, for the additional vocabulary, of
+    which the release has no rows. A native checkpoint's head passes unchanged."""
 
-    def run(self, tensors, name, config):
+    def run(self, tensors: list, name: str, config: Any) -> list[torch.Tensor]:
         (weight,) = tensors
         missing = config.get_text_config().vocab_size - weight.shape[0]
         if missing > 0 and weight.shape[0] == config.structural_token_ids[0]:
@@ -424,8 +439,7 @@ class _FillVocabulary(_ReleasedOp):
 
 
 def register_released_layout() -> None:
-    """Make `from_pretrained` read the released tensors. May be called any number of times, by any number of copies of
-    this module in one process: the last call counts."""
+    """Make `from_pretrained` read released tensors. If several copies of this module call it, the last one counts."""
     renamings = [
         WeightRenaming(rf"^model\.{re.escape(released)}", f"model.{native}") for released, native in _FIXED_NAMES
     ]
@@ -441,19 +455,23 @@ def register_released_layout() -> None:
         WeightConverter("patch_embedding.FLAT", "patch_embedding.weight", [_PatchLinearToConv()]),
         WeightConverter("self_attn.STACKED", list(_QKV_WEIGHTS), [Chunk(dim=0)]),
         WeightConverter("connector.KV", ["connector.k_proj.weight", "connector.v_proj.weight"], [Chunk(dim=0)]),
-        # the value half of a SwiGLU stands before its gate
+        # The release has a SwiGLU's values before its gate.
         WeightConverter("connector.UP", ["connector.up_proj.weight", "connector.gate_proj.weight"], [Chunk(dim=0)]),
         WeightConverter("mlp.UP", ["mlp.up_proj.weight", "mlp.gate_proj.weight"], [Chunk(dim=0)]),
         WeightConverter(["embed_tokens.BASE", "embed_tokens.NEW"], "embed_tokens.weight", [_JoinEmbedding()]),
         WeightConverter("self_attn.QKV", list(_QKV_WEIGHTS), [_SplitHeads()]),
         WeightConverter(["self_attn.QNORM", "self_attn.QBIAS"], "self_attn.q_norm.weight", [_NormOfUnbiasedHeads()]),
-        WeightConverter(["self_attn.KNORM", "self_attn.KBIAS", "self_attn.VBIAS"], "self_attn.k_norm.weight", [_NormOfUnbiasedHeads()]),
+        WeightConverter(
+            ["self_attn.KNORM", "self_attn.KBIAS", "self_attn.VBIAS"],
+            "self_attn.k_norm.weight",
+            [_NormOfUnbiasedHeads()],
+        ),
         WeightConverter("lm_head.weight", "lm_head.weight", [_FillVocabulary()]),
     ]  # fmt: skip
     register_checkpoint_conversion_mapping(NATIVE_MODEL_TYPE, renamings + converters, overwrite=True)
 
 
-# The ends of native names that come out of a converter, and the station they came from.
+# Patterns of native names that a converter makes, and the name it makes them from
 _CONVERTED = (
     (r"patch_embedding\.weight$", "patch_embedding.FLAT"),
     (r"(vision_model\..*self_attn)\.[qkv]_proj\.weight$", r"\1.STACKED"),
@@ -467,10 +485,10 @@ _CONVERTED = (
 
 
 def released_name(native: str) -> str:
-    """The name in a released checkpoint of the tensor that the parameter `native` is made from."""
+    """Find the name of the released tensor that the parameter `native` is made from."""
     name = native.removeprefix("model.")
-    for pattern, station in _CONVERTED:
-        name = re.sub(pattern, station, name)
+    for pattern, source in _CONVERTED:
+        name = re.sub(pattern, source, name)
     for released, end in _FIXED_NAMES:
         if name.startswith(end):
             return f"model.{released}{name.removeprefix(end)}"

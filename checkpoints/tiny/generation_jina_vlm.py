@@ -1,5 +1,5 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `generate` needs to know of images: which ones a cache holds, which sample each belongs to, and what is no answer."""
+"""What `generate` needs to know about images: which a cache holds, whose each is, and which tokens are no answer."""
 
 import copy
 from typing import Any
@@ -17,15 +17,22 @@ class JinaVLMGenerationMixin(GenerationMixin):
     """Generation for a model whose base has `get_image_features` and `get_image_lengths`."""
 
     @accepts_past_key_values
-    def generate(self, inputs=None, generation_config: GenerationConfig | None = None, *args, cache=None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
         Generate as [`GenerationMixin.generate`] does, without structural tokens.
 
-        A conversation that goes on from its `cache` may bring all its images, or the new ones alone.
+        A conversation that continues from its `cache` may bring all its images, or only the new ones.
 
         Raises:
-            ValueError: an assistant model or prompt lookup goes on from a `cache`; or `prefill_chunk_size` comes with
-                images on a transformers that cannot share them among chunks.
+            ValueError: an assistant model or prompt lookup is to continue from a `cache`; or `prefill_chunk_size`
+                comes with images before transformers 5.23.
         """
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
@@ -43,8 +50,10 @@ class JinaVLMGenerationMixin(GenerationMixin):
             kwargs[CACHE_NAME] = cache
         return super().generate(inputs, generation_config, *args, **kwargs)
 
-    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, *args, **kwargs):
-        """Begin continuous batching as [`GenerationMixin.init_continuous_batching`] does, without structural tokens."""
+    def init_continuous_batching(
+        self, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Start continuous batching as the library does, without structural tokens."""
         generation_config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
         generation_config.suppress_tokens = self._with_structural_tokens(generation_config.suppress_tokens)
         return super().init_continuous_batching(generation_config, *args, **kwargs)
@@ -54,7 +63,9 @@ class JinaVLMGenerationMixin(GenerationMixin):
             suppressed = self.generation_config.suppress_tokens or []
         return sorted({*suppressed, *self.config.structural_token_ids})
 
-    def _refuse_what_would_lose_images(self, generation_config: GenerationConfig | None, cache, kwargs: dict) -> None:
+    def _refuse_what_would_lose_images(
+        self, generation_config: GenerationConfig | None, cache: Cache | None, kwargs: dict
+    ) -> None:
         def setting(name: str) -> Any:
             for value in (kwargs.get(name), getattr(generation_config, name, None)):
                 if value is not None:
@@ -65,27 +76,27 @@ class JinaVLMGenerationMixin(GenerationMixin):
         if is_assisted and cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
                 f"Got a `cache` of {cache.get_seq_length()} tokens with an `assistant_model` or "
-                "`prompt_lookup_num_tokens`: the library would put the whole prompt into it again. Leave out the cache, "
-                "or decode without the two."
+                "`prompt_lookup_num_tokens`: the library would put the whole prompt into it again. Leave out the "
+                "cache, or decode without the two."
             )
         has_images = any(kwargs.get(name) is not None for name in IMAGE_ARGUMENTS)
         if has_images and setting("prefill_chunk_size") and not CHUNKS_CAN_HAVE_IMAGES:
             raise ValueError(
-                "`prefill_chunk_size` with images needs transformers 5.23 or newer, which shares them among the chunks. "
-                "Leave it out, or run `pip install -U transformers`."
+                "`prefill_chunk_size` with images needs transformers 5.23 or newer, which shares them among the "
+                "chunks. Leave it out, or run `pip install -U transformers`."
             )
 
     def _images_to_come(
         self, images: dict, input_ids: torch.Tensor | None, cache: Cache | None, attention_mask: torch.Tensor | None
     ) -> dict:
-        """Of the arguments that are images, those of images that the cache lacks."""
+        """Keep of the image arguments what the cache lacks."""
         encoded = images.get("mm_encoder_outputs") or {}
         features = encoded.get("image")
         if features is not None:  # the library changes it
             features = copy.copy(features)
             images = {**images, "mm_encoder_outputs": {**encoded, "image": features}}
         past_length = 0 if cache is None else cache.get_seq_length()
-        # The library's own rule of when the inputs hold what is in the cache.
+        # The library's own rule for whether the inputs repeat what is in the cache
         holds_past = input_ids is not None and (
             attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
         )
@@ -106,7 +117,7 @@ class JinaVLMGenerationMixin(GenerationMixin):
         return images
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Repeat each sample's images beside it. The library counts the places of those that a cache holds as well."""
+        """Repeat each sample's images beside it. The library would count those that a cache holds too."""
         encoded = model_kwargs.get("mm_encoder_outputs") or {}
         features = encoded.get("image")
         has_ids = input_ids is not None and input_ids.numel()
@@ -140,7 +151,7 @@ def _find_new_images(is_place: torch.Tensor, past_length: int, lengths: list[int
         lengths (`list[int]`): The number of features of each image that is given.
 
     Returns:
-        For each image whether the cache lacks it. All are new if there are fewer than places for them.
+        For each image, whether the cache lacks it. If there are fewer features than places, all are new.
     """
     if sum(lengths) != is_place.sum():
         return [True] * len(lengths)

@@ -2,6 +2,7 @@
 """Image processor of jina-vlm: an image becomes a thumbnail and overlapping tiles, twelve at most by default."""
 
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,17 @@ from .tiling_jina_vlm import (
 )
 
 
-# Settings that a call may override, and those that are the model's
+# Settings that a call may override, and those that belong to the model
 _PER_CALL = ("do_resize", "max_tiles", "min_pixels", "max_pixels")
 _OF_THE_MODEL = ("tile_size", "patch_size", "overlap_margin", "pooling_size")
-# What files and loaders say beside the settings: about the class, and where its code comes from
+# What files and loaders give besides settings: the class, and where its code comes from
 _NO_SETTINGS = ("auto_map", "image_processor_type", "processor_class", "feature_extractor_type")
 _OF_LOADERS = ("trust_remote_code", "code_revision", "use_fast", "backend")
-# The library's arguments of which only one value is supported, and what to do instead of giving another
+# The library's arguments with one supported value, and what to know or do instead of giving another
 _FIXED = {
     "do_convert_rgb": "Images of any mode are converted.",
     "do_rescale": "Images of floats between 0 and 1 need no other: leave it out.",
-    "rescale_factor": "Images of floats must lie between 0 and 1, those of integers are divided by their largest value.",
+    "rescale_factor": "Images of floats must lie between 0 and 1; integers are divided by the largest of their type.",
     "do_normalize": "The model was trained with it.",
     "image_mean": "The model was trained with it.",
     "image_std": "The model was trained with it.",
@@ -51,13 +52,13 @@ _FIXED = {
 }
 
 
-class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
+class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     do_resize (`bool`, *optional*, defaults to `True`):
-        Fit an image to `min_pixels` and `max_pixels` before its grid of tiles is chosen. Without it, as the release's
-        own command works, the grid is chosen on the image's own size, of any aspect ratio.
+        Fit an image to `min_pixels` and `max_pixels` before its grid of tiles is chosen. If `False`, as in the
+        release's own command, the grid is chosen by the image's own size, of any aspect ratio.
     max_tiles (`int`, *optional*, defaults to 12):
-        At most so many tiles beside the thumbnail. The model was trained with 12; more show smaller print.
+        The most tiles besides the thumbnail. The model was trained with 12; more show smaller print.
     max_crops (`int`, *optional*):
         The release's name for `max_tiles`.
     min_pixels (`int`, *optional*, defaults to 3136):
@@ -69,9 +70,9 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     patch_size (`int`, *optional*, defaults to 14):
         Side of a patch in pixels.
     overlap_margin (`int`, *optional*, defaults to 4):
-        Patches at each inner side of a tile that its neighbor shows as well.
+        Patches at each inner edge of a tile that its neighbor shows too.
     pooling_size (`int`, *optional*, defaults to 2):
-        Side, in patches, of the windows that the connector pools to one token.
+        Side, in patches, of a window that the connector pools to one token.
     """
 
     max_tiles: int | None
@@ -86,15 +87,15 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
 
 class JinaVLMImageProcessor(BaseImageProcessor):
     """
-    Makes [tiles, 3, 378, 378] float32 pixels in [-1, 1] and, for each tile, its place in its image.
+    Makes tiles [tiles, 3, 378, 378], float32 in [-1, 1], and the place of each in its image.
 
-    An image is fitted to a budget of pixels (unless `do_resize=False`), stretched to a canvas of overlapping tiles, and
-    cut; its thumbnail comes before its tiles (arXiv 2512.04032, section 3.1; resizing as in the released checkpoint:
-    bilinear, without antialiasing). Any arithmetic is done in float32, with the same bits for any number of threads.
+    An image is fitted to a budget of pixels (unless `do_resize=False`), stretched to a canvas of overlapping tiles,
+    and cut; its thumbnail comes before its tiles (arXiv 2512.04032, section 3.1). Resizing is the released
+    checkpoint's: bilinear without antialiasing, with the same bits for any number of threads.
 
     Images may be PIL images, numpy arrays or torch tensors (height x width, with 1, 3 or 4 channels first or last;
     uint8, uint16, bool, or floats between 0 and 1), paths, http(s) URLs, data URIs or base64 strings. EXIF rotation is
-    applied, transparency is put onto white, of several frames the first is taken.
+    applied, transparency becomes white, and the first of several frames is used.
     """
 
     model_input_names = ["pixel_values", "tile_positions"]
@@ -110,7 +111,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     overlap_margin = 4
     pooling_size = 2
 
-    # What is done to every image: `_FIXED`. Libraries and engines read it here.
+    # The values of `_FIXED`, where libraries and engines read them
     do_convert_rgb = True
     do_rescale = True
     rescale_factor = 1 / 255
@@ -125,7 +126,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     data_format = "channels_first"
     image_seq_length = None
 
-    def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
+    def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> None:
         if is_released_image_processor_config(kwargs):
             kwargs = convert_image_processor_config(kwargs)
         kwargs = _get_given({name: value for name, value in kwargs.items() if name not in _NO_SETTINGS})
@@ -138,7 +139,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         check_geometry(**self._geometry)
         for name, value in self._settings({}).items():
             setattr(self, name, value)
-        # Engines set memory aside for it; of themselves they would try a square, which takes fewer tokens than a strip.
+        # Engines reserve memory for an image of `size`. A square, as they would assume, makes fewer tokens.
         most_tokens = get_size_of_most_tokens(**self._settings({}), **self._geometry)
         self.size = dict(zip(("height", "width"), most_tokens, strict=True))
         self._settings({"size": size})
@@ -147,39 +148,39 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """
         Args:
             images: One image, or a (nested) list of them.
-            do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other argument
-                of the library's must say what is done in any case: it is refused where it does not.
+            do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other
+                argument of the library is refused unless it asks for what is done anyway.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
-            device (`str` or `torch.device`, *optional*): Where to compute. Only the CPU gives the release's exact bits.
+            device (`str` or `torch.device`, *optional*): Where to compute. Only a CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
 
         Returns:
-            `BatchFeature`: `pixel_values` [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] int64: (row, column, rows,
-            columns) of each tile in its image, (-1, -1, rows, columns) for the thumbnail that opens each image.
+            `BatchFeature`: `pixel_values` [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] int64: (row, column,
+            rows, columns) of each tile in its image, (-1, -1, rows, columns) of the thumbnail that opens each image.
 
         Raises:
-            ValueError, TypeError: what was given is not an image that can be used, an argument asks for what is not done
-                here, or an image would take more tokens than the model has positions; the message says why.
+            ValueError, TypeError: something is not a usable image, an argument is not supported, or an image would
+                make more tokens than the model takes.
         """
         return super().preprocess(images, **{**_get_given(kwargs), **self._settings(kwargs)})
 
     def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
-        # Not `_preprocess`, which would be given all images as RGB tensors of their full size: here each one is decoded,
-        # resized and dropped before the next, and Pillow's are read in bands (see `resize_image`).
+        # `_preprocess` would get all images at full size. Here each is decoded, resized and dropped before the next.
         settings = self._settings(kwargs)
         images = flatten(self.fetch_images(images))
         if not images:
             raise ValueError("Got an empty list of images. Pass at least one, or leave `images` out.")
-        # Resized images are small: with all of them there, the output is made once, in its full size.
+        # Resized images are small: all are kept, so that the output can be allocated once.
         resized, grids = [], []
         for image in images:
             rgb = self._to_rgb(image, kwargs.get("input_data_format"), kwargs.get("device"))
-            size, grid = get_tiling(*get_size(rgb), **settings, **self._geometry)
+            height, width = get_size(rgb)
+            size, grid = get_tiling(height, width, **settings, **self._geometry)
             resized.append(resize_image(rgb, *([size] if settings["do_resize"] else self._get_view_sizes(*grid))))
             grids.append(grid)
         counts = [1 + rows * columns for rows, columns in grids]
         shape, device = (sum(counts), 3, self.tile_size, self.tile_size), resized[0][0].device
-        # numpy asks for huge pages: fresh memory costs more time than writing to it does.
+        # Fresh memory costs more time than writing to it, and numpy asks for huge pages.
         on_cpu = device.type == "cpu"
         pixel_values = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=device)
         positions = []
@@ -193,51 +194,48 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def _tile(self, views: list[torch.Tensor], tiles: torch.Tensor, rows: int, columns: int) -> None:
         """Write an image's normalized thumbnail and tiles to `tiles` [1 + rows * columns, 3, 378, 378].
 
-        `views`, each [3, height, width] uint8: the fitted image, whose further resizing is in float32, or, without a
-        fit, thumbnail and canvas.
+        `views`, each [3, height, width] uint8, are the fitted image, or, without a fit, thumbnail and canvas.
         """
         side, stride = self.tile_size, self.stride
         grid = tiles[1:].unflatten(0, (rows, columns))
-        # A channel at a time, which a processor's cache holds, and normalized before tiles repeat a part of it.
+        # One channel fits a CPU's cache. It is normalized before tiles repeat parts of it.
         for index in range(3):
-            # not a multiplication by 1 / 255: that gives other bits
+            # Multiplying by 1 / 255 would give other bits.
             planes = [view[index].float().div_(255) for view in views]
             if len(planes) == 1:
                 planes = [resize(planes[0], *size) for size in self._get_view_sizes(rows, columns)]
-            thumbnail, canvas = map(_normalize, planes)
+            thumbnail, canvas = (plane.clamp_(0, 1).mul_(2).sub_(1) for plane in planes)
             grid[:, :, index] = canvas.unfold(0, side, stride).unfold(1, side, stride)
             tiles[0, index] = thumbnail
 
     def _get_view_sizes(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        """(height, width), in pixels, of an image's thumbnail and of its canvas."""
+        """Compute (height, width), in pixels, of an image's thumbnail and of its canvas."""
         return [(self.tile_size, self.tile_size), get_canvas_size(rows, columns, self.tile_size, self.stride)]
 
-    # ------------------------------------------------------------------------------------------------------------------
     # Geometry, by this processor's settings
-    # ------------------------------------------------------------------------------------------------------------------
 
-    def get_tiling(self, height: int, width: int, **settings) -> tuple[tuple[int, int], tuple[int, int]]:
+    def get_tiling(self, height: int, width: int, **settings: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         """
-        What becomes of an image of `height` x `width` pixels.
+        Compute what an image of `height` x `width` pixels becomes.
 
         Args:
-            settings: What a call takes, such as `max_tiles` and `do_resize`.
+            settings: Arguments of a call, such as `max_tiles` and `do_resize`.
 
         Returns:
-            (height, width) in pixels of the fitted image, its own without a fit; (rows, columns) of tiles.
+            (height, width) of the image, fitted or as it was, in pixels; (rows, columns) of tiles.
 
         Raises:
-            ValueError, TypeError: as a call with such an image.
+            ValueError, TypeError: as from a call with such an image.
         """
         return get_tiling(height, width, **self._settings(settings), **self._geometry)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
-        """Tiles, the thumbnail included, that an image of `height` x `width` pixels becomes."""
+        """Count the tiles, with the thumbnail, of an image of `height` x `width` pixels."""
         rows, columns = self.get_tiling(height, width, **(images_kwargs or {}))[1]
         return 1 + rows * columns
 
     @property
-    def _geometry(self) -> dict[str, int]:
+    def _geometry(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OF_THE_MODEL}
 
     @property
@@ -252,23 +250,21 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     @property
     def token_overlap(self) -> int:
-        """Tokens that are dropped at each inner side of a tile: 2."""
+        """Tokens that are dropped at each inner edge of a tile: 2."""
         return self.overlap_margin // self.pooling_size
 
     def get_token_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns of tokens that the tiles of an image have together, once their overlaps are dropped."""
+        """Compute the (rows, columns) of tokens of `rows` x `columns` tiles, without their overlaps."""
         return get_token_grid(rows, columns, self.tokens_per_side, self.token_overlap)
 
-    # ------------------------------------------------------------------------------------------------------------------
     # Arguments: honored, or refused by name
-    # ------------------------------------------------------------------------------------------------------------------
 
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What is given of the settings that a call may override, else this processor's own.
+        """Find the settings of a call: those given to it, and this processor's own for the rest.
 
         Raises:
-            TypeError: an argument is unknown, or of another type.
-            ValueError: an argument asks for what is not done here, or a setting is out of range.
+            TypeError: an argument is unknown, or of the wrong type.
+            ValueError: an argument is not supported, or a setting is out of range.
         """
         given = _get_given(given)
         self._refuse_unknown(given)
@@ -284,8 +280,8 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         for name in _OF_THE_MODEL:
             if given.get(name, own := getattr(self, name)) != own:
                 raise ValueError(
-                    f"`{name}` is {given[name]!r} in a call, and {own} in this image processor. It belongs to the model: "
-                    "set it where the image processor is made."
+                    f"`{name}` is {given[name]!r} in a call, and {own} in this image processor. It belongs to the "
+                    "model: set it where the image processor is made."
                 )
         if (data_format := given.get("input_data_format")) is not None:
             ChannelDimension(data_format)  # raises ValueError
@@ -295,7 +291,8 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         settings |= {name: _to_integer(name, settings[name]) for name in ("max_tiles", "min_pixels", "max_pixels")}
         if settings["min_pixels"] > settings["max_pixels"]:
             raise ValueError(
-                f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and {settings['max_pixels']}."
+                f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and "
+                f"{settings['max_pixels']}."
             )
         return settings
 
@@ -309,21 +306,23 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             )
 
     @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         is_from_pipeline = "_from_pipeline" in kwargs
         settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if is_from_pipeline:  # which hands the arguments of the model's loading to every part
+        if is_from_pipeline:  # it passes the model's loading arguments to every part
             known = {*cls.valid_kwargs.__annotations__, "return_unused_kwargs"}
             kwargs = {name: value for name, value in kwargs.items() if name in known}
         return settings, kwargs
 
     @classmethod
-    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """
-        As [`~ImageProcessingMixin.from_dict`], for the released settings too.
+        Make an image processor as [`~ImageProcessingMixin.from_dict`] does, from released settings too.
 
         Raises:
-            TypeError: there are unknown arguments, and `return_unused_kwargs` does not ask for them.
+            TypeError: an argument is unknown, and `return_unused_kwargs` is not set.
         """
         if is_released_image_processor_config(image_processor_dict):
             image_processor_dict = convert_image_processor_config(image_processor_dict)
@@ -334,16 +333,14 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         image_processor = super().from_dict(image_processor_dict, **_get_given(kwargs))
         return (image_processor, unused) if return_unused else image_processor
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # The library's hooks for loading
-    # ------------------------------------------------------------------------------------------------------------------
+    # The library's hooks
 
     def fetch_images(self, images: Any) -> Any:
         """Open paths, URLs, data URIs and base64 strings in a (nested) list of images."""
         return open_images(images)
 
     def process_image(self, image: Any, input_data_format: str | None = None, device: Any = None) -> torch.Tensor:
-        """One PIL image, array or tensor to [3, H, W] uint8 RGB."""
+        """Convert a PIL image, array or tensor to RGB [3, H, W], uint8."""
         return to_tensor(self._to_rgb(image, input_data_format, device))
 
     def _to_rgb(self, image: Any, input_data_format: str | None, device: Any) -> Image.Image | torch.Tensor:
@@ -352,7 +349,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
-        # Only what can differ; the base class adds every setting that any processor has.
+        # The base class adds every setting of any processor: keep what can differ.
         own = {name: settings[name] for name in (*_PER_CALL, *_OF_THE_MODEL)}
         own["image_processor_type"] = type(self).__name__
         own["auto_map"] = {"AutoImageProcessor": "image_processing_jina_vlm.JinaVLMImageProcessor"}
@@ -360,13 +357,13 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
 
 def _get_given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those that are not None, the release's name for `max_tiles` replaced by ours."""
+    """Drop arguments that are None, and replace the release's name for `max_tiles` by ours."""
     given = {name: value for name, value in arguments.items() if value is not None}
     max_crops = given.pop("max_crops", None)
     if max_crops is not None and given.setdefault("max_tiles", max_crops) != max_crops:
         raise ValueError(
-            f"Got `max_tiles` {given['max_tiles']!r} and `max_crops` {max_crops!r}, which are one setting. Give one of "
-            "them."
+            f"Got `max_tiles` {given['max_tiles']!r} and `max_crops` {max_crops!r}, which are one setting. Give one "
+            "of them."
         )
     return given
 
@@ -384,23 +381,13 @@ def _to_integer(name: str, value: Any, least: int = 1) -> int:
 
 
 def _means(value: Any, expected: Any) -> bool:
-    """Whether an argument says what is done: also by one number for three channels, or with fewer digits of 1 / 255."""
+    """Compare an argument with a fixed value, which it may also give as one number for all channels, or rounded."""
     try:
         if isinstance(expected, (float, tuple)):
             return value == expected or np.allclose(value, expected, rtol=1e-6)
         return dict(value) == expected if isinstance(expected, dict) else bool(value == expected)
     except (TypeError, ValueError):
         return False
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pixels
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def _normalize(channel: torch.Tensor) -> torch.Tensor:
-    """From 0 .. 1 to -1 .. 1, in place."""
-    return channel.clamp_(0, 1).mul_(2).sub_(1)
 
 
 __all__ = ["JinaVLMImageProcessor"]

@@ -17,10 +17,10 @@ def check_conversation(conversation: Any) -> list:
     """
     Copy a conversation, or a list of conversations, as lists and dictionaries without entries that are None.
 
-    Data sets give all parts the same keys and most of them None. Clients of OpenAI's interface give objects.
+    Data sets give each part all keys, most of them None. Clients of OpenAI's interface give objects.
 
     Raises:
-        TypeError, ValueError: a message, its content or a part of it is not as a chat template expects it.
+        TypeError, ValueError: a message, its content or a part of it is not what a chat template expects.
     """
     conversation = getattr(conversation, "messages", conversation)  # the library's `Chat`
     if not isinstance(conversation, (list, tuple)):
@@ -57,7 +57,7 @@ def _check_part(part: Any) -> dict:
 
 
 def _as_dictionary(value: Any) -> dict | None:
-    """A message or part as the library understands it: a mapping, a dataclass or a model of pydantic's."""
+    """Convert a message or part, if it is a mapping, a dataclass or a pydantic model, as the library does."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif callable(getattr(value, "model_dump", None)):

@@ -1,9 +1,10 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Geometry of jina-vlm (arXiv 2512.04032, section 3.1): where an image's tiles lie, and its tokens. Pure functions.
+"""Geometry of jina-vlm (arXiv 2512.04032, section 3.1) as pure functions: where an image's tiles and tokens lie.
 
-An image is stretched to a canvas of `rows` x `columns` tiles: squares of `tile_size` pixels, one every `stride` pixels,
-so that neighbors overlap. Each tile has `tokens_per_side` x `tokens_per_side` tokens; at a side where it has a neighbor,
-`overlap` of them are dropped, as the neighbor shows them too. A thumbnail, one more tile, shows the whole image.
+An image is stretched to a canvas of `rows` x `columns` tiles: squares of `tile_size` pixels, one every `stride`
+pixels, so that neighbors overlap. Each has `tokens_per_side` x `tokens_per_side` tokens. Along an edge with a
+neighbor, `overlap` rows or columns of these are dropped, as the neighbor shows them too. One more tile, the thumbnail,
+shows the whole image.
 """
 
 import math
@@ -12,12 +13,11 @@ import torch
 
 
 MAX_ASPECT_RATIO = 200
-MAX_IMAGE_TOKENS = 40_960  # of one image: the positions of the released model
+MAX_IMAGE_TOKENS = 40_960  # of one image: as many as the released model has positions
 
 
 def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling_size: int) -> None:
-    """Raise ValueError where these do not fit together: pixels of a tile and of a patch, patches of a margin and of a
-    window that is pooled to one token."""
+    """Raise ValueError if a tile and a patch (pixels), a margin and a pooled window (patches) do not fit together."""
     for name, value in (("patch_size", patch_size), ("pooling_size", pooling_size)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; expected 1 or more.")
@@ -25,7 +25,8 @@ def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling
         raise ValueError(f"`tile_size` ({tile_size}) must be a multiple of `patch_size` ({patch_size}).")
     if not 0 <= 2 * overlap_margin < tile_size // patch_size:
         raise ValueError(
-            f"`overlap_margin` is {overlap_margin}; expected 0 or more, and less than half of a tile's {tile_size // patch_size} patches."
+            f"`overlap_margin` is {overlap_margin}; expected 0 or more, and less than half of a tile's "
+            f"{tile_size // patch_size} patches."
         )
     if overlap_margin % pooling_size:
         raise ValueError(
@@ -34,7 +35,7 @@ def check_geometry(tile_size: int, patch_size: int, overlap_margin: int, pooling
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise ValueError where an image has no pixels."""
+    """Raise ValueError if an image has no pixels."""
     if height < 1 or width < 1:
         raise ValueError(f"The image is {width} x {height} pixels; both sides must be at least 1.")
 
@@ -43,8 +44,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """Fit an image to a budget of pixels.
 
     Args:
-        height, width: Of the image, in pixels.
-        factor: What both sides of the result are multiples of: the side of a patch.
+        height, width: Size of the image, in pixels.
+        factor: Both sides of the result are multiples of this: the side of a patch.
         min_pixels, max_pixels: The budget. Very elongated images may miss it.
 
     Returns:
@@ -72,13 +73,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def select_tiling(height: int, width: int, tile_size: int, stride: int, max_tiles: int) -> tuple[int, int]:
-    """Choose the grid of tiles whose canvas changes the scale of an image least.
+    """Choose the grid, (rows, columns), whose canvas changes the scale of an image least. Sizes in pixels.
 
-    That is the smallest enlargement or, where every grid of at most `max_tiles` shrinks the image, the largest scale. Of
-    equal grids it is the one with fewer tiles, then fewer rows. Sizes in pixels.
-
-    Returns:
-        (rows, columns)
+    That is the smallest enlargement or, if each grid of at most `max_tiles` shrinks the image, the largest scale. Of
+    grids with one scale, the one with fewer tiles is chosen, then the one with fewer rows.
     """
     check_size(height, width)
     margin = tile_size - stride
@@ -89,7 +87,7 @@ def select_tiling(height: int, width: int, tile_size: int, stride: int, max_tile
             for side, count in ((height, rows), (width, columns))
         )
 
-    # More rows or columns than these only enlarge more, whatever `max_tiles` allows.
+    # More rows or columns would only enlarge more, however many `max_tiles` allows.
     most_rows, most_columns = (max(1, math.ceil((side - margin) / stride) + 1) for side in (height, width))
     grids = [
         (rows, columns)
@@ -105,25 +103,24 @@ def select_tiling(height: int, width: int, tile_size: int, stride: int, max_tile
 
 
 def get_stride(tile_size: int, patch_size: int, overlap_margin: int) -> int:
-    """Pixels from one tile to the next. `overlap_margin`: patches at a side of a tile that count as its neighbor's."""
+    """Compute the pixels from one tile to the next, whose `overlap_margin` patches each lie in the other."""
     return tile_size - 2 * overlap_margin * patch_size
 
 
 def get_canvas_size(rows: int, columns: int, tile_size: int, stride: int) -> tuple[int, int]:
-    """(height, width), in pixels, of what `rows` x `columns` tiles cover."""
+    """Compute the (height, width), in pixels, that `rows` x `columns` tiles cover."""
     return tile_size + stride * (rows - 1), tile_size + stride * (columns - 1)
 
 
 def get_tokens_per_side(tile_size: int, patch_size: int, pooling_size: int) -> int:
-    """Tokens along a side of a tile: one for each window of `pooling_size` patches, the last of which may be cut off."""
+    """Count the tokens along a side of a tile: one for each `pooling_size` patches, and for a rest."""
     return math.ceil(tile_size // patch_size / pooling_size)
 
 
 def get_kept_tokens(
     row: int, column: int, rows: int, columns: int, tokens_per_side: int, overlap: int
 ) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the tokens of a tile that are used, in tokens; bottom and right are the first that
-    are not."""
+    """Find a tile's tokens in use: (top, left, bottom, right) in tokens, bottom and right excluded."""
     return (
         overlap * (row > 0),
         overlap * (column > 0),
@@ -133,13 +130,14 @@ def get_kept_tokens(
 
 
 def get_token_grid(rows: int, columns: int, tokens_per_side: int, overlap: int) -> tuple[int, int]:
-    """Rows and columns of tokens that `rows` x `columns` tiles have together, once their overlaps are dropped."""
-    return tuple(tokens_per_side * count - 2 * overlap * (count - 1) for count in (rows, columns))
+    """Compute the (rows, columns) of tokens of `rows` x `columns` tiles, without their overlaps."""
+    step = tokens_per_side - 2 * overlap
+    return step * rows + 2 * overlap, step * columns + 2 * overlap
 
 
 def count_tokens(rows: int, columns: int, tokens_per_side: int, overlap: int) -> int:
-    """Tokens of an image in a prompt: of its thumbnail and of its tiles, each with one that opens it, one that closes it,
-    and one at the end of each row."""
+    """Count an image's tokens in a prompt, with an `<im_start>` and `<im_end>` for each of thumbnail and tiles, and an
+    `<im_col>` for each row."""
     grids = [get_token_grid(*size, tokens_per_side, overlap) for size in ((1, 1), (rows, columns))]
     return sum(2 + height * (width + 1) for height, width in grids)
 
@@ -148,7 +146,7 @@ def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overla
     """Count the tokens of each image that carry a feature.
 
     Args:
-        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+        tile_positions: [tiles, 4] (row, column, rows, columns), or (-1, -1, rows, columns) for an image's thumbnail.
 
     Raises:
         ValueError: the tiles are not those of whole images, in order.
@@ -162,8 +160,9 @@ def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overla
         given = positions[start : start + len(expected)]
         if rows < 1 or columns < 1 or given != expected:
             raise ValueError(
-                f"`tile_positions` from tile {start} on is {given}, expected {expected}: an image's thumbnail, then its "
-                "rows x columns tiles. Pass both image tensors as the processor made them, or slice them by whole images."
+                f"`tile_positions` from tile {start} on is {given}, expected {expected}: an image's thumbnail, then "
+                "its rows x columns tiles. Pass both image tensors as the processor made them, or slice them by whole "
+                "images."
             )
         height, width = get_token_grid(rows, columns, tokens_per_side, overlap)
         lengths.append(tokens_per_side**2 + height * width)
@@ -172,15 +171,14 @@ def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overla
 
 
 def get_image_token_indices(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> torch.Tensor:
-    """Find the order in which a prompt has the tokens of its tiles.
+    """Find the order in which a prompt has the tokens of its tiles. Traceable: no value is read.
 
     Args:
-        tile_positions: [tiles, 4] (row, column, rows, columns), (-1, -1, rows, columns) for the thumbnails that open images.
+        tile_positions: [tiles, 4] (row, column, rows, columns), or (-1, -1, rows, columns) for an image's thumbnail.
 
     Returns:
-        [tiles * tokens_per_side ** 2] indices of all tokens: of each image those of the thumbnail, then, row by row across
-        the grid, those of its tiles that no neighbor shows. Dropped ones come last. No value is read, so that graphs can
-        be traced.
+        [tiles * tokens_per_side ** 2] indices of all tokens: for each image its thumbnail's, then those kept of its
+        tiles, row by row across the grid. After the last image come the dropped ones.
     """
     side = tokens_per_side
     row, column, rows, columns = tile_positions[:, :, None, None].unbind(1)
@@ -199,11 +197,6 @@ def get_image_token_indices(tile_positions: torch.Tensor, tokens_per_side: int, 
     return (is_thumbnail.cumsum(0) * 2**32 + place).flatten().argsort()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# All together
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def get_tiling(
     height: int,
     width: int,
@@ -219,18 +212,18 @@ def get_tiling(
     """Fit an image, if `do_resize`, and choose its grid.
 
     Returns:
-        (height, width) in pixels of the fitted image, its own without a fit; (rows, columns) of tiles.
+        (height, width) of the image, fitted or as it was, in pixels; (rows, columns) of tiles.
 
     Raises:
-        ValueError: it has no pixels, is too elongated to be fitted, or becomes more tokens than the model has positions.
+        ValueError: the image has no pixels, is too elongated to be fitted, or makes more tokens than the model takes.
     """
     size = smart_resize(height, width, patch_size, min_pixels, max_pixels) if do_resize else (height, width)
     rows, columns = select_tiling(*size, tile_size, get_stride(tile_size, patch_size, overlap_margin), max_tiles)
     tokens_per_side = get_tokens_per_side(tile_size, patch_size, pooling_size)
     if (tokens := count_tokens(rows, columns, tokens_per_side, overlap_margin // pooling_size)) > MAX_IMAGE_TOKENS:
         raise ValueError(
-            f"The image is {width} x {height} pixels and becomes {rows} x {columns} tiles, {tokens:,} tokens; the model "
-            f"takes {MAX_IMAGE_TOKENS:,}. Lower `max_tiles` ({max_tiles}), or shrink the image."
+            f"The image is {width} x {height} pixels and becomes {rows} x {columns} tiles, {tokens:,} tokens; the "
+            f"model takes {MAX_IMAGE_TOKENS:,}. Lower `max_tiles` ({max_tiles}), or shrink the image."
         )
     return size, (rows, columns)
 
@@ -245,10 +238,9 @@ def get_size_of_most_tokens(
     overlap_margin: int,
     pooling_size: int,
 ) -> tuple[int, int]:
-    """(height, width), in pixels, of an image that becomes as many tokens as any, by these settings of [`get_tiling`].
+    """Find the (height, width), in pixels, of an image that makes the most tokens by these settings.
 
-    By the released sizes it becomes the most by any `max_tiles` up to 34, with a fit and without, so that it also holds
-    where a call overrides the settings.
+    With the released sizes it still does if a call overrides `do_resize`, or sets `max_tiles` to 34 or less.
     """
     stride, overlap = get_stride(tile_size, patch_size, overlap_margin), overlap_margin // pooling_size
     tokens_per_side = get_tokens_per_side(tile_size, patch_size, pooling_size)
@@ -261,7 +253,7 @@ def get_size_of_most_tokens(
 
     sizes = []
     for columns in range(1, math.isqrt(max_tiles) + 1):
-        # As narrow as an image of so many columns can be, and as tall as the budget of pixels and the tokens allow.
+        # As narrow as an image with this many columns can be, and as tall as the budgets of pixels and tokens allow.
         width = tile_size - stride + stride * (columns - 1) + patch_size * (columns > 1)
         width = max(width, math.isqrt(max_pixels // MAX_ASPECT_RATIO) // patch_size * patch_size, patch_size)
         height = min(max_pixels // width, MAX_ASPECT_RATIO * width)
@@ -277,7 +269,7 @@ def get_size_of_most_tokens(
 
 
 def get_most_rows(columns: int, tokens_per_side: int, overlap: int) -> int:
-    """Rows of tiles, `columns` wide, whose tokens are at most [`MAX_IMAGE_TOKENS`]; 0 if not even one is."""
+    """Count the rows of `columns` tiles that make at most [`MAX_IMAGE_TOKENS`] tokens; 0 if one row makes more."""
     token_columns = get_token_grid(1, columns, tokens_per_side, overlap)[1]
     token_rows = (MAX_IMAGE_TOKENS - 2 - tokens_per_side * (tokens_per_side + 1) - 2) // (token_columns + 1)
     return max(0, token_rows - 2 * overlap) // (tokens_per_side - 2 * overlap)

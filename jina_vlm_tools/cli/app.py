@@ -1,7 +1,7 @@
 """`app`: a page to try the model on.
 
-Image and question in, streamed answer out, several turns, and a view of how the image was tiled, with the tokens and the time
-of each part. `jina_vlm_tools.webapp.assemble_space` makes a Space of it.
+Image and question in, streamed answer out, several turns, and a view of how the image was tiled, with the tokens and
+the time of each part. `jina_vlm_tools.webapp.assemble_space` makes a Space of it.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from .progress import Progress
 
 
 DESCRIPTION = """\
-Ask a question about one picture or several. The answer is printed while it is
+Ask a question about one image or several. The answer is printed while it is
 generated.
 """
 EXAMPLES = """\
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("question", metavar="QUESTION", help="comes last; quote it")
     options.add_model_options(parser)
-    options.add_json(parser, "one JSON object (answer, tokens, tiles of each picture, seconds of each part)")
+    options.add_json(parser, "one JSON object (answer, tokens, tiles of each image, seconds of each part)")
     parser.set_defaults(run=run)
 
 
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace) -> None:
 
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
-    with progress.step("picture", "Opening the picture"):
-        pictures = [load_image(source, processor.image_processor) for source in args.images]
-        described = describe_images(processor, pictures, args.max_tiles)
+    with progress.step("picture", "Opening the image"):
+        images = [load_image(source, processor.image_processor) for source in args.images]
+        described = describe_images(processor, images, args.max_tiles)
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
     conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
-        inputs = conversation.prepare(args.question, pictures)
+        inputs = conversation.prepare(args.question, images)
 
     answer = conversation.generate(inputs, (lambda text: None) if args.json else show)
     total = round(time.perf_counter() - started, 3)

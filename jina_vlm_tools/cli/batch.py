@@ -24,8 +24,8 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help="a folder of pictures (looked through with its subfolders); a parquet file or a quoted pattern of these; a data "
-        "set: a folder that `datasets` can load, or a name on the Hub",
+        help="a folder of images (looked through with its subfolders); a parquet file or a quoted pattern of these; "
+        "a data set: a folder that `datasets` can load, or a name on the Hub",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
     questions = parser.add_mutually_exclusive_group()
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     questions.add_argument("--question-column", metavar="NAME", help="take each row's own question from here")
     parser.add_argument(
-        "--image-column", metavar="NAME", help="pictures, their bytes or paths (default: the one column of pictures)"
+        "--image-column", metavar="NAME", help="images, their bytes or paths (default: the one column of images)"
     )
     parser.add_argument(
         "--id-column",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=options.positive,
         default=8,
-        help="pictures at a time; halved where memory runs out (default: %(default)s)",
+        help="images at a time; halved where memory runs out (default: %(default)s)",
     )
     parser.add_argument(
         "--rows-per-part",

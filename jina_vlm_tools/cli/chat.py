@@ -10,11 +10,11 @@ from .progress import Progress
 
 
 DESCRIPTION = """\
-Talk with the model about pictures, a line for each turn. The conversation is
-remembered: each turn goes on from the last, and no picture is encoded twice.
+Talk with the model about images, a line for each turn. The conversation is
+remembered: each turn goes on from the last, and no image is encoded twice.
 
-  /image PATH   show a picture (a path, URL or data URI) with the next question
-  /reset        forget the conversation and its pictures
+  /image PATH   show an image (a path, URL or data URI) with the next question
+  /reset        forget the conversation and its images
   /quit         end; so does the end of the input (Ctrl-D)
 
 Questions may come from a pipe. Then the first error ends the chat.
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shown with the first question: a path, an http(s) URL or a data URI",
     )
     options.add_model_options(parser)
-    options.add_json(parser, "one JSON object for each answer (answer, tokens, tiles of new pictures, seconds)")
+    options.add_json(parser, "one JSON object for each answer (answer, tokens, tiles of new images, seconds)")
     parser.set_defaults(run=run)
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
     options.check_images(args.images)
     if options.STDIN in args.images:
-        raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
+        raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
     progress = Progress()
     with progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.conversation import Conversation
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
-    pictures = [load_image(source, processor.image_processor) for source in args.images]
+    images = [load_image(source, processor.image_processor) for source in args.images]
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     prompt = "> " if is_interactive and sys.stdout.isatty() else ""
     while (line := read(prompt)) not in (None, "/quit"):
         try:
-            pictures = take(line, conversation, pictures, args.json)
+            images = take(line, conversation, images, args.json)
         except (OSError, ValueError) as error:
             if not is_interactive or isinstance(error, BrokenPipeError):
                 raise
@@ -81,7 +81,7 @@ def read(prompt: str) -> str | None:
         return None
 
 
-def take(line: str, conversation, pictures: list, as_json: bool) -> list:
+def take(line: str, conversation, images: list, as_json: bool) -> list:
     """Does what a line says. `images` wait for the next question; returns those that wait now."""
     from jina_vlm_tools.inference.conversation import describe_images
     from jina_vlm_tools.inference.loading import load_image
@@ -90,24 +90,25 @@ def take(line: str, conversation, pictures: list, as_json: bool) -> list:
     if command == "/image":
         source = argument.strip()
         if source == options.STDIN:
-            raise ValueError("In a chat stdin brings the questions. Name the picture by its path.")
+            raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
         options.check_image(source)
-        return [*pictures, load_image(source, conversation.processor.image_processor)]
+        return [*images, load_image(source, conversation.processor.image_processor)]
     if command == "/reset":
         conversation.reset()
         return []
     if command.startswith("/"):
         raise ValueError(
-            f"{command}: no such command. There are /image PATH, /reset and /quit; a question begins with another character."
+            f"{command}: no such command. There are /image PATH, /reset and /quit; "
+            "a question begins with another character."
         )
     if line:
-        answer = conversation.answer(line, pictures, (lambda text: None) if as_json else show)
+        answer = conversation.answer(line, images, (lambda text: None) if as_json else show)
         if as_json:
             report = {
                 "answer": answer.text,
                 "is_cut_off": answer.is_cut_off,
                 "question": line,
-                "images": describe_images(conversation.processor, pictures, conversation.max_tiles),
+                "images": describe_images(conversation.processor, images, conversation.max_tiles),
                 "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
                 "seconds": {"first_token": answer.seconds_to_first_token, "answer": answer.seconds},
             }
@@ -115,4 +116,4 @@ def take(line: str, conversation, pictures: list, as_json: bool) -> list:
         else:
             print(flush=True)
         return []
-    return pictures
+    return images

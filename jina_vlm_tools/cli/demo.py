@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the image that is drawn (default: %(default)s)")
     parser.add_argument("--language", choices=("en", "de", "es", "fr"), default="en", help="of the question about it")
     parser.add_argument(
-        "--checkpoint", default=default_checkpoint(),
+        "--checkpoint",
+        default=default_checkpoint(),
         help="a folder or a repository of the Hub, in this layout or the released one (default: %(default)s)",
-    )  # fmt: skip
+    )
     add_max_tiles(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the checkpoint's own on a GPU)")
@@ -46,9 +47,9 @@ def draw(seed: int, language: str) -> tuple:
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
     sample = evaluation_sample(seed, TASKS[seed % len(TASKS)], language)
-    picture = draw_scene(sample.scene)
-    picture.save(DRAWN)
-    return picture, sample.turn.question, sample.turn.answer
+    image = draw_scene(sample.scene)
+    image.save(DRAWN)
+    return image, sample.turn.question, sample.turn.answer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,11 +72,11 @@ def run(args: argparse.Namespace) -> None:
 
     expected = None
     if args.image:
-        picture, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
+        image, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
     else:
-        picture, question, expected = draw(args.seed, args.language)
+        image, question, expected = draw(args.seed, args.language)
         question, expected = (args.question, None) if args.question else (question, expected)
-        print(f"Drew a picture: {DRAWN}")
+        print(f"Drew an image: {DRAWN}")
 
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, dtype=args.dtype)
@@ -83,11 +84,13 @@ def run(args: argparse.Namespace) -> None:
 
     conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
-        inputs = conversation.prepare(question, [picture])
-        (made,) = describe_images(processor, [picture], args.max_tiles)
+        inputs = conversation.prepare(question, [image])
+        (made,) = describe_images(processor, [image], args.max_tiles)
         print(
-            f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of {processor.image_processor.tile_size} pixels "
-            f"(a grid of {made['rows']} x {made['columns']} and a thumbnail), and these {made['tokens']} of the prompt's {inputs['input_ids'].shape[1]} tokens."
+            f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of "
+            f"{processor.image_processor.tile_size} pixels "
+            f"(a grid of {made['rows']} x {made['columns']} and a thumbnail), "
+            f"and these {made['tokens']} of the prompt's {inputs['input_ids'].shape[1]} tokens."
         )
 
     print(f"\nQuestion: {question}\nAnswer: ", end="", flush=True)
@@ -96,6 +99,6 @@ def run(args: argparse.Namespace) -> None:
     if expected is not None:
         print(f"Right is: {expected}")
     print(
-        f"\nFirst token after {answer.seconds_to_first_token:.2f} s, all {answer.tokens} after {answer.seconds:.2f} s; "
-        f"{time.perf_counter() - started:.1f} s in all."
+        f"\nFirst token after {answer.seconds_to_first_token:.2f} s, "
+        f"all {answer.tokens} after {answer.seconds:.2f} s; {time.perf_counter() - started:.1f} s in all."
     )

@@ -1,4 +1,4 @@
-"""The command's parser, its errors and exit codes. Imports nothing that takes time: that is left to what a command runs."""
+"""The command's parser, its errors and exit codes. Slow imports are left to the commands themselves."""
 
 import argparse
 import os
@@ -35,11 +35,11 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for name, summary, description, examples, add_arguments in (
-        ("ask", "ask a question about pictures", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
-        ("chat", "talk about pictures, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
+        ("ask", "ask a question about images", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),
+        ("chat", "talk about images, turn by turn", chat.DESCRIPTION, chat.EXAMPLES, chat.add_arguments),
         (
             "tiles",
-            "see what becomes of a picture, count its tokens",
+            "see what becomes of an image, count its tokens",
             tiles.DESCRIPTION,
             tiles.EXAMPLES,
             tiles.add_arguments,
@@ -98,7 +98,8 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """
     Raises:
-        SystemExit: with a code of `EXIT_CODES`, unless all went well; a message in its place is for stderr, and means 1.
+        SystemExit: with a code of `EXIT_CODES`, unless all went well; a message in its place is for stderr, and means
+        1.
     """
     args = None
     try:

@@ -21,9 +21,14 @@ def positive(text: str) -> int:
 
 def add_max_tiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-tiles", type=positive, metavar="N",
-        help="at most so many tiles beside the thumbnail: fewer are faster, more see smaller print (default: the checkpoint's, 12)",
-    )  # fmt: skip
+        "--max-tiles",
+        type=positive,
+        metavar="N",
+        help=(
+            "at most so many tiles beside the thumbnail: fewer are faster, more see smaller print (default: "
+            "the checkpoint's, 12)"
+        ),
+    )
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
@@ -34,7 +39,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=os.environ.get(MODEL_VARIABLE) or RELEASED,
-        help=f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}, else {RELEASED}, fetched once; its weights are CC BY-NC 4.0)",
+        help=(
+            f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}, else {RELEASED}, fetched once; "
+            "its weights are CC BY-NC 4.0)"
+        ),
     )
     add_max_tiles(parser)
     parser.add_argument(
@@ -65,12 +73,12 @@ def check_image(source: str) -> None:
     if source == STDIN or source.lower().startswith(("http://", "https://", "data:")) or Path(source).is_file():
         return
     if Path(source).is_dir():
-        raise IsADirectoryError(f"{source} is a folder. Name one picture in it.")
-    raise FileNotFoundError(f"{source}: no such picture. Expected a path, an http(s) URL, a data URI, or - for stdin.")
+        raise IsADirectoryError(f"{source} is a folder. Name one image in it.")
+    raise FileNotFoundError(f"{source}: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.")
 
 
 def check_images(sources: list[str]) -> None:
     for source in sources:
         check_image(source)
     if sources.count(STDIN) > 1:
-        raise ValueError("- stands for one picture on stdin, and was given several times.")
+        raise ValueError("- stands for one image on stdin, and was given several times.")

@@ -1,4 +1,4 @@
-"""`convert` and `upload`: a checkpoint and this project's code become a folder that loads by itself, here or on the Hub."""
+"""`convert` and `upload`: make of a checkpoint and our code a folder that loads by itself, here or on the Hub."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ CONVERT = """\
 Write a checkpoint in this project's layout, with its code: a new folder that
 `from_pretrained(FOLDER, trust_remote_code=True)` loads without this package.
 
-The folder is asked about a picture in a fresh process before it takes its
+The folder is asked about an image in a fresh process before it takes its
 name: it is there as a whole or not at all.
 """
 CONVERT_EXAMPLES = """\
@@ -28,7 +28,7 @@ UPLOAD = """\
 Publish a checkpoint with this project's code as a page on the Hub that loads
 by itself.
 
-The folder is assembled, loaded in a fresh process, asked about a picture, and
+The folder is assembled, loaded in a fresh process, asked about an image, and
 only then sent, in one commit. An upload that was interrupted is continued by
 the same command. The token comes from `hf auth login` or the environment
 variable HF_TOKEN.
@@ -51,7 +51,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         help="of the weights (default: the checkpoint's own)",
     )
     parser.add_argument("--max-shard-size", default="2GB", help="largest file of weights (default: %(default)s)")
-    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the picture)")
+    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the image)")
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +81,12 @@ def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="FILE",
-        help='results for the card: JSON, {"command": "what printed them", "results": [arguments of an EvalResult of huggingface_hub, ...]}',
-    )  # fmt: skip
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help='results for the card: JSON, {"command": "what printed them", '
+        '"results": [arguments of an EvalResult of huggingface_hub, ...]}',
+    )
     parser.add_argument("--yes", action="store_true", help="replace what is in --output, or in the repository")
     add_bundle_options(parser)
     parser.set_defaults(run=upload, check=check_upload, interrupted=INTERRUPTED)
@@ -185,7 +188,7 @@ def upload(args: argparse.Namespace) -> None:
 
 
 def quiet_or_not() -> Progress:
-    """The libraries show their bars where our own words stand. To be called before transformers is imported, which asks once."""
+    """The command's own progress, with the libraries' bars hidden. Call it before transformers is imported."""
     from huggingface_hub.utils import disable_progress_bars
 
     progress = Progress()
@@ -233,8 +236,9 @@ def explain_hub_error(error: Exception) -> str | None:
         return None
     if not isinstance(failure, HfHubHTTPError):
         return (
-            f"{constants.ENDPOINT} cannot be reached: {failure}\nNothing is half-written there. Check the network (and "
-            "HF_ENDPOINT, if you set it), then run the same command again: files that have arrived are not sent twice."
+            f"{constants.ENDPOINT} cannot be reached: {failure}\n"
+            "Nothing is half-written there. Check the network (and HF_ENDPOINT, if you set it), "
+            "then run the same command again: files that have arrived are not sent twice."
         )
     if isinstance(failure, RepositoryNotFoundError):  # which the Hub says of private ones too
         advice = "Check the name, and that the token may read it."

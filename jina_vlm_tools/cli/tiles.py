@@ -12,7 +12,7 @@ from .progress import Progress
 
 
 DESCRIPTION = """\
-Show what becomes of a picture: the grid of overlapping tiles and the
+Show what becomes of an image: the grid of overlapping tiles and the
 thumbnail that the model sees, the region that is kept of each tile, and how
 many tokens stand for it all. No weights are needed.
 """
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
         from jina_vlm_tools.inference.tiling import compute_tiling
 
     image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
-    picture = load_image(args.image, image_processor)
+    image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(picture, image_processor, args.max_tiles)
+        tiling = compute_tiling(image, image_processor, args.max_tiles)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)
@@ -71,9 +71,10 @@ def run(args: argparse.Namespace) -> None:
         return
     rows, columns = tiling.token_grid
     print(
-        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, stretched to "
-        f"{tiling.canvas[0]} x {tiling.canvas[1]}\n"
-        f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, one every {tiling.stride}, and a thumbnail\n"
+        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, "
+        f"stretched to {tiling.canvas[0]} x {tiling.canvas[1]}\n"
+        f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, "
+        f"one every {tiling.stride}, and a thumbnail\n"
         f"{tiling.thumbnail.tokens:>6,} tokens of the thumbnail\n"
         f"{tiling.tile_tokens:>6,} of the tiles: {rows} rows of {columns}\n"
         f"{tiling.structural_tokens:>6,} that begin, end and break rows\n"
@@ -93,14 +94,16 @@ def check_target(target: Path, image: str) -> None:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if target.suffix.lower() not in endings:
         raise ValueError(
-            f"--save {target}: {target.suffix or 'no ending'} is no format that Pillow can write. Try {target.with_suffix('.png')}."
+            f"--save {target}: {target.suffix or 'no ending'} is no format that Pillow can write. "
+            f"Try {target.with_suffix('.png')}."
         )
     if target.is_dir() or not target.parent.is_dir():
         raise FileNotFoundError(
-            f"--save {target}: {'a folder' if target.is_dir() else 'its folder is not there'}. Name a file in a folder that exists."
+            f"--save {target}: {'a folder' if target.is_dir() else 'its folder is not there'}. "
+            "Name a file in a folder that exists."
         )
     if target.exists() and Path(image).exists() and target.samefile(image):
-        raise ValueError(f"--save {target} would replace the picture itself. Choose another name.")
+        raise ValueError(f"--save {target} would replace the image itself. Choose another name.")
 
 
 def save_whole(page, target: Path) -> None:
@@ -117,5 +120,6 @@ def save_whole(page, target: Path) -> None:
     except OSError as error:
         target.with_name(target.name + UNFINISHED).unlink(missing_ok=True)
         raise OSError(
-            f"{target} could not be written: {error}. Make room there, or choose another place. Nothing was left behind."
+            f"{target} could not be written: {error}. Make room there, or choose another place. "
+            "Nothing was left behind."
         ) from error

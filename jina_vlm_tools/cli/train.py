@@ -10,13 +10,14 @@ Train a checkpoint as a recipe says: a YAML file that names model, data, steps
 and learning rates. The output folder holds the trained checkpoint, and under
 `run` the Trainer's own, TensorBoard's files and loss curves.
 """
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.endswith("_mixture"))
 EXAMPLES = f"""\
 examples:
   jina-vlm train finetune_lora --output mine
   jina-vlm train my_recipe.yaml --output mine --resume
   torchrun --nproc-per-node 8 -m jina_vlm_tools train stage2 --output mine
 
-recipes that come along: {", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.endswith("_mixture")))}
+recipes that come along: {", ".join(NAMES)}
 """
 
 
@@ -33,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="start from this folder or repository rather than the recipe's `model`")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument(
-        "--plan-only", action="store_true",
+        "--plan-only",
+        action="store_true",
         help="check everything, print what would be seen, and stop before any model is built",
-    )  # fmt: skip
+    )
     parser.set_defaults(run=run, interrupted="The same command with --resume goes on from the last checkpoint.")
 
 

@@ -1,5 +1,5 @@
-"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn image,
-print as JSON what came of it."""
+"""Run by `check.py` in a process of its own, which knows nothing of this repository: load a folder, show it a drawn
+image, print as JSON what came of it."""
 
 import json
 import sys
@@ -20,12 +20,12 @@ model, loaded = AutoModelForImageTextToText.from_pretrained(
     folder, trust_remote_code=True, dtype="auto", output_loading_info=True
 )
 
-picture = Image.new("RGB", (240, 180), "white")
-ImageDraw.Draw(picture).ellipse((70, 40, 170, 140), fill="red")
+image = Image.new("RGB", (240, 180), "white")
+ImageDraw.Draw(image).ellipse((70, 40, 170, 140), fill="red")
 chat = [
     {
         "role": "user",
-        "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}],
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": "Describe the picture."}],
     }
 ]
 inputs = processor.apply_chat_template(

@@ -1,4 +1,4 @@
-"""A checkpoint and this repository's code become a folder that `from_pretrained(..., trust_remote_code=True)` can load."""
+"""Make of a checkpoint and our code a folder that `from_pretrained(..., trust_remote_code=True)` can load."""
 
 import os
 import shutil
@@ -32,8 +32,8 @@ class Assembled:
 
 @contextmanager
 def new_folder(target: Path, replace: bool = False):
-    """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise: `target`
-    is there as a whole or not at all. An older `target` stays until then."""
+    """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise:
+    `target` is there as a whole or not at all. An older `target` stays until then."""
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     made, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
@@ -74,15 +74,16 @@ def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: st
     changes = []
     if is_released_config(config):
         changes.append(
-            "They were converted from the released layout: tensors were renamed and split, and the tower's last blocks, "
-            "which are never used, left out. No value was changed by that."
+            "They were converted from the released layout: "
+            "tensors were renamed and split, and the tower's last blocks, which are never used, left out. "
+            "No value was changed by that."
         )
     if dtype != "auto":
         changes.append(f"They were cast to {dtype}.")
     if cover_structural_rows(model):
         changes.append(
-            "The `lm_head` rows of the structural tokens, which are never an answer, were made equal to that of a filler "
-            "entry, for engines with a head of their own, which do not know that."
+            "The `lm_head` rows of the structural tokens, which are never an answer, "
+            "were made equal to that of a filler entry, for engines with a head of their own, which do not know that."
         )
     if processor.chat_template is None:
         processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
@@ -105,10 +106,10 @@ def cover_structural_rows(model: JinaVLMForConditionalGeneration) -> bool:
     """
     Give the structural tokens the `lm_head` row of the last base entry, a filler that no text uses.
 
-    Engines with a head of their own ignore `suppress_tokens`, and would sample these tokens where their rows are random or
-    trained. Here they are suppressed before anything is chosen, so that greedy and sampled answers stay what they were.
-    Tokens behind them are not suppressed, and keep their rows. A head that shares the embedding's weights is left alone: the
-    rows are what images are marked with.
+    Engines with a head of their own ignore `suppress_tokens`, and would sample these tokens where their rows are
+    random or trained. Here they are suppressed before anything is chosen, so that greedy and sampled answers stay what
+    they were. Tokens behind them are not suppressed, and keep their rows. A head that shares the embedding's weights
+    is left alone: the rows are what images are marked with.
 
     Returns:
         Whether there are such rows, so that these are equal now.

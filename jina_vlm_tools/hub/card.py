@@ -81,7 +81,7 @@ def write_card(
 
 
 def weights_facts(folder: Path) -> dict:
-    """From the headers of the files: `parameters` by part, `dtypes` with the numbers of parameters, `files` with their sizes."""
+    """From the files' headers: `parameters` by part, `dtypes` with their parameters, `files` with their sizes."""
     parameters, dtypes = Counter(dict.fromkeys(PARTS, 0)), Counter()
     files = {name: (folder / name).stat().st_size for name in weight_files(folder)}
     for file in files:
@@ -108,7 +108,10 @@ def license_url(origin: Origin) -> str | None:
 
 def read_results(file: Path) -> tuple[str, list[EvalResult]]:
     """The command of a results file, and its results; see [`write_card`]."""
-    expected = '{"command": "...", "results": [{"task_type": ..., "dataset_type": ..., "dataset_name": ..., "metric_type": ..., "metric_value": ...}]}'
+    expected = (
+        '{"command": "...", "results": [{"task_type": ..., "dataset_type": ..., "dataset_name": ..., '
+        '"metric_type": ..., "metric_value": ...}]}'
+    )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         command, results = content["command"], [EvalResult(**result) for result in content["results"]]

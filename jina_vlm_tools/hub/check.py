@@ -34,7 +34,8 @@ def check_shards(weights: str) -> None:
         missing := [name for name in weight_files(folder) if not (folder / name).is_file()]
     ):
         raise PublishingError(
-            f"{weights} lacks {', '.join(missing)}, which its {INDEX} names. Fetch the missing ones again, or name the whole checkpoint."
+            f"{weights} lacks {', '.join(missing)}, which its {INDEX} names. "
+            "Fetch the missing ones again, or name the whole checkpoint."
         )
 
 
@@ -61,8 +62,8 @@ def list_bundle(folder: Path, with_card: bool = True) -> list[str]:
         raise PublishingError(f"{folder} holds {', '.join(others)}, which belongs to no bundle.")
     if changed := [name for name, content in modules.items() if (folder / name).read_bytes() != content]:
         raise PublishingError(
-            f"{', '.join(changed)} in {folder} differs from {ROOT}: another `jina_vlm` is installed. Install this one: "
-            f"`pip install -e {ROOT}`."
+            f"{', '.join(changed)} in {folder} differs from {ROOT}: another `jina_vlm` is installed. "
+            f"Install this one: `pip install -e {ROOT}`."
         )
     return sorted(names)
 

@@ -75,18 +75,18 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
 
     if license and known.license and license != known.license:
         raise PublishingError(
-            f"--license is {license}, but the model card of {weights} says {known.license}. Publishing does not change a "
-            "licence: leave --license out, or correct the card."
+            f"--license is {license}, but the model card of {weights} says {known.license}. "
+            "Publishing does not change a license: leave --license out, or correct the card."
         )
     if not (license := license or known.license):
         raise PublishingError(
-            f"The licence of {weights} is not known: no model card beside it names one. Say which with --license, by the "
-            "Hub's identifier (such as apache-2.0 or cc-by-nc-4.0)."
+            f"The license of {weights} is not known: no model card beside it names one. "
+            "Say which with --license, by the Hub's identifier (such as apache-2.0 or cc-by-nc-4.0)."
         )
     if license == "other" and not (known.license_name and known.license_link):
         raise PublishingError(
-            f"The licence of {weights} is `other`. Name it by license_name and license_link in the front matter of its "
-            "README.md."
+            f"The license of {weights} is `other`. "
+            "Name it by license_name and license_link in the front matter of its README.md."
         )
 
     if not origin and not is_folder:
@@ -95,8 +95,9 @@ def find_origin(weights: str, license: str | None = None, origin: str | None = N
     base_model = origin if origin and is_repo_id(origin) else known.base_model
     if not (origin := origin or (base_model if isinstance(base_model, str) else None)):
         raise PublishingError(
-            f"Where the weights in {weights} come from is not known: no model card beside them names a base_model. Say it "
-            'with --origin: the id of a model on the Hub, or a sentence ("The weights were trained from nothing on ...").'
+            f"Where the weights in {weights} come from is not known: no model card beside them names a base_model. "
+            "Say it with --origin: the id of a model on the Hub, or a sentence "
+            '("The weights were trained from nothing on ...").'
         )
     # A card's base_model may be the same weights in another layout, or what they were trained from.
     verb = "derive" if said_by_card else "come"

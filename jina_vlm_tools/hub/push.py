@@ -1,8 +1,9 @@
 """A checked folder becomes one commit on the Hub, and what arrived is compared with what was sent.
 
-One commit, by `create_commit`: the target's branch moves once, from what it was to all of the bundle. (`upload_folder` makes
-several where Xet is installed, and a branch between two of them loads as something that nobody checked.) The large files are
-sent before it, addressed by their content: after an interruption those that arrived are found there and not sent again.
+One commit, by `create_commit`: the target's branch moves once, from what it was to all of the bundle. (`upload_folder`
+makes several where Xet is installed, and a branch between two of them loads as something that nobody checked.) The
+large files are sent before it, addressed by their content: after an interruption those that arrived are found there
+and not sent again.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ KEPT = ".gitattributes"  # the Hub's own
 
 @dataclass
 class Target:
-    """Where a bundle goes. `start` is the commit that its commit follows, and `files` what that one holds; both are empty
-    for a repository that is yet to be made. `is_new_branch`: the branch is yet to be made, from `main`."""
+    """Where a bundle goes. `start` is the commit that its commit follows, and `files` what that one holds; both are
+    empty for a repository that is yet to be made. `is_new_branch`: the branch is yet to be made, from `main`."""
 
     repo_id: str
     revision: str | None = None
@@ -63,8 +64,8 @@ def find_target(
     """
     if get_token() is None and api.token is None:
         raise PublishingError(
-            "There is no token for the Hub. Run `hf auth login`, or set the environment variable HF_TOKEN; make one that may "
-            f"write, at {constants.ENDPOINT}/settings/tokens."
+            "There is no token for the Hub. Run `hf auth login`, or set the environment variable HF_TOKEN; "
+            f"make one that may write, at {constants.ENDPOINT}/settings/tokens."
         )
     api.whoami()  # a token that is not valid is told here, and not when all is assembled
     target = Target(repo_id, revision, create_pr)
@@ -78,7 +79,8 @@ def find_target(
         return target
     if private and not info.private:
         raise PublishingError(
-            f"{repo_id} is public, and stays so: --private is for new repositories. Change it in its settings first, or choose another name."
+            f"{repo_id} is public, and stays so: --private is for new repositories. "
+            "Change it in its settings first, or choose another name."
         )
     if revision not in (None, constants.DEFAULT_REVISION):
         try:
@@ -92,17 +94,19 @@ def find_target(
     replaced = [name for name in target.files if name != KEPT]
     if replaced and not replace and not create_pr and not target.is_new_branch:
         raise PublishingError(
-            f"{repo_id} holds {len(replaced)} files on {revision or constants.DEFAULT_REVISION}: {', '.join(replaced[:5])}"
-            f"{', ...' if len(replaced) > 5 else ''}. Say --yes to put the bundle in their place (its history keeps them), "
-            "--create-pr to propose it, or --revision for a branch of its own."
+            f"{repo_id} holds {len(replaced)} files on {revision or constants.DEFAULT_REVISION}: "
+            f"{', '.join(replaced[:5])}"
+            f"{', ...' if len(replaced) > 5 else ''}. "
+            "Say --yes to put the bundle in their place (its history keeps them), --create-pr to propose it, "
+            "or --revision for a branch of its own."
         )
     return target
 
 
 def push(api: HfApi, folder: Path, names: list[str], target: Target, message: str, private: bool = False) -> str:
     """
-    Make the target hold the files `names` of the folder and nothing else, in one commit; returns that commit's URL, or the
-    pull request's.
+    Make the target hold the files `names` of the folder and nothing else, in one commit; returns that commit's URL, or
+    the pull request's.
 
     Raises:
         PublishingError: the Hub does not take the card, or what is at the target afterwards is not what was sent.
@@ -135,8 +139,8 @@ def push(api: HfApi, folder: Path, names: list[str], target: Target, message: st
 
 def validate_card(api: HfApi, card: Path) -> None:
     """
-    Ask the Hub whether it takes a card's metadata. (`ModelCard.validate` asks huggingface.co whatever HF_ENDPOINT says,
-    before `huggingface_hub` 2.)
+    Ask the Hub whether it takes a card's metadata. (`ModelCard.validate` asks huggingface.co whatever HF_ENDPOINT
+    says, before `huggingface_hub` 2.)
 
     Raises:
         PublishingError: the Hub's objections.

@@ -1,17 +1,18 @@
-"""Answer a question about every image of a folder, of parquet files or of a data set: `jina-vlm batch`, on one machine or many.
+"""Answer a question about every image of a folder, parquet files or a data set, on one machine or many.
 
-The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part appears
-under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any number of
-processes, answers the parts that are missing: in the end each row of the source stands in exactly one part. To have a part
-answered again, delete it.
+The output is a folder of parts, each a fixed range of the source's rows, however many processes work on it. A part
+appears under its name once it is whole and on disk. The same command, run again after whatever stopped it and with any
+number of processes, answers the parts that are missing: in the end each row of the source stands in exactly one part.
+To have a part answered again, delete it.
 
-An image that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run. Rows
-are `row` (its number in the source), `id`, `question`, `answer`, `error` and `answer_tokens`, the number of tokens generated:
-as many as `--max-new-tokens` where the answer was cut off. Each process decodes images in OMP_NUM_THREADS threads while its
-model answers; launchers set it to 1 where you do not.
+An image that cannot be used becomes a row with an `error` and no answer; anything else that goes wrong stops the run.
+Rows are `row` (its number in the source), `id`, `question`, `answer`, `error` and `answer_tokens`, the number of
+tokens generated: as many as `--max-new-tokens` where the answer was cut off. Each process decodes images in
+OMP_NUM_THREADS threads while its model answers; launchers set it to 1 where you do not.
 
-`datasets` reads the sources and `accelerate` starts the processes: what users of the library's Trainer have, and what runs
-under any launcher of a cluster without a service of its own. On several machines all see source and output at the same paths.
+`datasets` reads the sources and `accelerate` starts the processes: what users of the library's Trainer have, and what
+runs under any launcher of a cluster without a service of its own. On several machines all see source and output at the
+same paths.
 """
 
 import argparse
@@ -65,9 +66,9 @@ LOCK = ".lock"
 LONGEST_WAIT = timedelta(days=30)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Sources: rows with an image each, none of which is read before it is asked for
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Folder:
@@ -103,9 +104,8 @@ class Table:
     """Rows of a data set, whose images are not decoded.
 
     Args:
-        dataset: The rows.
-        image_column, id_column, question_column: Where images, ids and questions stand; without the latter two, rows are
-            called by their numbers, and all are asked `question`.
+        dataset: The rows. image_column, id_column, question_column: Where images, ids and questions stand; without the
+        latter two, rows are called by their numbers, and all are asked `question`.
     """
 
     def __init__(
@@ -154,12 +154,10 @@ def open_source(args: argparse.Namespace) -> Folder | Table:
         if len(folder):
             for option in ("question_column", "image_column", "id_column", "subset", "split"):
                 if getattr(args, option):
-                    raise SystemExit(f"--{option.replace('_', '-')}: {path} is a folder of pictures, which has none.")
+                    raise SystemExit(f"--{option.replace('_', '-')}: {path} is a folder of images, which has none.")
             return folder
         if not any(file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar") for file in path.rglob("*")):
-            raise SystemExit(
-                f"{path} holds no pictures: no file in it ends in .jpg, .png or what else Pillow can open."
-            )
+            raise SystemExit(f"{path} holds no images: no file in it ends in .jpg, .png or what else Pillow can open.")
     dataset = load_dataset(args)
     return Table(
         dataset,
@@ -180,7 +178,7 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
     path = Path(args.source)
     files = [args.source] if path.is_file() else sorted(glob(args.source, recursive=True)) if not path.is_dir() else []
     if files and not all(file.endswith(".parquet") for file in files):
-        raise SystemExit(f"{args.source}: expected a folder of pictures, parquet files or a data set.")
+        raise SystemExit(f"{args.source}: expected a folder of images, parquet files or a data set.")
     if not files and not path.is_dir() and (args.source.startswith((".", "/", "~")) or args.source.count("/") > 1):
         raise SystemExit(
             f"{args.source}: nothing there. Expected a folder, parquet files, or a data set's name (owner/name)."
@@ -210,8 +208,8 @@ def load_dataset(args: argparse.Namespace) -> Dataset:
 def image_column(dataset: Dataset, name: str | None) -> str:
     """The column that was asked for; else the one column of images; else "image"."""
     if name is None:
-        pictures = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        name = pictures[0] if len(pictures) == 1 else "image"
+        images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        name = images[0] if len(images) == 1 else "image"
     feature = dataset.features.get(name)
     is_stored = isinstance(feature, datasets.Value) and feature.dtype in (
         "string",
@@ -221,7 +219,7 @@ def image_column(dataset: Dataset, name: str | None) -> str:
     )
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if not (is_stored or is_struct or isinstance(feature, datasets.Image)):
-        raise no_column(dataset, "--image-column", name, "pictures (image, binary, or string for paths)")
+        raise no_column(dataset, "--image-column", name, "images (image, binary, or string for paths)")
     return name
 
 
@@ -246,9 +244,9 @@ def as_unicode(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Answers
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Answerer:
@@ -277,8 +275,8 @@ class Answerer:
         except Exception as error:  # whatever an image can bring about; it must not stop the others
             return row | {"error": as_unicode(f"{type(error).__name__}: {error}")}, None
 
-    def inputs(self, picture: Image.Image, question: str) -> dict:
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    def inputs(self, image: Image.Image, question: str) -> dict:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -311,7 +309,7 @@ class Answerer:
                 self.batch_size = len(batch) // 2
                 waiting.extend(batch)
                 tqdm.write(
-                    f"Memory ran out with {len(batch)} pictures; going on with {self.batch_size} at a time.",
+                    f"Memory ran out with {len(batch)} images; going on with {self.batch_size} at a time.",
                     file=sys.stderr,
                 )
         return [row for row, _ in prepared]
@@ -338,13 +336,13 @@ class Answerer:
 def load_image(processor, image: dict | None) -> Image.Image:
     """An image from {"bytes", "path"}; its pixels are not read yet."""
     if image is None or image["bytes"] is None and not image["path"]:
-        raise ValueError("The row has no picture.")
+        raise ValueError("The row has no image.")
     if image["bytes"] is None:
         return processor.image_processor.fetch_images(image["path"])
     try:
         return Image.open(BytesIO(image["bytes"]))
     except UnidentifiedImageError:  # whose message names an address in memory
-        raise ValueError("Not a picture in a format that Pillow can read.") from None
+        raise ValueError("Not an image in a format that Pillow can read.") from None
 
 
 def prefetched(function: Callable, batches: Iterable[Iterable]) -> Iterator[list]:
@@ -359,9 +357,9 @@ def prefetched(function: Callable, batches: Iterable[Iterable]) -> Iterator[list
             yield [future.result() for future in ahead.popleft()]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The output
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Output:
@@ -398,8 +396,8 @@ class Output:
 
 
 def claim(lock: IO, mode: int) -> None:
-    """Locks an output: `LOCK_EX` to be alone with it, `LOCK_SH` together with the processes of one run. It lasts as long as
-    the process, however that ends.
+    """Locks an output: `LOCK_EX` to be alone with it, `LOCK_SH` together with the processes of one run. It lasts as
+    long as the process, however that ends.
 
     Raises:
         SystemExit: another run has it.
@@ -439,9 +437,9 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The run
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def settings_of(args: argparse.Namespace, source: Folder | Table) -> dict[str, Any]:
@@ -466,13 +464,14 @@ def plan(args: argparse.Namespace, source: Folder | Table, lock: IO) -> tuple[st
 
 
 class Progress:
-    """A bar of the images that all processes have answered: `answered` by this one; what others have is seen by their parts."""
+    """A bar of the images that all processes have answered. `answered`: by this one; others' are seen in their
+    parts."""
 
     def __init__(self, output: Output, missing: list[int], mine: list[int], shown: bool):
         self.folder, self.answered = output.folder, 0
         self.others = {output.path(part).name: len(output.numbers(part)) for part in set(missing) - set(mine)}
         self.before = output.rows - sum(len(output.numbers(part)) for part in missing)
-        self.bar = tqdm(total=output.rows, initial=self.before, unit="picture", disable=not shown)
+        self.bar = tqdm(total=output.rows, initial=self.before, unit="image", disable=not shown)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.follow)
 
@@ -534,12 +533,13 @@ def summary(output: Output, new: int) -> str:
     errors = [error for part in output.parts for error in output.errors(part)]
     if len(errors) != output.rows:
         raise SystemExit(
-            f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: delete the parts that were changed."
+            f"{output.folder} holds {len(errors):,} rows, expected {output.rows:,}: "
+            "delete the parts that were changed."
         )
     failed = sum(error is not None for error in errors)
     return (
-        f"{output.rows:,} rows: {output.rows - failed:,} answered, {failed:,} with an error; in {len(output.parts):,} parts, "
-        f"{new:,} of them new: {output.folder}/part-*.{output.ending}"
+        f"{output.rows:,} rows: {output.rows - failed:,} answered, {failed:,} with an error; "
+        f"in {len(output.parts):,} parts, {new:,} of them new: {output.folder}/part-*.{output.ending}"
     )
 
 
@@ -571,7 +571,7 @@ def answer_all(args: argparse.Namespace) -> None:
     """Answer as `jina-vlm batch` was told."""
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
-    # Unless told that there are CPUs only, accelerate takes the processes of a launcher for so many runs of one process.
+    # Unless told that there are only CPUs, accelerate takes a launcher's processes for separate runs of one process.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     args.dtype = args.dtype or ("float32" if accelerator.device.type == "cpu" else "auto")

@@ -61,7 +61,7 @@ class Conversation:
         self.ids, self.cache = None, None
 
     def answer(
-        self, question: str, pictures: list[Image.Image], show: Callable[[str], None] = lambda text: None
+        self, question: str, images: list[Image.Image], show: Callable[[str], None] = lambda text: None
     ) -> Answer:
         """
         The next turn.
@@ -73,13 +73,13 @@ class Conversation:
         Raises:
             ValueError: the conversation would be longer than the model's positions, or an image cannot be used.
         """
-        return self.generate(self.prepare(question, pictures), show)
+        return self.generate(self.prepare(question, images), show)
 
-    def prepare(self, question: str, pictures: list[Image.Image]) -> BatchFeature:
+    def prepare(self, question: str, images: list[Image.Image]) -> BatchFeature:
         """Inputs of the next turn: token ids of the whole conversation, and the new images alone."""
-        inputs = prepare_turn(self.processor, question, pictures, self.max_tiles)
+        inputs = prepare_turn(self.processor, question, images, self.max_tiles)
         if self.ids is not None:
-            # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ends the last one already.
+            # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ended the last one.
             ids = torch.cat([self.ids, inputs["input_ids"][:, 1:]], dim=1)
             limit = self.processor.tokenizer.model_max_length
             if ids.shape[1] > limit:
@@ -117,32 +117,32 @@ class Conversation:
         )
 
 
-def prepare_turn(processor, question: str, pictures: list[Image.Image], max_tiles: int | None = None) -> BatchFeature:
+def prepare_turn(processor, question: str, images: list[Image.Image], max_tiles: int | None = None) -> BatchFeature:
     """Model inputs of one user's turn: images, then text."""
-    content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={} if max_tiles is None or not pictures else {"max_tiles": max_tiles},
+        processor_kwargs={} if max_tiles is None or not images else {"max_tiles": max_tiles},
     )
 
 
-def describe_images(processor, pictures: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
-    """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail, and
-    `tokens` of the prompt."""
+def describe_images(processor, images: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
+    """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail,
+    and `tokens` of the prompt."""
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
     described = []
-    for picture in pictures:
-        size = (picture.height, picture.width)
+    for image in images:
+        size = (image.height, image.width)
         rows, columns = processor.image_processor.get_tiling(*size, **settings)[1]
         tokens = processor._get_num_multimodal_tokens([size], **settings)["num_image_tokens"][0]
         described.append(
             {
-                "width": picture.width,
-                "height": picture.height,
+                "width": image.width,
+                "height": image.height,
                 "rows": rows,
                 "columns": columns,
                 "tiles": 1 + rows * columns,

@@ -5,12 +5,22 @@ from PIL import Image, ImageDraw, ImageFont
 from .tiling import Tile, Tiling
 
 
-INK, GREY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
+INK, GRAY, PALE, BLUE = (32, 38, 50), (112, 120, 134), (226, 229, 235), (38, 110, 200)
 VEIL, FADE, LINE = (128, 138, 158), (205, 209, 217), (184, 191, 202)  # to be seen on white paper as well
 TILE_COLORS = (
-    (214, 57, 70), (235, 140, 30), (58, 148, 82), (38, 110, 200), (128, 74, 176), (205, 75, 145),
-    (0, 134, 139), (140, 90, 50), (88, 96, 200), (120, 140, 20), (190, 60, 20), (70, 110, 130),
-)  # fmt: skip
+    (214, 57, 70),
+    (235, 140, 30),
+    (58, 148, 82),
+    (38, 110, 200),
+    (128, 74, 176),
+    (205, 75, 145),
+    (0, 134, 139),
+    (140, 90, 50),
+    (88, 96, 200),
+    (120, 140, 20),
+    (190, 60, 20),
+    (70, 110, 130),
+)
 
 # In pixels of the page
 LEFT, RIGHT, TOP, MARGIN = 50, 760, 150, 70
@@ -25,8 +35,8 @@ def get_tile_color(index: int) -> tuple[int, int, int]:
 
 
 def draw_page(tiling: Tiling) -> Image.Image:
-    """Four parts: the image; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens; the
-    tiles, each with the region of it that is kept."""
+    """Four parts: the image; the canvas with its tiles and their overlaps; the thumbnail and the sum of all tokens;
+    the tiles, each with the region of it that is kept."""
     width = RIGHT + max(LEAST_RIGHT_WIDTH, tiling.columns * (TILE + GAP) - GAP) + MARGIN
     canvas_height = tiling.canvas[1]
     # A small image is enlarged, a tall one shown no taller than the canvas.
@@ -50,9 +60,14 @@ def draw_page(tiling: Tiling) -> Image.Image:
     page.paste(tiling.picture.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 
     caption(
-        canvas, RIGHT, TOP, "2", f"The canvas: {tiling.rows} x {tiling.columns} {'tile' if len(tiling.tiles) == 1 else 'tiles'}",
-        f"stretched to {tiling.canvas[0]} x {canvas_height} pixels; tiles of {side}, one every {tiling.stride}: they overlap by {side - tiling.stride}",
-    )  # fmt: skip
+        canvas,
+        RIGHT,
+        TOP,
+        "2",
+        f"The canvas: {tiling.rows} x {tiling.columns} {'tile' if len(tiling.tiles) == 1 else 'tiles'}",
+        f"stretched to {tiling.canvas[0]} x {canvas_height} pixels; "
+        f"tiles of {side}, one every {tiling.stride}: they overlap by {side - tiling.stride}",
+    )
     page.paste(draw_canvas(tiling), (RIGHT, TOP))
 
     caption(canvas, LEFT, middle, "3", "The thumbnail", f"the whole image at {side} x {side} pixels")
@@ -60,9 +75,14 @@ def draw_page(tiling: Tiling) -> Image.Image:
     canvas.text((LEFT, middle + side + 26), count(tiling.thumbnail), font=font(27), fill=INK, anchor="lm")
 
     caption(
-        canvas, RIGHT, middle, "4", "What is kept of each tile",
-        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: a neighbor shows them",
-    )  # fmt: skip
+        canvas,
+        RIGHT,
+        middle,
+        "4",
+        "What is kept of each tile",
+        f"{dropped} tokens of {tiling.token_side} x {tiling.token_side} pixels are dropped at each inner side: "
+        "a neighbor shows them",
+    )
     for index, tile in enumerate(tiling.tiles):
         x = RIGHT + index % tiling.columns * (TILE + GAP)
         y = middle + index // tiling.columns * (TILE + GAP)
@@ -75,7 +95,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
     y = middle + side + 70
     canvas.line((LEFT, y, LEFT + LEFT_WIDTH, y), fill=PALE, width=3)
     rows, columns = tiling.token_grid
-    for step, (text, size, colour) in enumerate(
+    for step, (text, size, color) in enumerate(
         (
             (f"{tiling.thumbnail.tokens:,}  of the thumbnail", 29, INK),
             (f"{tiling.tile_tokens:,}  of the tiles: {rows} rows of {columns}", 29, INK),
@@ -83,7 +103,7 @@ def draw_page(tiling: Tiling) -> Image.Image:
             (f"{tiling.tokens:,} tokens stand for this image", 36, BLUE),
         )
     ):
-        canvas.text((LEFT, y + 42 + 45 * step), text, font=font(size), fill=colour, anchor="lm")
+        canvas.text((LEFT, y + 42 + 45 * step), text, font=font(size), fill=color, anchor="lm")
     return page
 
 
@@ -117,7 +137,7 @@ def draw_canvas(tiling: Tiling) -> Image.Image:
     return shown
 
 
-def draw_tokens(tile: Tile, token_side: int, colour) -> Image.Image:
+def draw_tokens(tile: Tile, token_side: int, color) -> Image.Image:
     """A tile under its tokens: kept ones in a grid, the others faded."""
     image = tile.image.copy()
     faded = Image.blend(image, Image.new("RGB", image.size, FADE), 0.78)
@@ -130,7 +150,7 @@ def draw_tokens(tile: Tile, token_side: int, colour) -> Image.Image:
                 canvas.rectangle(box, outline=LINE)
             else:
                 image.paste(faded.crop(box), box[:2])
-    canvas.rectangle([min(edge * token_side, image.width - 1) for edge in tile.kept_box], outline=colour, width=5)
+    canvas.rectangle([min(edge * token_side, image.width - 1) for edge in tile.kept_box], outline=color, width=5)
     return image
 
 
@@ -148,11 +168,11 @@ def caption(canvas: ImageDraw.ImageDraw, x: int, y: int, number: str, title: str
     canvas.ellipse((x, y - 92, x + 44, y - 48), fill=INK)
     canvas.text((x + 22, y - 70), number, font=font(27), fill="white", anchor="mm")
     canvas.text((x + 58, y - 70), title, font=font(33), fill=INK, anchor="lm")
-    canvas.text((x, y - 24), text, font=font(25), fill=GREY, anchor="lm")
+    canvas.text((x, y - 24), text, font=font(25), fill=GRAY, anchor="lm")
 
 
-def label(canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, colour, size: int = 25) -> None:
+def label(canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, color, size: int = 25) -> None:
     """Text on a plate of a color, about (x, y)."""
     left, top, right, bottom = canvas.textbbox((x, y), text, font=font(size), anchor="mm")
-    canvas.rounded_rectangle((left - 10, top - 7, right + 10, bottom + 7), radius=8, fill=colour)
+    canvas.rounded_rectangle((left - 10, top - 7, right + 10, bottom + 7), radius=8, fill=color)
     canvas.text((x, y), text, font=font(size), fill="white", anchor="mm")

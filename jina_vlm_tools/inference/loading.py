@@ -25,7 +25,8 @@ def load_processor_and_class(checkpoint: str):
             import jina_vlm  # noqa: F401  registers the classes
         except ImportError as error:
             sys.exit(
-                f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): pip install ."
+                f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "
+                "pip install ."
             )
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=is_bundle)
@@ -79,9 +80,9 @@ def load_image(source: str, image_processor):
 
     if source == STDIN:
         try:
-            picture = Image.open(BytesIO(sys.stdin.buffer.read()))
+            image = Image.open(BytesIO(sys.stdin.buffer.read()))
         except Image.UnidentifiedImageError as error:
-            raise ValueError("What came on stdin is not a picture in a format that Pillow can read.") from error
+            raise ValueError("What came on stdin is not an image in a format that Pillow can read.") from error
     else:
-        picture = image_processor.fetch_images(source)
-    return Image.fromarray(image_processor.process_image(picture).permute(1, 2, 0).numpy())
+        image = image_processor.fetch_images(source)
+    return Image.fromarray(image_processor.process_image(image).permute(1, 2, 0).numpy())

@@ -16,9 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 class JinaVLMProcessor(jina_vlm.JinaVLMProcessor):  # by this name checkpoints ask for it
     """The processor of requests over HTTP.
 
-    The server calls it before it queues a request or begins a stream, so that here is the place to refuse one. Any other
-    error than an `HTTPException` becomes a bare "500 Internal Server Error", which clients retry, and which closes the
-    connection under the client's next request.
+    The server calls it before it queues a request or begins a stream, so that here is the place to refuse one. Any
+    other error than an `HTTPException` becomes a bare "500 Internal Server Error", which clients retry, and which
+    closes the connection under the client's next request.
     """
 
     def apply_chat_template(self, conversation: list[dict], *args, **kwargs):
@@ -44,12 +44,12 @@ def _check(conversation: list[dict]) -> None:
         if part["type"] not in ("text", "image"):
             raise ValueError(f"jina-vlm takes text and images, got {part['type']}.")
         if part["type"] == "image" and not str(part["url"]).lower().startswith(("http://", "https://", "data:")):
-            raise ValueError(f"Expected a picture's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
+            raise ValueError(f"Expected an image's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
 
 
 def register() -> None:
-    """Makes jina-vlm known to the library's server. The server reads the names of the library's own models: there is no
-    public way into that table."""
+    """Makes jina-vlm known to the library's server. The server reads the names of the library's own models: there is
+    no public way into that table."""
     model_class = jina_vlm.JinaVLMForConditionalGeneration
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[jina_vlm.JinaVLMConfig.model_type] = model_class.__name__
     AutoProcessor.register(jina_vlm.JinaVLMConfig, JinaVLMProcessor, exist_ok=True)

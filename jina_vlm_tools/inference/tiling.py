@@ -1,5 +1,5 @@
-"""What becomes of an image. Pixels come from the image processor, and numbers from the geometry that it and the model use:
-nothing here repeats their arithmetic."""
+"""What becomes of an image. Pixels come from the image processor, and numbers from the geometry that it and the model
+use: nothing here repeats their arithmetic."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Tile:
-    """`corner`: (x, y) on the canvas, in pixels; none for the thumbnail. `kept` [side, side]: which of its tokens are used."""
+    """`corner`: (x, y) in pixels on the canvas; None for the thumbnail. `kept` [side, side]: which tokens are used."""
 
     image: Image.Image
     kept: torch.Tensor
@@ -23,7 +23,7 @@ class Tile:
 
     @property
     def kept_box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the tokens that are used, in tokens; right and bottom are the first that are not."""
+        """(left, top, right, bottom) of the used tokens, in tokens. Right and bottom are exclusive."""
         columns, rows = (self.kept.any(dim=side).nonzero().flatten().tolist() for side in (0, 1))
         return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
@@ -59,7 +59,7 @@ class Tiling:
         return self.thumbnail.tokens + self.tile_tokens + self.structural_tokens
 
     def to_dict(self) -> dict:
-        """For JSON. Boxes are [left, top, right, bottom]: of tiles in pixels of the canvas, kept ones in tokens of the tile."""
+        """For JSON. Boxes are [left, top, right, bottom]: tiles in the canvas's pixels, kept in the tile's tokens."""
 
         def size(pixels: tuple[int, int]) -> dict[str, int]:
             return dict(zip(("width", "height"), pixels, strict=True))
@@ -95,15 +95,13 @@ class Tiling:
         }
 
 
-def compute_tiling(
-    picture: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None
-) -> Tiling:
+def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None) -> Tiling:
     """
     Raises:
         ValueError: the image is too elongated.
     """
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
-    features = image_processor(picture, return_tensors="pt", **settings)
+    features = image_processor(image, return_tensors="pt", **settings)
     positions = features["tile_positions"].tolist()
     rows, columns = positions[0][2:]
     stride, per_side, overlap = image_processor.stride, image_processor.tokens_per_side, image_processor.token_overlap
@@ -121,8 +119,8 @@ def compute_tiling(
         for pixels, (row, column, _, _) in zip(features["pixel_values"], positions, strict=True)
     )
     return Tiling(
-        picture=picture,
-        fitted=image_processor.get_tiling(picture.height, picture.width, **settings)[0][::-1],
+        picture=image,
+        fitted=image_processor.get_tiling(image.height, image.width, **settings)[0][::-1],
         canvas=get_canvas_size(rows, columns, image_processor.tile_size, stride)[::-1],
         rows=rows,
         columns=columns,

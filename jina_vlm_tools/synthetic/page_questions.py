@@ -1,5 +1,5 @@
-"""Questions about pages, in six languages, with their only right answers. For shapes these are `questions`', and a few in Italian
-and Portuguese."""
+"""Questions about pages, in six languages, with their only right answers. For shapes these are `questions`', and a few
+in Italian and Portuguese."""
 
 import random
 
@@ -26,18 +26,20 @@ PLACES_IN = PLACE_NAMES | {
     "it": dict(
         zip(
             PLACES,
-            "in alto a sinistra,in alto,in alto a destra,a sinistra,al centro,a destra,in basso a sinistra,in basso,in basso a destra".split(
-                ","
-            ),
+            (
+                "in alto a sinistra,in alto,in alto a destra,a sinistra,al centro,a destra,"
+                "in basso a sinistra,in basso,in basso a destra"
+            ).split(","),
             strict=True,
         )
     ),
     "pt": dict(
         zip(
             PLACES,
-            "em cima à esquerda,em cima,em cima à direita,à esquerda,no centro,à direita,em baixo à esquerda,em baixo,em baixo à direita".split(
-                ","
-            ),
+            (
+                "em cima à esquerda,em cima,em cima à direita,à esquerda,no centro,à direita,"
+                "em baixo à esquerda,em baixo,em baixo à direita"
+            ).split(","),
             strict=True,
         )
     ),
@@ -187,8 +189,8 @@ def _ask_chart(page: Page, language: str, rng: random.Random) -> Turn:
 
 
 def describe(page: Page, language: str) -> Turn:
-    """All that is on a page: of a board in reading order ("top: 42; center: a red star"), of a table row by row ("A1: 42; B1: 17"), of
-    a chart from left to right ("red: 7; blue: 2")."""
+    """All that is on a page: of a board in reading order ("top: 42; center: a red star"), of a table row by row ("A1:
+    42; B1: 17"), of a chart from left to right ("red: 7; blue: 2")."""
     if page.bars:
         items = [(COLOURS_IN[language][bar.colour], str(bar.height)) for bar in page.bars]
     elif page.kind == "table":

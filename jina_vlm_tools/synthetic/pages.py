@@ -1,7 +1,8 @@
 """Pages: images with printed numbers and words, tables, bar charts and small print, for the small model to grow on.
 
-Everything is drawn from a seed. Texts are upper case letters and digits in DejaVu Sans Mono Bold, which Matplotlib brings. A page
-knows what it shows: each task's question is asked about it, and each character's place is known to `seeing`.
+Everything is drawn from a seed. Texts are upper case letters and digits in DejaVu Sans Mono Bold, which Matplotlib
+brings. A page knows what it shows: each task's question is asked about it, and each character's place is known to
+`seeing`.
 """
 
 import dataclasses
@@ -29,12 +30,30 @@ SMALL_PRINT_SIZES = ((910, 378), (1176, 378), (378, 910), (378, 1176), (644, 644
 
 # Nouns in capitals, so that neither case nor accents matter. Every fifth is held out for evaluation.
 WORDS = {
-    "en": "APPLE BREAD CHAIR DOOR EGG FISH GARDEN HOUSE ISLAND JACKET KEY LEMON MOON NIGHT OWL PAPER QUEEN RIVER SPOON TREE UNCLE VOICE WATER YARD ZEBRA BOOK CLOUD DREAM FOREST HORSE",
-    "de": "APFEL BROT DORF ENGEL FENSTER GARTEN HAUS INSEL JACKE KATZE LICHT MOND NACHT OFEN PFERD QUELLE REGEN STUHL TISCH UHR VOGEL WALD ZUG BAUM DACH ERDE FISCH GABEL HUND KIND",
-    "es": "AGUA BARCO CASA DEDO ESPEJO FLOR GATO HOJA ISLA JUEGO LIBRO MESA NOCHE OJO PERRO QUESO RELOJ SILLA TORO UVA VASO YEMA ZORRO BOSQUE CAMINO DINERO FUEGO LUNA MANO NUBE",
-    "fr": "ARBRE BATEAU CHIEN DENT EAU FLEUR GANT HERBE JARDIN LAMPE MAISON NUIT OISEAU PAIN QUAI RUE SOLEIL TABLE USINE VERRE YEUX ZONE BOIS CHAT DOIGT FEU GARE LIVRE MER NEIGE",
-    "it": "ALBERO BARCA CANE DADO ERBA FIORE GATTO HOTEL ISOLA LIBRO MANO NOTTE OCCHIO PANE QUADRO RUOTA SEDIA TAVOLO UOVO VINO ZAINO BOSCO CASA DENTE FUOCO GIOCO LUNA MARE NEVE PONTE",
-    "pt": "AREIA BARCO CHUVA DEDO ESTRADA FOGO GATO HORA ILHA JANELA LIVRO MESA NOITE OVO PEIXE QUEIJO RUA SAPATO TERRA UVA VENTO XALE ZEBRA BOLO CASA DIA FLOR JOGO LUA MAR",
+    "en": (
+        "APPLE BREAD CHAIR DOOR EGG FISH GARDEN HOUSE ISLAND JACKET KEY LEMON MOON NIGHT OWL PAPER QUEEN RIVER SPOON "
+        "TREE UNCLE VOICE WATER YARD ZEBRA BOOK CLOUD DREAM FOREST HORSE"
+    ),
+    "de": (
+        "APFEL BROT DORF ENGEL FENSTER GARTEN HAUS INSEL JACKE KATZE LICHT MOND NACHT OFEN PFERD QUELLE REGEN STUHL "
+        "TISCH UHR VOGEL WALD ZUG BAUM DACH ERDE FISCH GABEL HUND KIND"
+    ),
+    "es": (
+        "AGUA BARCO CASA DEDO ESPEJO FLOR GATO HOJA ISLA JUEGO LIBRO MESA NOCHE OJO PERRO QUESO RELOJ SILLA TORO UVA "
+        "VASO YEMA ZORRO BOSQUE CAMINO DINERO FUEGO LUNA MANO NUBE"
+    ),
+    "fr": (
+        "ARBRE BATEAU CHIEN DENT EAU FLEUR GANT HERBE JARDIN LAMPE MAISON NUIT OISEAU PAIN QUAI RUE SOLEIL TABLE "
+        "USINE VERRE YEUX ZONE BOIS CHAT DOIGT FEU GARE LIVRE MER NEIGE"
+    ),
+    "it": (
+        "ALBERO BARCA CANE DADO ERBA FIORE GATTO HOTEL ISOLA LIBRO MANO NOTTE OCCHIO PANE QUADRO RUOTA SEDIA TAVOLO "
+        "UOVO VINO ZAINO BOSCO CASA DENTE FUOCO GIOCO LUNA MARE NEVE PONTE"
+    ),
+    "pt": (
+        "AREIA BARCO CHUVA DEDO ESTRADA FOGO GATO HORA ILHA JANELA LIVRO MESA NOITE OVO PEIXE QUEIJO RUA SAPATO TERRA "
+        "UVA VENTO XALE ZEBRA BOLO CASA DIA FLOR JOGO LUA MAR"
+    ),
 }
 WORDS = {language: [word for word in words.split() if len(word) <= LONGEST] for language, words in WORDS.items()}
 HELD_OUT_WORDS = {language: words[::5] for language, words in WORDS.items()}
@@ -46,8 +65,8 @@ TRAINING_WORDS = {
 
 @dataclass(frozen=True)
 class Text:
-    """A number or word: its middle (x, y) in pixels and the font's size. `place` is its cell of a board, `cell` its column and
-    row of a table, counted from 0."""
+    """A number or word: its middle (x, y) in pixels and the font's size. `place` is its cell of a board, `cell` its
+    column and row of a table, counted from 0."""
 
     text: str
     middle: tuple[float, float]
@@ -112,9 +131,9 @@ def characters(page: Page) -> Iterator[tuple[str, tuple[float, float, float, flo
             yield character, (left + index * width, top, left + (index + 1) * width, bottom)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Pages
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def random_number(rng: random.Random, digits: int | None = None) -> str:
@@ -132,8 +151,8 @@ def random_word(rng: random.Random, words: list[str] | None) -> str:
 
 
 def _empty(rng: random.Random, size: tuple[int, int]) -> Scene:
-    grey = rng.randint(222, 255)
-    return Scene(size, tuple(min(255, grey + rng.randint(-12, 12)) for _ in range(3)), ())
+    gray = rng.randint(222, 255)
+    return Scene(size, tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3)), ())
 
 
 def _side(rng: random.Random) -> int:
@@ -156,8 +175,8 @@ def _place_text(
 def make_board(
     rng: random.Random, pairs, words: list[str] | None = None, filled: int | None = None, numbers: float = 0.5
 ) -> Page:
-    """Texts, of which `numbers` is the share of numbers, and a few shapes, each in a cell of its own; `filled` cells of nine, 2 to 7
-    where that is None."""
+    """Texts, of which `numbers` is the share of numbers, and a few shapes, each in a cell of its own; `filled` cells
+    of nine, 2 to 7 where that is None."""
     size = (_side(rng), _side(rng))
     filled = filled or rng.randint(2, 7)
     places = rng.sample(PLACES, filled)

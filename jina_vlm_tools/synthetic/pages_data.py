@@ -1,10 +1,9 @@
 """Draw what the small model grows on: `python -m jina_vlm_tools.synthetic.pages_data --output runs/pages`.
 
-stage1/pages.parquet      everything on a page described, as `images` and `texts`
-stage1/text.jsonl         such a description in the place of a page, and a question about it, as `messages`
-stage2/<task>.parquet     pages of each task with questions, as `images` and `texts`
-stage2/text.jsonl         as above
-held_out.parquet          one question each, of shapes and words that training never draws, as `image` and `conversations`
+stage1/pages.parquet      everything on a page described, as `images` and `texts` stage1/text.jsonl         such a
+description in the place of a page, and a question about it, as `messages` stage2/<task>.parquet     pages of each task
+with questions, as `images` and `texts` stage2/text.jsonl         as above held_out.parquet          one question each,
+of shapes and words that training never draws, as `image` and `conversations`
 """
 
 import argparse
@@ -86,8 +85,8 @@ class PageSample(NamedTuple):
 
 
 def held_out_sample(seed: int, task: str, language: str) -> PageSample:
-    """A page of shapes, or with words, that training never draws, and one question. Seeds count from 0 here too, and are moved out of
-    training's reach."""
+    """A page of shapes, or with words, that training never draws, and one question. Seeds count from 0 here too, and
+    are moved out of training's reach."""
     rng = random.Random(f"held out, {EVALUATION_SEEDS + seed}")
     turn = None
     while turn is None:
@@ -104,7 +103,7 @@ def held_out_samples(number: int) -> Iterator[PageSample]:
 
 
 def write(output: Path, stage1: int, stage2: int, texts: int, held_out: int) -> None:
-    """All files: so many pages for stage one and for each task of stage two, texts for each stage, and questions held out."""
+    """All files: pages for stage one and for each task of stage two, texts for each stage, and held-out questions."""
     for stage in ("stage1", "stage2"):
         (output / stage).mkdir(parents=True, exist_ok=True)
     described = map(stage1_turns, range(stage1))

@@ -1,7 +1,7 @@
 """Questions about a scene and their answers, in English, German, Spanish and French.
 
-There are four tasks: the `kind` of a shape, its `color`, its `position`, and a `count` from 1 to 5. A question always has
-one right answer, short enough to be compared as a string.
+There are four tasks: the `kind` of a shape, its `color`, its `position`, and a `count` from 1 to 5. A question always
+has one right answer, short enough to be compared as a string.
 """
 
 import random
@@ -18,9 +18,9 @@ LANGUAGES = ("en", "de", "es", "fr")
 EVALUATION_SEEDS = 1_000_000_000  # training takes seeds from 0, evaluation from here on
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Words
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 # Of each kind: gender, singular, plural.
 NOUNS = {
@@ -89,9 +89,10 @@ PLACE_NAMES = {
     "fr": dict(
         zip(
             PLACES,
-            "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,en bas à gauche,en bas,en bas à droite".split(
-                ","
-            ),
+            (
+                "en haut à gauche,en haut,en haut à droite,à gauche,au centre,à droite,"
+                "en bas à gauche,en bas,en bas à droite"
+            ).split(","),
             strict=True,
         )
     ),
@@ -100,7 +101,7 @@ _ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"
 
 
 def adjective(language: str, colour: str, gender: str, plural: bool = False) -> str:
-    """The color as it stands beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
+    """The color beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
     name = COLOUR_NAMES[language][colour]
     if language == "en" or name in _UNCHANGING[language]:
         return name
@@ -165,9 +166,9 @@ def of(phrase: str) -> str:
     return f"d'{phrase}" if phrase[0] in "aé" else f"de {phrase}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Questions
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,16 @@ class Turn:
     answer: str
 
 
-# How a question points at a shape: not at all where it is the only one, by its place, or by its color, its kind or both
-# where these tell it from all others.
+# How a question points at a shape: not at all where it is the only one, by its place, or by its color, its kind or
+# both where these tell it from all others.
 POINTERS = {
     "kind": ("only", "place", "colour"),
     "colour": ("only", "place", "kind"),
     "position": ("only", "colour", "kind", "both"),
 }
 
-# {the}: the shape, with what is known of it; {of}: the same after French "de"; {color}: agreeing with the word for shape;
-# {name}: the bare color; {where}, {at}: its place; {plural}: what is counted.
+# {the}: the shape, with what is known of it; {of}: the same after French "de"; {color}: agreeing with the word for
+# shape; {name}: the bare color; {where}, {at}: its place; {plural}: what is counted.
 TEMPLATES = {
     "en": {
         ("kind", "only"): ["What shape is this?", "Which shape is in the picture?", "What shape is it?"],
@@ -309,16 +310,14 @@ def normalize(answer: str) -> str:
     return " ".join(re.findall(r"\w+", answer.lower()))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Samples
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def show(picture: Image.Image, turn: Turn) -> list[dict]:
+def show(image: Image.Image, turn: Turn) -> list[dict]:
     """The conversation for a chat template that shows an image and asks a question."""
-    return [
-        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": turn.question}]}
-    ]
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": turn.question}]}]
 
 
 @dataclass(frozen=True)
@@ -334,8 +333,8 @@ class Sample:
 
 
 def evaluation_sample(seed: int, task: str, language: str) -> Sample:
-    """An image of held-out pairs and one question about it. Seeds count from 0 here too, and are moved out of training's
-    reach."""
+    """An image of held-out pairs and one question about it. Seeds count from 0 here too, and are moved out of
+    training's reach."""
     rng = random.Random(EVALUATION_SEEDS + seed)
     turn = None
     while turn is None:

@@ -1,10 +1,10 @@
 """Images of colored shapes, drawn from an integer: the same seed gives the same scene and the same pixels.
 
-An image is a 3 x 3 board of places, one to five of which hold a shape. Its sides lie between 250 and 378 pixels, so that
-jina-vlm makes it one tile and one thumbnail.
+An image is a 3 x 3 board of places, one to five of which hold a shape. Its sides lie between 250 and 378 pixels, so
+that jina-vlm makes it one tile and one thumbnail.
 
-Color-shape pairs are split once and for all. `HELD_OUT_PAIRS` are drawn in evaluation only, and evaluation draws nothing
-else; every color is held out with one kind, and trained with all others.
+Color-shape pairs are split once and for all. `HELD_OUT_PAIRS` are drawn in evaluation only, and evaluation draws
+nothing else; every color is held out with one kind, and trained with all others.
 """
 
 import math
@@ -38,8 +38,8 @@ TRAINING_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: `place` is its cell of the board; center and radius are in cells, the angle in degrees. `color` is "" for
-    a color without a name."""
+    """One shape: `place` is its cell of the board; center and radius are in cells, the angle in degrees. `color` is ""
+    for a color without a name."""
 
     kind: str
     colour: str
@@ -62,17 +62,19 @@ class Scene:
 def make_scene(
     rng: random.Random, pairs: tuple[tuple[str, str], ...], number: int | None = None, nameless: float = 0.0
 ) -> Scene:
-    """Compose a scene from (color, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all equally likely.
+    """Compose a scene from (color, kind) `pairs`, of `number` shapes (up to 9) or of any number from 1 to 5, all
+    equally likely.
 
-    In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be counted.
-    `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their color is "".
+    In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be
+    counted. `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their color is
+    "".
     """
     number = number or rng.randint(1, MAX_SHAPES)
     if rng.random() < 0.5 and number <= MAX_SHAPES:
         pairs = [rng.choice(pairs) for _ in range(2)]
     size = (rng.randint(*SIDES), rng.randint(*SIDES))
-    grey = rng.randint(222, 255)
-    background = tuple(min(255, grey + rng.randint(-12, 12)) for _ in range(3))
+    gray = rng.randint(222, 255)
+    background = tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3))
     shapes = []
     for place in sorted(rng.sample(range(len(PLACES)), number)):
         colour, kind = rng.choice(pairs)
@@ -87,7 +89,7 @@ def make_scene(
 
 
 def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Far from every named color; and nearer to none that is held out with this kind, unless it is greyish."""
+    """Far from every named color; and nearer to none that is held out with this kind, unless it is grayish."""
     while True:
         shade = tuple(rng.randint(0, 255) for _ in range(3))
         distances = {colour: math.dist(shade, named) for colour, named in COLOURS.items()}
@@ -124,7 +126,8 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, r
         canvas.polygon([(x + r * math.sin(a), y - r * math.cos(a)) for r, a in corners], fill=shape.shade)
 
 
-# Corners as (distance from the center, clockwise angle from the top in degrees). A cross has arms as wide as 0.5 of its radius.
+# Corners: (distance from the center, clockwise angle from the top in degrees).
+# A cross's arms are half its radius wide.
 _ARM = math.degrees(math.atan2(0.25, 0.95))
 _CORNERS = {
     "square": [(1.0, degrees) for degrees in (45, 135, 225, 315)],

@@ -1,11 +1,11 @@
 """Draw the tiny stage's data as files: `python -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes`.
 
-    train.parquet     images with conversations, as `images` and `texts`
-    text.jsonl        questions about a caption in the place of an image, as `messages`
-    held_out.parquet  one question each, of pairs of color and shape that training never draws, as `image` and `conversations`
+    train.parquet     images with conversations, as `images` and `texts` text.jsonl        questions about a caption in
+    the place of an image, as `messages` held_out.parquet  one question each, of pairs of color and shape that training
+    never draws, as `image` and `conversations`
 
-The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four languages, so that
-these are not forgotten.
+The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four
+languages, so that these are not forgotten.
 """
 
 import argparse

@@ -14,8 +14,8 @@ from .questions import Turn
 def write_images(path: Path, samples: Iterable[tuple[Image.Image, list[Turn]]]) -> None:
     """Images with conversations, as `images` and `texts`, to a parquet file."""
     rows = [
-        {"images": [_png(picture)], "texts": [{"user": turn.question, "assistant": turn.answer} for turn in turns]}
-        for picture, turns in samples
+        {"images": [_png(image)], "texts": [{"user": turn.question, "assistant": turn.answer} for turn in turns]}
+        for image, turns in samples
     ]
     turn = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
     features = datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
@@ -26,13 +26,13 @@ def write_questions(path: Path, samples: Iterable[tuple[Image.Image, Turn]]) -> 
     """Images with a question each, as `image` and `conversations`, to a parquet file."""
     rows = [
         {
-            "image": _png(picture),
+            "image": _png(image),
             "conversations": [
                 {"from": "human", "value": f"<image>\n{turn.question}"},
                 {"from": "gpt", "value": turn.answer},
             ],
         }
-        for picture, turn in samples
+        for image, turn in samples
     ]
     turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
     features = datasets.Features(image=datasets.Image(), conversations=datasets.List(turn))
@@ -47,7 +47,7 @@ def write_texts(path: Path, turns: Iterable[Turn]) -> None:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-def _png(picture: Image.Image) -> dict:
+def _png(image: Image.Image) -> dict:
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return {"bytes": file.getvalue(), "path": None}

@@ -22,8 +22,8 @@ def answer(model, processor, conversations: list[list[dict]], max_new_tokens: in
 def ask_all(model, processor, samples: list[dict], evaluation: EvaluationSettings, accelerator: Accelerator) -> float:
     """The share of chats whose last answer has the expected words.
 
-    Every process asks the same number of batches, since sharded models answer in step: some ask questions twice, which count
-    once.
+    Every process asks the same number of batches, since sharded models answer in step: some ask questions twice, which
+    count once.
     """
     model.eval()
     total, size = len(samples), evaluation.batch_size * accelerator.num_processes

@@ -1,10 +1,11 @@
 """Put a SigLIP2 tower and a Qwen3 decoder together into a jina-vlm that is ready for stage one:
 
-    python -m jina_vlm_tools.training.backbones --tower google/siglip2-so400m-patch14-384 --decoder Qwen/Qwen3-1.7B-Base --output bundle
+    python -m jina_vlm_tools.training.backbones --tower google/siglip2-so400m-patch14-384 --decoder
+    Qwen/Qwen3-1.7B-Base --output bundle
 
-Both may be folders or repositories of the Hub. The tower loses its head and the blocks behind the deepest one that is used; the
-vocabulary grows by 128 rows for images, each the mean of the old ones; the connector is new. That nothing else changes is
-checked, on random images and tokens, before anything is written. Weights are written in float32.
+Both may be folders or repositories of the Hub. The tower loses its head and the blocks behind the deepest one that is
+used; the vocabulary grows by 128 rows for images, each the mean of the old ones; the connector is new. That nothing
+else changes is checked, on random images and tokens, before anything is written. Weights are written in float32.
 """
 
 import argparse
@@ -46,7 +47,10 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         metavar="BLOCK",
-        help="the tower's blocks, from 0, that the connector sees, deepest first (default: the third and the ninth from the last)",
+        help=(
+            "the tower's blocks, from 0, that the connector sees, deepest first (default: "
+            "the third and the ninth from the last)"
+        ),
     )
     parser.add_argument("--seed", type=int, default=0, help="of the connector's weights")
     return parser.parse_args()
@@ -67,18 +71,22 @@ def make_config(tower: str, decoder: str, feature_layers: list[int] | None = Non
     layers = feature_layers or [number - back for back in FROM_THE_END]
     if min(layers) < 0 or max(layers) >= number or max(layers) != layers[0] or len(set(layers)) < len(layers):
         raise BackboneError(
-            f"--feature-layers {layers}: expected blocks from 0 to {number - 1} of {tower}, the deepest first, none twice."
+            f"--feature-layers {layers}: expected blocks from 0 to {number - 1} of {tower}, the deepest first, "
+            "none twice."
         )
     patches = vision.image_size // vision.patch_size
     processor = jina_vlm.JinaVLMImageProcessor
     if patches <= 2 * processor.overlap_margin:
         raise BackboneError(
-            f"--tower {tower}: `image_size` {vision.image_size} and `patch_size` {vision.patch_size} make {patches} patches a side; "
-            f"more than {2 * processor.overlap_margin} are needed, since tiles overlap by {processor.overlap_margin} at each side."
+            f"--tower {tower}: `image_size` {vision.image_size} and `patch_size` {vision.patch_size} make {patches} "
+            "patches a side; "
+            f"more than {2 * processor.overlap_margin} are needed, "
+            f"since tiles overlap by {processor.overlap_margin} at each side."
         )
     if vision.hidden_size % vision.num_attention_heads:
         raise BackboneError(
-            f"--tower {tower}: `hidden_size` {vision.hidden_size} is no multiple of its {vision.num_attention_heads} heads."
+            f"--tower {tower}: `hidden_size` {vision.hidden_size} is no multiple of its {vision.num_attention_heads} "
+            "heads."
         )
     rows = text.vocab_size
     return jina_vlm.JinaVLMConfig(
@@ -126,7 +134,8 @@ def make_processor(decoder: str, config: jina_vlm.JinaVLMConfig) -> jina_vlm.Jin
     tokenizer.add_tokens(list(STRUCTURAL_TOKENS), special_tokens=True)
     if (found := tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))) != config.structural_token_ids:
         raise BackboneError(
-            f"--decoder {decoder}: its tokenizer puts {', '.join(STRUCTURAL_TOKENS)} at {found}, expected {config.structural_token_ids}."
+            f"--decoder {decoder}: its tokenizer puts {', '.join(STRUCTURAL_TOKENS)} at {found}, "
+            f"expected {config.structural_token_ids}."
         )
     tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = END_OF_TEXT
     tokenizer.add_bos_token = True
@@ -225,7 +234,8 @@ def main() -> None:
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print(
-        f"Saved to {args.output}: {model.num_parameters():,} parameters. Stage one comes next: jina_vlm_tools/training/recipes/stage1.yaml."
+        f"Saved to {args.output}: {model.num_parameters():,} parameters. "
+        "Stage one comes next: jina_vlm_tools/training/recipes/stage1.yaml."
     )
 
 

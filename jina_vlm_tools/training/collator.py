@@ -12,11 +12,11 @@ class JinaVLMCollator:
     """
     Makes a batch of rows of a data set, in any of the layouts of [`layouts`].
 
-    What is to be predicted are the assistants' turns and the `<|endoftext|>` that ends them, as the chat template marks them by
-    `{% generation %}`; never what looks like such a turn in somebody's text.
+    What is to be predicted are the assistants' turns and the `<|endoftext|>` that ends them, as the chat template
+    marks them by `{% generation %}`; never what looks like such a turn in somebody's text.
 
-    The images' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up along it.
-    The Trainer's does not where the data set has a length; where it has none, pass
+    The images' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up
+    along it. The Trainer's does not where the data set has a length; where it has none, pass
     `TrainingArguments(accelerator_config={"dispatch_batches": False})`. TRL needs `remove_unused_columns=False`, and
     `dataset_kwargs={"skip_prepare_dataset": True}` where the data set has no column of images.
 
@@ -32,17 +32,18 @@ class JinaVLMCollator:
         template = processor.chat_template
         if "{% generation" not in str(template).replace("{%-", "{%"):
             raise ValueError(
-                "The processor's chat template does not mark what assistants say ({% generation %}), so that labels cannot be told. "
-                "Set `processor.chat_template` to this repository's chat_template.jinja, which writes the same turns."
+                "The processor's chat template does not mark what assistants say ({% generation %}), "
+                "so that labels cannot be told. Set `processor.chat_template` to this repository's "
+                "chat_template.jinja, which writes the same turns."
             )
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Returns:
-            `input_ids`, `attention_mask` and `labels` [rows, length], padded on the right; `pixel_values`
-            [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] where there are images. `labels` are -100 where nothing is to
-            be predicted. `input_ids` come first: the Trainer counts the samples of the first tensor.
+            `input_ids`, `attention_mask` and `labels` [rows, length], padded on the right; `pixel_values` [tiles, 3,
+            378, 378] and `tile_positions` [tiles, 4] where there are images. `labels` are -100 where nothing is to be
+            predicted. `input_ids` come first: the Trainer counts the samples of the first tensor.
 
         Raises:
             BadSample: a row cannot be used.
@@ -65,17 +66,15 @@ class JinaVLMCollator:
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
 
     def measure(self, row: dict[str, Any]) -> tuple[int, int]:
-        """(tokens, tiles) that a row becomes, without making its tiles; its images are decoded to see that they can be. Where
-        special tokens are typed in its texts the number of tokens may be a few off.
+        """(tokens, tiles) that a row becomes, without making its tiles; its images are decoded to see that they can
+        be. Where special tokens are typed in its texts the number of tokens may be a few off.
 
         Raises:
             BadSample: the row cannot be used.
         """
         conversation = to_conversation(row)
-        pictures = [
-            part["image"] for message in conversation for part in message["content"] if part["type"] == "image"
-        ]
-        sizes = [_size(picture) for picture in pictures]
+        images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+        sizes = [_size(image) for image in images]
         ids = self.processor.tokenizer.apply_chat_template(
             conversation, chat_template=self.processor.chat_template, tokenize=True, return_dict=True
         )["input_ids"]
@@ -90,16 +89,16 @@ class JinaVLMCollator:
         return tokens, sum(numbers.num_image_patches or [])
 
 
-def _size(picture: Image.Image) -> tuple[int, int]:
+def _size(image: Image.Image) -> tuple[int, int]:
     """(height, width) once it is turned as its EXIF says."""
     try:
-        picture.load()
-        width, height = ImageOps.exif_transpose(picture).size
+        image.load()
+        width, height = ImageOps.exif_transpose(image).size
     except (
         OSError,
         ValueError,
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:  # PNG's reader raises SyntaxError
-        raise BadSample(f"A picture cannot be decoded: {error}") from error
+        raise BadSample(f"An image cannot be decoded: {error}") from error
     return height, width

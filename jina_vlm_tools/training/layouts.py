@@ -34,12 +34,12 @@ def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
         folder (`str` or `Path`, *optional*): What the paths of images are relative to.
 
     Returns:
-        `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images without
-        a place of their own come first.
+        `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images
+        without a place of their own come first.
 
     Raises:
-        BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be opened, or
-            no assistant says anything.
+        BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be
+            opened, or no assistant says anything.
     """
     layout = layout_of(row)
     if layout is None:
@@ -120,47 +120,47 @@ def _says_something(message: dict) -> bool:
 def _images(row: dict) -> list:
     given = [row[name] for name in ("images", "image") if row.get(name) is not None]
     if len(given) > 1:
-        raise BadSample("Got pictures both in `images` and in `image`.")
-    pictures = given[0] if given else []
-    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        raise BadSample("Got images both in `images` and in `image`.")
+    images = given[0] if given else []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _fill_places(messages: list[dict], pictures: list, folder: str | Path) -> None:
+def _fill_places(messages: list[dict], images: list, folder: str | Path) -> None:
     """Put the images, opened, where they belong."""
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
     places = [part for part in parts if not {"image", "path", "url", "base64"} & part.keys()]
-    if not places and pictures:
+    if not places and images:
         first = next((message for message in messages if message["role"] == "user"), messages[0])
-        places = [{"type": "image"} for _ in pictures]
+        places = [{"type": "image"} for _ in images]
         first["content"][:0] = places
         parts += places
-    if len(places) != len(pictures):
-        raise BadSample(f"{len(places)} places for pictures, but {len(pictures)} pictures.")
-    for place, picture in zip(places, pictures, strict=True):
-        place["image"] = picture
+    if len(places) != len(images):
+        raise BadSample(f"{len(places)} places for images, but {len(images)} images.")
+    for place, image in zip(places, images, strict=True):
+        place["image"] = image
     for part in parts:
-        picture = part.pop("image", None)
-        part["image"] = load_image(picture if picture is not None else part.pop("path", None), folder)
+        image = part.pop("image", None)
+        part["image"] = load_image(image if image is not None else part.pop("path", None), folder)
 
 
-def load_image(picture: Any, folder: str | Path = ".") -> Image.Image:
+def load_image(image: Any, folder: str | Path = ".") -> Image.Image:
     """A PIL image of a PIL image, a path, or {"bytes": ..., "path": ...}; its pixels are not decoded yet.
 
     Raises:
         BadSample: it cannot be opened.
     """
-    if isinstance(picture, dict):
-        picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture.get("path")
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, str):
-        picture = Path(folder) / picture
-    if not isinstance(picture, (Path, io.BytesIO)):
-        raise BadSample(f"A picture is {_short(picture)}, expected an image, its bytes or a path.")
+    if isinstance(image, dict):
+        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str):
+        image = Path(folder) / image
+    if not isinstance(image, (Path, io.BytesIO)):
+        raise BadSample(f"An image is {_short(image)}, expected an image, its bytes or a path.")
     try:
-        return Image.open(picture)
+        return Image.open(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample(f"A picture cannot be opened: {error}") from error
+        raise BadSample(f"An image cannot be opened: {error}") from error
 
 
 def _short(value: Any) -> str:

@@ -5,12 +5,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from .stages import LoraSettings
 
 
-# The names of the linear layers of each part, as a regular expression for PEFT's `target_modules`. By the full name: tower,
-# connector and decoder use some names in common.
+# The names of the linear layers of each part, as a regular expression for PEFT's `target_modules`. By the full name:
+# tower, connector and decoder use some names in common.
 TARGETS = {
-    "encoder": r"model\.vision_model\.tower\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))",
+    "encoder": (
+        r"model\.vision_model\.tower\.encoder\.layers\.\d+\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+    ),
     "connector": r"model\.connector\.(q_proj|k_proj|v_proj|out_proj|gate_proj|up_proj|down_proj)",
-    "decoder": r"model\.language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
+    "decoder": (
+        r"model\.language_model\.layers\.\d+\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    ),
 }
 
 

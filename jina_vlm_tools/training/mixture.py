@@ -1,8 +1,8 @@
 """What a stage is trained on: sources with weights, from a YAML file, and the order in which their samples come.
 
-The order is a plan that every process makes for itself from the seed: batches of places in the sources, without images. Of
-these each process loads its own. So nothing is sent from process to process, no batch is ever cut up, and a run that goes on
-in the middle skips to it without loading what it skips.
+The order is a plan that every process makes for itself from the seed: batches of places in the sources, without
+images. Of these each process loads its own. So nothing is sent from process to process, no batch is ever cut up, and a
+run that goes on in the middle skips to it without loading what it skips.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ ENOUGH = 100  # samples of a stream before its share of bad ones is judged
 
 @dataclasses.dataclass
 class SourceSettings:
-    """One source. `weight` is its share of all samples. `path` names local files (.parquet, .jsonl, .json; * is understood),
-    relative to the YAML file; or `hub` a data set of the Hub, with its `config` and `split`. `streaming` reads it front to back
-    and again, rather than at random."""
+    """One source. `weight` is its share of all samples. `path` names local files (.parquet, .jsonl, .json; * is
+    understood), relative to the YAML file; or `hub` a data set of the Hub, with its `config` and `split`. `streaming`
+    reads it front to back and again, rather than at random."""
 
     name: str
     weight: float
@@ -58,8 +58,9 @@ class SourceSettings:
 
 @dataclasses.dataclass
 class MixtureSettings:
-    """`text_share`: what the weights of all sources of modality text must add up to. `single_source_share`: of the steps, at
-    the start, whose batches are of one source each; the rest mix all. `max_bad_share`: of a source's samples that may be bad."""
+    """`text_share`: what the weights of all sources of modality text must add up to. `single_source_share`: of the
+    steps, at the start, whose batches are of one source each; the rest mix all. `max_bad_share`: of a source's samples
+    that may be bad."""
 
     sources: list[SourceSettings]
     text_share: float | None = None
@@ -124,9 +125,9 @@ def _files(source: SourceSettings, file: str | Path, key: str) -> list[str]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Sources
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Place(NamedTuple):
@@ -145,8 +146,8 @@ class TooManyBadSamples(RuntimeError):
 
 class Source:
     """
-    One source's samples, the good ones of them. All of a local one are measured once, which `datasets` remembers on disk; those
-    of a stream as they come.
+    One source's samples, the good ones of them. All of a local one are measured once, which `datasets` remembers on
+    disk; those of a stream as they come.
 
     Args:
         source (`SourceSettings`): Where it is.
@@ -245,7 +246,7 @@ class Source:
         try:
             tokens, tiles = self.collator.measure({"messages": to_conversation(row, self.folder)})
             if tiles and self.settings.modality == "text":
-                raise BadSample("It has pictures, but its source is of modality text.")
+                raise BadSample("It has images, but its source is of modality text.")
         except BadSample as error:
             return 0, 0, str(error)
         return tokens, tiles, None
@@ -321,23 +322,23 @@ def _random(*key: Any) -> random.Random:
     return random.Random(hashlib.sha256(repr(key).encode()).digest())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The plan
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Plan(Sampler):
     """
-    The batches of a stage in their order, as lists of [`Place`]: a batch sampler. `global_batch_size` / `batch_size` batches
-    in a row make one step, whatever number of processes they are dealt to.
+    The batches of a stage in their order, as lists of [`Place`]: a batch sampler. `global_batch_size` / `batch_size`
+    batches in a row make one step, whatever number of processes they are dealt to.
 
-    Samples are drawn by the weights of their sources; those of `WINDOW` steps are sorted by tiles and by tokens, so that batches
-    are of samples alike, and the batches shuffled. Within a step they come by size: processes that compute side by side get
-    batches alike.
+    Samples are drawn by the weights of their sources; those of `WINDOW` steps are sorted by tiles and by tokens, so
+    that batches are of samples alike, and the batches shuffled. Within a step they come by size: processes that
+    compute side by side get batches alike.
 
     Args:
         sources (`list[Source]`), weights (`list[float]`): What to draw from.
-        steps (`int`): Optimiser steps.
+        steps (`int`): Optimizer steps.
         single_source_share (`float`): Of the steps, at the start, that are of one source each.
     """
 

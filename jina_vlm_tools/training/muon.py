@@ -1,7 +1,8 @@
 """An optimizer for small models from nothing: Muon for matrices, AdamW for the rest.
 
-Muon (Keller Jordan, 2024) makes the momentum of a matrix nearly orthogonal before it takes a step, so that all directions
-are learned at the same speed. In one short trial on this model it was ahead of AdamW alone. torch has a `Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
+Muon (Keller Jordan, 2024) makes the momentum of a matrix nearly orthogonal before it takes a step, so that all
+directions are learned at the same speed. In one short trial on this model it was ahead of AdamW alone. torch has a
+`Muon` too, which takes matrices alone and computes in bfloat16, slow on most CPUs.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""YAML files to dataclasses. What is wrong in one is said with the file, the key and the value, before anything is built."""
+"""YAML files to dataclasses. Errors name the file, the key and the value, and come before anything is built."""
 
 import dataclasses
 import types

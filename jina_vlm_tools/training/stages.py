@@ -14,8 +14,8 @@ PARTS = ("encoder", "connector", "decoder")
 
 @dataclasses.dataclass
 class PartSettings:
-    """How one part of the model is trained: the peak of its learning rate, 0 for a part that stays as it is, and the steps
-    that lead up to it. From there it falls as a cosine to `final_share` of the peak."""
+    """How one part of the model is trained: the peak of its learning rate, 0 for a part that stays as it is, and the
+    steps that lead up to it. From there it falls as a cosine to `final_share` of the peak."""
 
     learning_rate: float
     warmup_steps: int = 0
@@ -34,8 +34,8 @@ class LoraSettings:
 
 @dataclasses.dataclass
 class EvaluationSettings:
-    """Questions asked every so many steps, before the first and after the last. `path` is a file as a mixture's. An answer is
-    right if its words are the expected ones."""
+    """Questions asked every so many steps, before the first and after the last. `path` is a file as a mixture's. An
+    answer is right if its words are the expected ones."""
 
     path: str
     every: int
@@ -50,7 +50,7 @@ class Stage:
     Args:
         model (`str`): A folder, relative to the YAML file's, or a repository of the Hub.
         mixture (`str`): A YAML file, relative to this one.
-        steps (`int`): Optimiser steps.
+        steps (`int`): Optimizer steps.
         global_batch_size (`int`): Samples of one step, over all processes.
         batch_size (`int`): Samples of one process at a time.
         encoder, connector, decoder (`PartSettings`): How each part is trained.
@@ -59,10 +59,12 @@ class Stage:
         max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad.
         max_tiles (`int`, *optional*): Of an image, in the place of the checkpoint's own setting.
         optimizer (`str`): "muon" for small models from nothing: learning rates are those of matrices, see `muon`.
-        precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in bfloat16.
+        precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in
+            bfloat16.
         workers (`int`): Processes beside each that load samples, and that measure them before.
         save_every (`int`): Steps between checkpoints that a run can go on from; as many as steps: at the end only.
-        fsdp (`bool`): Shard weights, gradients and optimizer over the processes (FSDP2), rather than copy them to each.
+        fsdp (`bool`): Shard weights, gradients and optimizer over the processes (FSDP2), rather than copy them to
+            each.
     """
 
     model: str

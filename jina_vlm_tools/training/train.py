@@ -1,5 +1,5 @@
-"""Train jina-vlm as a stage says: `jina-vlm train`. The output folder holds the trained checkpoint, and under `run` the Trainer's
-own, TensorBoard's files and loss curves."""
+"""Train jina-vlm as a stage says: `jina-vlm train`. The output folder holds the trained checkpoint, and under `run`
+the Trainer's own, TensorBoard's files and loss curves."""
 
 import argparse
 import dataclasses
@@ -28,9 +28,9 @@ from .trainer import JinaVLMTrainer, freeze, see_blank_images
 STAGE_FILE = "stage.json"  # beside a run's checkpoints: what it was started with
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is checked before a model is built
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_config(stage: Stage, file: Path) -> jina_vlm.JinaVLMConfig:
@@ -115,9 +115,9 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
     return last
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Training
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArguments:

@@ -34,8 +34,8 @@ def see_blank_images(model: nn.Module) -> None:
     """
     Let a batch without images pass a blank one through tower and connector while training, and make nothing of it.
 
-    Else these would have no gradients on one process and some on another: DDP and FSDP wait for each other for ever. So they
-    have zeros.
+    Else these would have no gradients on one process and some on another: DDP and FSDP wait for each other for ever.
+    So they have zeros.
     """
 
     def add_blank(inner: nn.Module, args: tuple, kwargs: dict):
@@ -138,8 +138,8 @@ class JinaVLMTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # In evaluation the library would weigh a batch by its share of what all processes evaluate at that moment, so that the
-        # number depended on how many there are.
+        # In evaluation the library would weigh a batch by its share of what all processes evaluate at that moment, so
+        # that the number depended on how many there are.
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch if model.training else None)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

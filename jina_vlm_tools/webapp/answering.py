@@ -1,4 +1,4 @@
-"""Answers for many users of one model: streamed, stopped when nobody waits for them, and timed. Knows nothing of any page."""
+"""Answers for many users of one model: streamed, timed, and stopped when nobody waits. Knows nothing of the page."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ CLOSING_SECONDS = 5
 class Turn:
     """An answer, as far as it has come. Times are in seconds, None where a part was not run or has not ended.
 
-    `seconds_prepared`: tiles (with the first question alone) and token ids. `seconds_encoded`: tower and connector, once for
-    an image. `seconds_first_token`: from the start of `generate` to its first token. `seconds_decoded`: from there to the
-    last one. `seconds`: all of it."""
+    `seconds_prepared`: tiles (with the first question alone) and token ids. `seconds_encoded`: tower and connector,
+    once for an image. `seconds_first_token`: from the start of `generate` to its first token. `seconds_decoded`: from
+    there to the last one. `seconds`: all of it."""
 
     text: str = ""
     image_tokens: int = 0
@@ -51,8 +51,9 @@ class ImageChat(Conversation):
     """
     A conversation of one user about one image, which is encoded once.
 
-    Between turns it keeps the image's embeddings ([tokens, hidden], 14 MB for 1,754 tokens of the 2.4B model in float32) and
-    no cache of keys and values, which takes 28 times that: many users may have one each, and leave it lying.
+    Between turns it keeps the image's embeddings ([tokens, hidden], 14 MB for 1,754 tokens of the 2.4B model in
+    float32) and no cache of keys and values, which takes 28 times that: many users may have one each, and leave it
+    lying.
 
     Args:
         model, processor: Of one checkpoint, shared with other chats.
@@ -60,10 +61,10 @@ class ImageChat(Conversation):
         max_tiles (`int`): At most so many tiles of it beside the thumbnail.
     """
 
-    def __init__(self, model, processor, picture: Image.Image, max_tiles: int):
+    def __init__(self, model, processor, image: Image.Image, max_tiles: int):
         super().__init__(model, processor, max_new_tokens=0, max_tiles=max_tiles)  # which each question brings
-        self.picture = picture
-        self.image_tokens = describe_images(processor, [picture], max_tiles)[0]["tokens"]
+        self.picture = image
+        self.image_tokens = describe_images(processor, [image], max_tiles)[0]["tokens"]
         self.features = None
         self.is_closed = False
         self._stopped = threading.Event()
@@ -71,8 +72,8 @@ class ImageChat(Conversation):
         self._idle.set()
 
     def begin(self, question: str) -> bool:
-        """Takes the question that [`stream`] is to answer; from here on [`stop`] counts. False, and nothing, while there is
-        another."""
+        """Takes the question that [`stream`] is to answer; from here on [`stop`] counts. False, and nothing, while
+        there is another."""
         with self._lock:
             if not self._idle.is_set() or self._question is not None:
                 return False
@@ -85,15 +86,15 @@ class ImageChat(Conversation):
         self._stopped.set()
 
     def close(self) -> None:
-        """Ends it, as nobody wants to see what is still being made, and waits for the model to be done, within reason."""
+        """Ends the chat and the answer that is being made, and waits a while for the model to stop."""
         self.is_closed = True
         self.stop()
         self._idle.wait(CLOSING_SECONDS)
 
     def stream(self, max_new_tokens: int, temperature: float) -> Iterator[Turn]:
         """
-        The answer to what [`begin`] took, or nothing. The same [`Turn`] comes again with each piece of text, and at the end.
-        Closing the iterator stops the model.
+        The answer to what [`begin`] took, or nothing. The same [`Turn`] comes again with each piece of text, and at
+        the end. Closing the iterator stops the model.
 
         Args:
             max_new_tokens: Longest answer.

@@ -1,4 +1,6 @@
-"""Put a Space together: `python -m jina_vlm_tools.webapp.assemble_space FOLDER`, then `hf upload OWNER/NAME FOLDER . --repo-type space`.
+"""Put a Space together: `python -m jina_vlm_tools.webapp.assemble_space FOLDER`.
+
+Then upload it: `hf upload OWNER/NAME FOLDER . --repo-type space`.
 
 The repository itself is none: its front page is a model's, and its requirements are those of its tests.
 """
@@ -10,8 +12,8 @@ from pathlib import Path
 from jina_vlm_tools.files import ROOT
 
 
-# Where it comes from, and the folder of the Space that it goes to. The bundle's modules become the package `jina_vlm`, so that
-# nothing has to be installed.
+# Where it comes from, and the folder of the Space that it goes to. The bundle's modules become the package `jina_vlm`,
+# so that nothing has to be installed.
 FILES = (
     ("LICENSE", "."),
     ("jina_vlm_tools/webapp/space/*", "."),

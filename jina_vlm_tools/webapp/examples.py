@@ -1,5 +1,5 @@
-"""Images and questions to begin with. The images are drawn: of the kind that `checkpoints/tiny` was trained on, from pairs of
-color and shape that training never drew."""
+"""Images and questions to begin with. The images are drawn: of the kind that `checkpoints/tiny` was trained on, from
+pairs of color and shape that training never drew."""
 
 import random
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, draw_scene, make_sce
 
 @dataclass(frozen=True)
 class Example:
-    """An image of `shapes` shapes, drawn from `seed` in `size`, (width, height) in pixels; and what to ask about it."""
+    """An image of `shapes` shapes, drawn from `seed`; `size` is (width, height) in pixels. And a question about it."""
 
     seed: int
     shapes: int

@@ -1,5 +1,5 @@
-"""The page itself: what is where, and what happens when. One image at a time: a new one begins a new chat, as all answers are
-about the image that is seen beside them."""
+"""The page itself: what is where, and what happens when. One image at a time: a new one begins a new chat, as all
+answers are about the image that is seen beside them."""
 
 import html
 import logging
@@ -25,9 +25,13 @@ SHOWN_SIDE = 1280  # pixels of the image as the page shows it
 STYLE = Path(__file__).parent / "style.css"
 # The system's own fonts: nothing is fetched from elsewhere.
 THEME = gr.themes.Soft(
-    primary_hue="blue", secondary_hue="blue", neutral_hue="slate", radius_size="lg",
-    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["ui-monospace", "monospace"],
-)  # fmt: skip
+    primary_hue="blue",
+    secondary_hue="blue",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
 STOPPED, CUT_OFF, EMPTY = "*Stopped.*", "*Cut off: allow more tokens in the settings.*", "*The model said nothing.*"
 
 logger = logging.getLogger(__name__)
@@ -67,11 +71,11 @@ class Page:
     def _take(self, path: str, name: str, max_tiles: int, chat: ImageChat | None) -> dict:
         cleared = self.clear(chat)
         try:
-            picture = load_image(path, self.processor.image_processor)
-            return cleared | self._show(ImageChat(self.model, self.processor, picture, max_tiles))
+            image = load_image(path, self.processor.image_processor)
+            return cleared | self._show(ImageChat(self.model, self.processor, image, max_tiles))
         except (OSError, ValueError) as error:
             return cleared | {
-                self.alert: show_error("This picture cannot be used.", without_folder(str(error), path, name))
+                self.alert: show_error("This image cannot be used.", without_folder(str(error), path, name))
             }
 
     def _show(self, chat: ImageChat) -> dict:
@@ -91,24 +95,33 @@ class Page:
         if chat is not None:
             chat.close()
         return {
-            self.chat: None, self.picture: None, self.chatbot: [], self.tiling: NO_TILING, self.turn: NO_TURN, self.alert: "",
-            self.send: gr.Button(visible=True), self.stop: gr.Button(visible=False),
-        }  # fmt: skip
+            self.chat: None,
+            self.picture: None,
+            self.chatbot: [],
+            self.tiling: NO_TILING,
+            self.turn: NO_TURN,
+            self.alert: "",
+            self.send: gr.Button(visible=True),
+            self.stop: gr.Button(visible=False),
+        }
 
     def ask(self, question: str, history: list[dict], chat: ImageChat | None) -> dict:
         """Puts the question into the chat, at once, whoever else is being answered."""
         question = question.strip()
         if chat is None or not question:
             return {
-                self.alert: show_error("Not yet.", "Choose a picture first." if chat is None else "Write a question.")
+                self.alert: show_error("Not yet.", "Choose an image first." if chat is None else "Write a question.")
             }
         if not chat.begin(question):
             return {self.alert: ""}
         return {
-            self.question: "", self.alert: "", self.turn: NO_TURN,
+            self.question: "",
+            self.alert: "",
+            self.turn: NO_TURN,
             self.chatbot: [*history, {"role": "user", "content": html.escape(question, quote=False)}],
-            self.send: gr.Button(visible=False), self.stop: gr.Button(visible=True),
-        }  # fmt: skip
+            self.send: gr.Button(visible=False),
+            self.stop: gr.Button(visible=True),
+        }
 
     def answer(
         self, history: list[dict], max_new_tokens: int, temperature: float, chat: ImageChat | None
@@ -152,23 +165,45 @@ class Page:
             with gr.Row(elem_id="talk"):
                 with gr.Column(scale=4, min_width=320):
                     self.picture = gr.Image(
-                        label="Picture", sources=["upload", "clipboard"], buttons=["fullscreen"], height=320, elem_id="picture",
-                        placeholder="Drop a picture here, or click to choose one",
-                    )  # fmt: skip
+                        label="Image",
+                        sources=["upload", "clipboard"],
+                        buttons=["fullscreen"],
+                        height=320,
+                        elem_id="picture",
+                        placeholder="Drop an image here, or click to choose one",
+                    )
                     samples = gr.Dataset(
-                        label="Or begin with one of these", components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-                        samples=[[str(path), question] for path, question in self.examples], type="index", elem_id="examples",
-                    )  # fmt: skip
+                        label="Or begin with one of these",
+                        components=[gr.Image(visible=False), gr.Textbox(visible=False)],
+                        samples=[[str(path), question] for path, question in self.examples],
+                        type="index",
+                        elem_id="examples",
+                    )
                 with gr.Column(scale=6, min_width=320):
                     self.chatbot = gr.Chatbot(
-                        label="Chat", height=430, buttons=[], elem_id="chat", feedback_options=None,
-                        placeholder="### Ask about the picture\nThe answer appears here, word by word. Ask on: the chat is remembered.",
-                    )  # fmt: skip
+                        label="Chat",
+                        height=430,
+                        buttons=[],
+                        elem_id="chat",
+                        feedback_options=None,
+                        placeholder=(
+                            "### Ask about the image\n"
+                            "The answer appears here, word by word. Ask on: the chat is remembered."
+                        ),
+                    )
                     with gr.Row(elem_id="ask", equal_height=True):
                         self.question = gr.Textbox(
-                            placeholder="What do you want to know?", show_label=False, label="Question", container=False, scale=8,
-                            min_width=120, lines=1, max_lines=4, elem_id="question", autofocus=True,
-                        )  # fmt: skip
+                            placeholder="What do you want to know?",
+                            show_label=False,
+                            label="Question",
+                            container=False,
+                            scale=8,
+                            min_width=120,
+                            lines=1,
+                            max_lines=4,
+                            elem_id="question",
+                            autofocus=True,
+                        )
                         self.send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="send")
                         self.stop = gr.Button(
                             "Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop"
@@ -176,19 +211,36 @@ class Page:
                         clear = gr.Button("Clear", scale=1, min_width=84, elem_id="clear")
                     with gr.Accordion("Settings", open=False, elem_id="settings"):
                         max_tiles = gr.Slider(
-                            1, 12, min(12, self.processor.image_processor.max_tiles), step=1, label="Most tiles",
-                            info="More see smaller print, fewer are faster. Another number begins a new chat.", elem_id="max-tiles",
-                        )  # fmt: skip
+                            1,
+                            12,
+                            min(12, self.processor.image_processor.max_tiles),
+                            step=1,
+                            label="Most tiles",
+                            info="More see smaller print, fewer are faster. Another number begins a new chat.",
+                            elem_id="max-tiles",
+                        )
                         max_new_tokens = gr.Slider(
-                            1, 1024, MAX_NEW_TOKENS, step=1, label="Longest answer", info="In tokens.", elem_id="max-new-tokens",
-                        )  # fmt: skip
+                            1,
+                            1024,
+                            MAX_NEW_TOKENS,
+                            step=1,
+                            label="Longest answer",
+                            info="In tokens.",
+                            elem_id="max-new-tokens",
+                        )
                         temperature = gr.Slider(
-                            0, 2, 0, step=0.1, label="Temperature", info="0 gives the likeliest answer, always the same.", elem_id="temperature",
-                        )  # fmt: skip
+                            0,
+                            2,
+                            0,
+                            step=0.1,
+                            label="Temperature",
+                            info="0 gives the likeliest answer, always the same.",
+                            elem_id="temperature",
+                        )
             with gr.Row(elem_id="seen"), gr.Column():
                 gr.HTML("<h2>How long it took</h2>")
                 self.turn = gr.HTML(NO_TURN, elem_id="turn")
-                gr.HTML("<h2>How the model sees the picture</h2>")
+                gr.HTML("<h2>How the model sees the image</h2>")
                 self.tiling = gr.HTML(NO_TILING, elem_id="tiling")
 
             seen = [self.chat, self.picture, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
@@ -196,11 +248,15 @@ class Page:
             asking = {"fn": self.ask, "inputs": [self.question, self.chatbot, self.chat], **quick}
             asking["outputs"] = [self.question, self.chatbot, self.alert, self.turn, self.send, self.stop]
             answering = {
-                "fn": self.answer, "inputs": [self.chatbot, max_new_tokens, temperature, self.chat],
+                "fn": self.answer,
+                "inputs": [self.chatbot, max_new_tokens, temperature, self.chat],
                 "outputs": [self.chatbot, self.turn, self.alert, self.question, self.send, self.stop],
-                "concurrency_limit": AT_ONCE, "concurrency_id": "answer", "show_progress": "minimal", "show_progress_on": self.turn,
+                "concurrency_limit": AT_ONCE,
+                "concurrency_id": "answer",
+                "show_progress": "minimal",
+                "show_progress_on": self.turn,
                 "api_visibility": "private",
-            }  # fmt: skip
+            }
             # Unprocessed: the component would open the image by itself, and fail in its own words.
             self.picture.upload(self.take, [self.picture, max_tiles, self.chat], seen, preprocess=False, **quick)
             self.picture.clear(self.take_away, self.chat, seen, **quick)
@@ -224,9 +280,11 @@ class Page:
         return blocks
 
     def _head(self) -> str:
-        facts = f"{self.model.num_parameters():,} parameters · {self.model.device} · {str(self.model.dtype).removeprefix('torch.')}"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        facts = f"{self.model.num_parameters():,} parameters · {self.model.device} · {dtype}"
         return (
-            f'<header><h1>jina-vlm</h1><p>Show a picture, ask about it.</p><p class="quiet"><b>{self.name}</b> · {facts}</p></header>'
+            "<header><h1>jina-vlm</h1><p>Show an image, ask about it.</p>"
+            f'<p class="quiet"><b>{self.name}</b> · {facts}</p></header>'
             + (f'<p class="note">{self.note}</p>' if self.note else "")
         )
 
@@ -234,8 +292,13 @@ class Page:
 def launch_arguments() -> dict:
     """What [`Page.build`]'s page needs when it is launched."""
     return {
-        "theme": THEME, "css_paths": STYLE, "max_file_size": MAX_FILE_SIZE, "footer_links": [], "ssr_mode": False, "show_error": True,
-    }  # fmt: skip
+        "theme": THEME,
+        "css_paths": STYLE,
+        "max_file_size": MAX_FILE_SIZE,
+        "footer_links": [],
+        "ssr_mode": False,
+        "show_error": True,
+    }
 
 
 def with_notes(turn: Turn) -> str:
@@ -254,6 +317,6 @@ def text_of(message: dict) -> str:
 
 
 def without_folder(message: str, path: str, name: str) -> str:
-    """The processor's message about an upload, with the name that the user knows, and nothing of the server's folders. It
-    cuts long paths short."""
+    """The processor's message about an upload, with the name that the user knows, and nothing of the server's folders.
+    It cuts long paths short."""
     return message.replace(path, name).replace(f"{path[:80]}...", name)

@@ -13,7 +13,7 @@ from .answering import Turn
 
 
 QUALITY = 88  # of the images' WebP
-NO_TILING = '<p class="quiet">Show a picture, and see here how the model sees it.</p>'
+NO_TILING = '<p class="quiet">Show an image, and see here how the model sees it.</p>'
 NO_TURN = '<p class="quiet">Ask a question, and see here what it took.</p>'
 NOT_YET = "–"
 
@@ -26,18 +26,19 @@ def show_error(what: str, message: str) -> str:
 def show_tiling(tiling: Tiling) -> str:
     """The canvas with its tiles, the thumbnail, what is kept of each tile, and a table of sizes and tokens."""
     number, side = len(tiling.tiles), tiling.tile_side
-    overlap = f"They overlap by {side - tiling.stride}, where it is grey." if number > 1 else "It is one tile."
+    overlap = f"They overlap by {side - tiling.stride}, where it is gray." if number > 1 else "It is one tile."
     canvas = _figure(
         draw_canvas(tiling),
-        f"The picture with its {number} {'tile' if number == 1 else 'tiles'}",
-        f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. {overlap}",
+        f"The image with its {number} {'tile' if number == 1 else 'tiles'}",
+        f"stretched to {_size(tiling.canvas)} pixels and cut into {tiling.rows} × {tiling.columns} of {side}. "
+        f"{overlap}",
     )
     thumbnail = _figure(
         draw_tokens(tiling.thumbnail, tiling.token_side, INK), "The thumbnail", f"all of it at {side} × {side} pixels"
     )
     rows, columns = tiling.token_grid
     table = _table(
-        "Tokens of the picture",
+        "Tokens of the image",
         [
             ("Size", f"{_size(tiling.picture.size)}"),
             ("Fitted to", f"{_size(tiling.fitted)}"),
@@ -58,7 +59,8 @@ def show_tiling(tiling: Tiling) -> str:
     )
     return (
         f'<div class="tiling"><div class="canvas">{canvas}</div><div class="beside">{thumbnail}{table}</div></div>'
-        f'<details class="kept"><summary>What is kept of each tile</summary><div class="grid" style="--columns: {tiling.columns}">{kept}</div></details>'
+        '<details class="kept"><summary>What is kept of each tile</summary>'
+        f'<div class="grid" style="--columns: {tiling.columns}">{kept}</div></details>'
     )
 
 
@@ -74,7 +76,8 @@ def show_turn(turn: Turn) -> str:
     ]
     longest = max((seconds for _, seconds, _ in parts if seconds), default=1)
     times = "".join(
-        f'<tr><th scope="row">{name}</th><td class="bar"><i style="width: {100 * (seconds or 0) / longest:.1f}%"></i></td>'
+        f'<tr><th scope="row">{name}</th>'
+        f'<td class="bar"><i style="width: {100 * (seconds or 0) / longest:.1f}%"></i></td>'
         f"<td>{instead or _time(seconds)}</td></tr>"
         for name, seconds, instead in parts
     )
@@ -89,7 +92,8 @@ def show_turn(turn: Turn) -> str:
     )
     return (
         f'<div class="turn"><table class="times"><caption>Time</caption><tbody>{times}</tbody>'
-        f'<tfoot><tr><th scope="row">In all, with showing it</th><td class="bar"></td><td>{_time(turn.seconds)}</td></tr></tfoot></table>{tokens}</div>'
+        '<tfoot><tr><th scope="row">In all, with showing it</th>'
+        f'<td class="bar"></td><td>{_time(turn.seconds)}</td></tr></tfoot></table>{tokens}</div>'
     )
 
 

@@ -35,7 +35,8 @@ MODELS = (AutoModel, *GENERATING)
 
 @pytest.fixture(scope="module")
 def package_unknown():
-    """As in a process that never imported the package: where it is registered the library takes its classes, trusted or not."""
+    """As in a process that never imported the package: where it is registered the library takes its classes, trusted
+    or not."""
     mappings = [CONFIG_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING]
     mappings += [auto._model_mapping for auto in MODELS]
 
@@ -67,9 +68,9 @@ def expected(model, inputs):
         return model(**inputs, output_hidden_states=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Auto classes
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_auto_tokenizer(bundle, processor):
     assert tokenizer.padding_side == "left" and tokenizer.chat_template == processor.chat_template
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Revisions, from a Hub: a server on this machine that answers as the Hub does
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
@@ -148,9 +149,9 @@ def test_two_revisions_of_the_code_in_one_process(bundle, tmp_path):
         python(code, HF_ENDPOINT=hub.url, **environment)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Pipelines
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
@@ -162,8 +163,8 @@ def pipe(request, bundle, package_unknown):
 
 
 @pytest.fixture(scope="module")
-def pictures(picture) -> list[Image.Image]:
-    return [Image.fromarray(picture(*size)) for size in ((300, 900), (200, 210))]
+def images(make_image) -> list[Image.Image]:
+    return [Image.fromarray(make_image(*size)) for size in ((300, 900), (200, 210))]
 
 
 def about(image, text="What is this?") -> list[dict]:
@@ -173,32 +174,32 @@ def about(image, text="What is this?") -> list[dict]:
 ARGUMENTS = {"max_new_tokens": 4, "return_full_text": False, "processor_kwargs": {"max_tiles": 2}}
 
 
-def test_pipeline_of_the_package(bundle, pipe, pictures):
+def test_pipeline_of_the_package(bundle, pipe, images):
     own = pipeline(pipe.task, model=str(bundle), dtype=torch.float32)
     assert type(own.model) is jina_vlm.JinaVLMForConditionalGeneration is not type(pipe.model)
-    assert own(text=about(pictures[0]), **ARGUMENTS) == pipe(text=about(pictures[0]), **ARGUMENTS)
+    assert own(text=about(images[0]), **ARGUMENTS) == pipe(text=about(images[0]), **ARGUMENTS)
 
 
-def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, pictures):
-    chats = [about(pictures[0]), about(pictures[1], "And what is this?"), [{"role": "user", "content": "No picture."}]]
+def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, images):
+    chats = [about(images[0]), about(images[1], "And what is this?"), [{"role": "user", "content": "No picture."}]]
     alone = [pipe(text=one, **ARGUMENTS)[0]["generated_text"] for one in chats]
     assert [answer[0]["generated_text"] for answer in pipe(text=chats, **ARGUMENTS)] == alone
     assert [answer[0]["generated_text"] for answer in pipe(text=chats[:2], batch_size=2, **ARGUMENTS)] == alone[:2]
 
 
-def test_pipeline_with_images_and_text_apart(pipe, pictures, bundle):
+def test_pipeline_with_images_and_text_apart(pipe, images, bundle):
     prompt = " User: <|image|>What is this? Assistant:"
-    expected = pipe(text=about(pictures[0]), **ARGUMENTS)[0]["generated_text"]
+    expected = pipe(text=about(images[0]), **ARGUMENTS)[0]["generated_text"]
     arguments = {**ARGUMENTS, **ARGUMENTS["processor_kwargs"]}
     del arguments["processor_kwargs"]
-    assert pipe(images=pictures[0], text=prompt, **ARGUMENTS)[0]["generated_text"] == expected
-    assert pipe(images=pictures[0], text=prompt, **arguments)[0]["generated_text"] == expected, "max_tiles by itself"
-    both = pipe(images=pictures, text=[prompt, prompt], **ARGUMENTS)
+    assert pipe(images=images[0], text=prompt, **ARGUMENTS)[0]["generated_text"] == expected
+    assert pipe(images=images[0], text=prompt, **arguments)[0]["generated_text"] == expected, "max_tiles by itself"
+    both = pipe(images=images, text=[prompt, prompt], **ARGUMENTS)
     assert [answer["generated_text"] for answer in both][0] == expected
 
 
-def test_pipeline_returns_what_is_asked_for(pipe, pictures):
-    chat = about(pictures[1])
+def test_pipeline_returns_what_is_asked_for(pipe, images):
+    chat = about(images[1])
     new = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
     full = pipe(text=chat, **{**ARGUMENTS, "return_full_text": True})[0]["generated_text"]
     assert full[:-1] == chat and full[-1]["role"] == "assistant" and full[-1]["content"].strip() == new.strip()
@@ -208,8 +209,8 @@ def test_pipeline_returns_what_is_asked_for(pipe, pictures):
     assert pipe.processor.decode(ids[-4:]) == new
 
 
-def test_pipeline_hands_on_generation_arguments(pipe, pictures):
-    chat = about(pictures[1])
+def test_pipeline_hands_on_generation_arguments(pipe, images):
+    chat = about(images[1])
     greedy = pipe(text=chat, **ARGUMENTS)[0]["generated_text"]
     sampled = {"do_sample": True, "temperature": 1e-6, "max_new_tokens": 4}
     assert pipe(text=chat, return_full_text=False, generate_kwargs=sampled)[0]["generated_text"] == greedy
@@ -217,28 +218,28 @@ def test_pipeline_hands_on_generation_arguments(pipe, pictures):
     assert {answer["generated_text"] for answer in several} == {greedy}  # 5.16's pipeline keeps the first only
 
 
-def test_pipeline_streams(pipe, pictures):
+def test_pipeline_streams(pipe, images):
     streamer = TextIteratorStreamer(pipe.tokenizer or pipe.processor.tokenizer, skip_prompt=True)
     answer = pipe(
-        text=about(pictures[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4}
+        text=about(images[1]), return_full_text=False, generate_kwargs={"streamer": streamer, "max_new_tokens": 4}
     )
     assert "".join(streamer) == answer[0]["generated_text"]
 
 
-def test_pipeline_goes_on_with_what_the_assistant_began(pipe, pictures):
+def test_pipeline_goes_on_with_what_the_assistant_began(pipe, images):
     """A chat that ends in an assistant's message is continued, not answered."""
-    begun = [*about(pictures[1]), {"role": "assistant", "content": [{"type": "text", "text": "This is the"}]}]
+    begun = [*about(images[1]), {"role": "assistant", "content": [{"type": "text", "text": "This is the"}]}]
     answer = pipe(text=begun, **ARGUMENTS)[0]["generated_text"]
     prompt = " User: <|image|>What is this? Assistant: This is the"
-    assert answer == pipe(images=pictures[1], text=prompt, **ARGUMENTS)[0]["generated_text"]
+    assert answer == pipe(images=images[1], text=prompt, **ARGUMENTS)[0]["generated_text"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "auto"])
-def test_pipeline_in_other_number_formats(bundle, pictures, dtype):
+def test_pipeline_in_other_number_formats(bundle, images, dtype):
     pipe = pipeline("image-text-to-text", model=str(bundle), dtype=dtype)
     expected = {"bfloat16": torch.bfloat16, "auto": torch.float32}.get(dtype, dtype)
     assert pipe.model.dtype == expected and pipe.device.type == "cpu"
-    assert pipe(text=about(pictures[1]), **ARGUMENTS)[0]["generated_text"]
+    assert pipe(text=about(images[1]), **ARGUMENTS)[0]["generated_text"]
 
 
 @pytest.mark.parametrize("pipe", ["image-text-to-text"], indirect=True)  # the other's `preprocess` takes no chat
@@ -261,12 +262,12 @@ def test_feature_extraction_pipeline(bundle, model, processor, trust):
     assert torch.equal(pipe(text, return_tensors=True), expected)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is on its way out
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_deprecated_is_used(bundle, pictures, tmp_path, caplog, monkeypatch):
+def test_nothing_deprecated_is_used(bundle, images, tmp_path, caplog, monkeypatch):
     """Neither by warnings nor in the library's log, from loading to saving."""
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
     with warnings.catch_warnings(record=True) as caught, caplog.at_level("INFO"):
@@ -274,7 +275,7 @@ def test_nothing_deprecated_is_used(bundle, pictures, tmp_path, caplog, monkeypa
         processor = AutoProcessor.from_pretrained(bundle)
         model = AutoModelForImageTextToText.from_pretrained(bundle, dtype=torch.float32)
         inputs = processor.apply_chat_template(
-            about(pictures[1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            about(images[1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
         model.generate(**inputs, max_new_tokens=2)

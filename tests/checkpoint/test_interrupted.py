@@ -1,5 +1,5 @@
-"""What saving leaves in a folder; and work that is killed, downloading and converting, leaves no half that loads. The bulk command's
-own tests of this are in `test_answer_images.py`, the publisher's in `test_upload_to_hub.py`."""
+"""What saving leaves in a folder; and work that is killed, downloading and converting, leaves no half that loads. The
+bulk command's own tests of this are in `test_answer_images.py`, the publisher's in `test_upload_to_hub.py`."""
 
 import os
 import signal
@@ -123,10 +123,11 @@ print(sum(parameter.double().sum().item() for parameter in model.parameters()))
 
 @pytest.mark.slow
 def test_downloading_from_a_server_that_drops_connections(bundle, model, tmp_path):
-    """The library's client goes on where it was cut, or the next call does; without the server a part does not load."""
+    """The library's client goes on where it was cut, or the next call does; without the server a part does not
+    load."""
     environment = {
-        **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1",
-        "no_proxy": "127.0.0.1,localhost",
+        **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
+        "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost",
     }  # fmt: skip
 
     def attempt(**changes) -> subprocess.CompletedProcess:

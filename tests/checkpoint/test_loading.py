@@ -53,7 +53,7 @@ def edit_json(file: Path, edit) -> None:
     file.write_text(json.dumps(content))
 
 
-# The released layout ---------------------------------------------------------------------------------------------------
+# The released layout -------------------------------------------------------------------------------------------------
 
 
 def test_every_auto_class_reads_the_released_folder(released_folder, inputs, logits):
@@ -194,7 +194,7 @@ def test_what_has_no_effect_is_ignored(released_copy):
     assert AutoConfig.from_pretrained(released_copy).dtype is torch.bfloat16
 
 
-# The native layout -----------------------------------------------------------------------------------------------------
+# The native layout ---------------------------------------------------------------------------------------------------
 
 
 def test_saved_weights_are_native_and_load_to_the_same_logits(bundle, model, inputs, logits):
@@ -233,7 +233,7 @@ def test_generation_settings_survive_saving(model, bundle, tmp_path):
     assert again.max_new_tokens == 33 and again.suppress_tokens == model.config.structural_token_ids
 
 
-# Three ways in ---------------------------------------------------------------------------------------------------------
+# Three ways in -------------------------------------------------------------------------------------------------------
 
 ANSWER = """
 import sys
@@ -265,7 +265,8 @@ def test_bundle_loads_offline_from_a_read_only_folder(bundle, tmp_path, expected
     code = (
         ANSWER
         + """
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoProcessor, AutoTokenizer
 folder = sys.argv[1]
 for auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
     model = auto_class.from_pretrained(folder, trust_remote_code=True)
@@ -295,7 +296,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 first, second, root, released = sys.argv[1:]
 
 def load(folder, **kwargs):
-    return AutoModelForImageTextToText.from_pretrained(folder, **kwargs), AutoProcessor.from_pretrained(folder, **kwargs)
+    model = AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+    return model, AutoProcessor.from_pretrained(folder, **kwargs)
 
 trusted = dict(trust_remote_code=True)
 a, b = load(first, **trusted), load(second, **trusted)
@@ -305,7 +307,8 @@ spec.loader.exec_module(module)
 c = load(released)
 c[1].chat_template = a[1].chat_template
 d = load(first)   # the package's classes come first, and ask for no trust
-assert len({type(pair[0]) for pair in (a, b, c)}) == 3 and type(c[0]) is type(d[0]) is module.JinaVLMForConditionalGeneration
+assert len({type(pair[0]) for pair in (a, b, c)}) == 3
+assert type(c[0]) is type(d[0]) is module.JinaVLMForConditionalGeneration
 for pair in (a, b, c, d):
     print(answer(*pair))
 
@@ -351,7 +354,7 @@ def test_an_old_library_gets_one_clear_error():
     old.__version__ = "4.57.6"
     sys.modules["transformers"] = old
     sys.path.insert(0, sys.argv[1])
-    for name in ("configuration", "image_processing", "processing", "modeling", "conversion"):
+    for name in ("configuration", "conversion"):  # what any loader of the library imports first
         try:
             __import__(f"package.{name}_jina_vlm")
         except ImportError as error:
@@ -366,4 +369,4 @@ def test_an_old_library_gets_one_clear_error():
     finally:
         shutil.rmtree(folder)
     message = "jina-vlm needs transformers 5.19 or newer, found 4.57.6. Run `pip install -U transformers`."
-    assert lines == [message] * 5
+    assert lines == [message] * 2

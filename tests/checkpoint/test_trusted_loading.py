@@ -1,5 +1,6 @@
-"""Checkpoints from strangers: no pickles, no absurd sizes, no half of a file; and a bundle that does nothing but define itself.
-Tensors that are missing or mis-shaped, and settings of the released layout, are tested in `test_loading.py`."""
+"""Checkpoints from strangers: no pickles, no absurd sizes, no half of a file; and a bundle that does nothing but
+define itself. Tensors that are missing or mis-shaped, and settings of the released layout, are tested in
+`test_loading.py`."""
 
 import json
 import os
@@ -23,7 +24,7 @@ def load(folder: Path):
     return AutoModelForImageTextToText.from_pretrained(folder)
 
 
-# Pickles ---------------------------------------------------------------------------------------------------------------
+# Pickles -------------------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -54,15 +55,15 @@ def test_commands_open_safetensors_only():
                 assert call not in text, f"{path.relative_to(ROOT)}: {call}"
 
 
-# Configs ---------------------------------------------------------------------------------------------------------------
+# Configs -------------------------------------------------------------------------------------------------------------
 
 SIZES = [
     "connector_head_dim", "connector_num_attention_heads", "connector_intermediate_size", "pooling_size",
     "vision_config.hidden_size", "vision_config.intermediate_size", "vision_config.num_hidden_layers",
     "vision_config.num_attention_heads", "vision_config.image_size", "vision_config.patch_size",
-    "text_config.hidden_size", "text_config.intermediate_size", "text_config.num_hidden_layers", "text_config.vocab_size",
-    "text_config.num_attention_heads", "text_config.num_key_value_heads", "text_config.head_dim",
-    "text_config.max_position_embeddings",
+    "text_config.hidden_size", "text_config.intermediate_size", "text_config.num_hidden_layers",
+    "text_config.vocab_size", "text_config.num_attention_heads", "text_config.num_key_value_heads",
+    "text_config.head_dim", "text_config.max_position_embeddings",
 ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_hostile_settings(bundle, copy, changes, message):
         load(copy)
 
 
-# Shards ----------------------------------------------------------------------------------------------------------------
+# Shards --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_missing_shards_are_named(sharded, tmp_path):
         load(folder)
 
 
-# What importing does ---------------------------------------------------------------------------------------------------
+# What importing does -------------------------------------------------------------------------------------------------
 
 GRAPH = """
 import builtins, importlib.metadata, json, os, socket, sys
@@ -164,7 +165,10 @@ def watch(event, args):
         done.append([event, str(args)[:80]])
     elif event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
         done.append([event, str(args[0])])
-    elif event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "shutil.copyfile", "subprocess.Popen", "os.system", "os.exec"):
+    elif event in (
+        "os.mkdir", "os.rename", "os.remove", "os.symlink", "shutil.copyfile", "subprocess.Popen",
+        "os.system", "os.exec",
+    ):
         done.append([event, str(args)[:80]])
 
 sys.addaudithook(watch)

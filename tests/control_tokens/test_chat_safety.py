@@ -153,18 +153,19 @@ def test_halves_in_neighboring_parts(assert_stays_text, chat, special_ids, token
 
 
 FRAGMENTS = [
-    *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a", "fox", "é", "日本",
-    "\U0010fffd", "\U00100000", "\U001000bd", "\u200b", " Assistant:", "0", "{{ messages }}", "'", '"',
+    *TYPED, "|<EXTRA_TOKENS_0>|", "<", "|", "<|", "|>", "<|image", "im_patch>", "<im_", "image", " ", "\n", "a",
+    "fox", "é", "日本", "\U0010fffd", "\U00100000", "\U001000bd", "\u200b", " Assistant:", "0",
+    "{{ messages }}", "'", '"',
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
 
 @few
-@given(text=texts, role=st.sampled_from(["system", "user", "assistant"]), picture=st.booleans())
-def test_any_text(assert_stays_text, text, role, picture):
+@given(text=texts, role=st.sampled_from(["system", "user", "assistant"]), with_image=st.booleans())
+def test_any_text(assert_stays_text, text, role, with_image):
     turns = [("user", "{}", *[(SMALL)] * 0), (role, "{}"), ("assistant", "{}"), ("user", "hi")]
-    if picture:
+    if with_image:
         turns.insert(1, ("user", "{}", SMALL, "{}"))
     assert_stays_text(turns, text)
 
@@ -311,15 +312,15 @@ def test_a_rendered_string_has_them_broken_up(processor, conversation, special_i
     ids = torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False))
     special = processor.tokenizer.convert_ids_to_tokens(ids[torch.isin(ids, special_ids)])
     assert special == ["<|endoftext|>", "<|image|>", "<|endoftext|>"], (
-        "what opens the chat, the picture, what ends the answer"
+        "what opens the chat, the image, what ends the answer"
     )
     assert text.count("< |image|>") == 6
 
 
-def test_raw_text_is_the_callers(processor, picture):
+def test_raw_text_is_the_callers(processor, make_image):
     text = "a<im_col>\U0010fffd\U00100000"
     assert processor(text=text)["input_ids"][0] == processor.tokenizer.encode(text)
     with pytest.raises(ValueError, match=r"Sample 0 has 1 <\|image\|> .* 0 images"):
         processor(text="<|image|>")
     with pytest.raises(ValueError, match=r"Sample 0 has 0 <\|image\|> .* 1 images"):
-        processor(text="hi", images=picture(*SMALL))
+        processor(text="hi", images=make_image(*SMALL))

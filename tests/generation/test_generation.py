@@ -65,9 +65,9 @@ def encoded(model, monkeypatch):
     return calls
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Ways to decode
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_batches(model, batch, greedy, encoded, kwargs):
         pytest.skip("the library moves such a cache to and from an accelerator")
     several = kwargs.get("num_return_sequences", 1)
     assert torch.equal(answer(model, batch, **kwargs), greedy.repeat_interleave(several, dim=0))
-    assert sum(encoded) == len(batch["pixel_values"]), "pictures are encoded once"
+    assert sum(encoded) == len(batch["pixel_values"]), "images are encoded once"
 
 
 def test_quantized_cache(model, one, greedy_one):
@@ -111,7 +111,8 @@ def test_sampling_follows_the_seed(model, batch):
     "kwargs", [{"num_beams": 3}, {"num_beams": 2, "do_sample": True, "temperature": 0.5}], ids=str
 )
 def test_each_beam_keeps_its_images(model, chat, batch, encoded, kwargs):
-    """Every sample's best beams, alone and in the batch; sampled ones in the same order of random numbers only alone."""
+    """Every sample's best beams, alone and in the batch; sampled ones in the same order of random numbers only
+    alone."""
     set_seed(0)
     together = answer(model, batch, num_return_sequences=2, **kwargs)
     assert len(together) == 6 and sum(encoded) == len(batch["pixel_values"])
@@ -148,9 +149,9 @@ def test_custom_decoding(model, one, greedy_one):
     assert torch.equal(answer(model, one, custom_generate=last_of_two, use_cache=False), greedy_one)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Output and stopping
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_streaming(model, processor, one, greedy_one):
@@ -192,12 +193,12 @@ def test_prefill_computes_one_positions_logits(model, one):
     assert shapes == [(1, 1)] * 3
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Prompts of other kinds
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_images", [False, True], ids=["pictures merged", "pictures beside them"])
+@pytest.mark.parametrize("with_images", [False, True], ids=["images merged", "images beside them"])
 def test_inputs_embeds(model, one, greedy_one, with_images):
     inputs = {name: one[name] for name in ("attention_mask", "pixel_values", "tile_positions")}
     embeds = model.get_input_embeddings()(one["input_ids"]).detach()
@@ -225,7 +226,7 @@ def test_text_in_chunks_on_every_version(model, chat):
     assert torch.equal(answer(model, text, prefill_chunk_size=4), answer(model, text))
 
 
-@pytest.mark.parametrize("given", ["all pictures", "new pictures"])
+@pytest.mark.parametrize("given", ["all images", "new images"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, given):
     """The second turn brings a new image; the first one's is in the cache."""
@@ -244,10 +245,10 @@ def test_second_turn_from_the_first_turns_cache(model, chat, encoded, cache, giv
         past = model(**inputs, use_cache=True, **kwargs)[CACHE_NAME]
     tiles = len(inputs["pixel_values"])
     del encoded[:]
-    if given == "new pictures":
+    if given == "new images":
         longer = {**longer, **{name: longer[name][tiles:] for name in ("pixel_values", "tile_positions")}}
     assert torch.equal(answer(model, longer, cache=past), expected)
-    assert sum(encoded) == 2, "the first picture is not encoded again"
+    assert sum(encoded) == 2, "the first image is not encoded again"
 
 
 def test_a_batch_goes_on_from_its_cache(model, chat):
@@ -258,8 +259,8 @@ def test_a_batch_goes_on_from_its_cache(model, chat):
     new = longer["input_ids"].shape[1] - chat(first[0])["input_ids"].shape[1]
     # What both rows have before the rest: the same number of columns, padding included
     before = {name: longer[name][:, :-new] for name in ("input_ids", "attention_mask")}
-    pictures = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
-    past = model.generate(**before, **pictures, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
+    images = {name: longer[name][:3] for name in ("pixel_values", "tile_positions")}
+    past = model.generate(**before, **images, max_new_tokens=1, return_dict_in_generate=True)[CACHE_NAME]
     assert past.get_seq_length() == before["input_ids"].shape[1]
     assert torch.equal(answer(model, longer, cache=past), answer(model, longer))
 
@@ -279,8 +280,8 @@ def test_continued_from_the_answers_own_cache(model, processor, chat, one):
 
 @pytest.fixture(scope="module")
 def going_on(model, chat):
-    """Two chats of the same length with an image of its own in each turn: all of their inputs, the new images alone, and the
-    cache of their first turns, made anew at each call."""
+    """Two chats of the same length with an image of its own in each turn: all of their inputs, the new images alone,
+    and the cache of their first turns, made anew at each call."""
     rest = [("assistant", "the fox"), ("user", (40, 40), " and here?")]
     firsts = [[("user", (height, width), "What?")] for height, width in ((113, 90), (120, 80))]
     longer = chat([[*first, *rest] for first in firsts], add_generation_prompt=True)
@@ -353,9 +354,9 @@ def test_assisted_decoding_from_a_cache_is_refused(model, one, how):
         model.generate(**longer, cache=output[CACHE_NAME], **kwargs)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Structural tokens
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -409,3 +410,20 @@ def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):
         for _ in range(2)
     )
     assert torch.equal(answer(model, one, assistant_model=assistant, num_assistant_tokens=2), greedy_one)
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
+def test_the_caches_older_name(model, one):
+    """Callers of before 5.24 and libraries that follow slowly, such as PEFT, know the cache by it."""
+    ids, mask = one["input_ids"], one["attention_mask"]
+    with torch.no_grad():
+        expected = model(**one, logits_to_keep=1).logits
+        steps = []
+        for name in ("cache", "past_key_values"):
+            before = model(**{**one, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}, use_cache=True)
+            last = {"input_ids": ids[:, -1:], "attention_mask": mask, name: before[CACHE_NAME]}
+            steps.append(model(**last).logits)
+        with pytest.raises(ValueError, match="(?i)both `?cache`?|both `past_key_values` and `cache`"):
+            model(input_ids=ids[:, -1:], cache=before[CACHE_NAME], past_key_values=before[CACHE_NAME])
+    for logits in steps:
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)

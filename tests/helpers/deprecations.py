@@ -1,8 +1,8 @@
 """A plugin for pytest: a test fails where code of this repository calls something that a library deprecates.
 
-Libraries say so by Python's warnings or in their logs. Either way, the caller is the innermost code on the stack beyond the
-library that speaks; what a third party (TRL, PEFT) calls is its own affair. A test that asks for a warning with
-`pytest.warns` gets it.
+Libraries say so by Python's warnings or in their logs. Either way, the caller is the innermost code on the stack
+beyond the library that speaks; what a third party (TRL, PEFT) calls is its own affair. A test that asks for a warning
+with `pytest.warns` gets it.
 """
 
 import logging

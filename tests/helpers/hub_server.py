@@ -1,7 +1,7 @@
 """A Hub on this machine: the part of the Hub's HTTP API that `huggingface_hub` uses to publish a model and to load it.
 
-Repositories with branches, tags, pull requests and commits; preupload, LFS batch (in one piece and in parts), verify, commit;
-file info, trees, downloads with ranges; users by token, private repositories. Xet is not spoken: clients set
+Repositories with branches, tags, pull requests and commits; preupload, LFS batch (in one piece and in parts), verify,
+commit; file info, trees, downloads with ranges; users by token, private repositories. Xet is not spoken: clients set
 `HF_HUB_DISABLE_XET=1`. Files go by their git ids, large ones by their sha256 and from another origin (`localhost`, not
 `127.0.0.1`), which takes signed links only and no token, as the real storage does. Faults are made on demand.
 
@@ -109,7 +109,8 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of this method whose path matches; nothing, where only these are given.
+    """What goes wrong with the next `times` requests of this method whose path matches; nothing, where only these are
+    given.
 
     Args:
         status: The answer, instead of the real one.
@@ -167,8 +168,8 @@ _ROUTES: list[tuple[str, re.Pattern, Callable]] = []
 
 
 def route(method: str, path: str):
-    """The method answers these requests. `{repo}` stands for owner/name, other names for one part of the path, quoted or
-    not, and `{path}` for the rest of it."""
+    """The method answers these requests. `{repo}` stands for owner/name, other names for one part of the path, quoted
+    or not, and `{path}` for the rest of it."""
     pattern = path.replace(".", r"\.").replace("{repo}", "(?P<repo>[^/]+/[^/]+)").replace("{path}", "(?P<path>.*)")
     pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern))
 
@@ -180,7 +181,8 @@ def route(method: str, path: str):
 
 
 class Hub:
-    """The state of the server, and its answers. `users` are names by token; a user may write what is named after them."""
+    """The state of the server, and its answers. `users` are names by token; a user may write what is named after
+    them."""
 
     def __init__(self, users: dict[str, str], part_size: int | None = None):
         self.users = users
@@ -193,7 +195,7 @@ class Hub:
         self.uploads: dict[str, tuple] = {}  # in parts: (repository, sha256, size, {number: content})
         self.lock = threading.RLock()
 
-    # What tests use ----------------------------------------------------------------------------------------------------
+    # What tests use --------------------------------------------------------------------------------------------------
 
     def create(self, name: str, private: bool = False) -> Repository:
         repository = self.repositories[name] = Repository(name, private)
@@ -233,7 +235,7 @@ class Hub:
             fault.times -= 1
             return fault
 
-    # Who asks for what -------------------------------------------------------------------------------------------------
+    # Who asks for what -----------------------------------------------------------------------------------------------
 
     def answer(self, request: Request) -> Answer:
         for method, pattern, function in _ROUTES:
@@ -273,7 +275,7 @@ class Hub:
             raise Refusal(403, f"You don't have the rights to write to {name}")
         return repository
 
-    # Users and repositories --------------------------------------------------------------------------------------------
+    # Users and repositories ------------------------------------------------------------------------------------------
 
     @route("GET", "/api/whoami-v2")
     def whoami(self, request):
@@ -326,9 +328,9 @@ class Hub:
                 for path, file in repository.commits[oid].files.items()
             ]
         return Answer.json({
-            "_id": repo, "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": oid, "private": repository.private,
-            "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings,
-            "createdAt": "2026-01-01T00:00:00.000Z", "lastModified": "2026-01-01T00:00:00.000Z",
+            "_id": repo, "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": oid,
+            "private": repository.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
+            "siblings": siblings, "createdAt": "2026-01-01T00:00:00.000Z", "lastModified": "2026-01-01T00:00:00.000Z",
         })  # fmt: skip
 
     @route("GET", "/api/models/{repo}/revision/{revision}")
@@ -361,7 +363,7 @@ class Hub:
         repository.refs[f"refs/heads/{branch}"] = repository.head((request.json() or {}).get("startingPoint", "main"))
         return Answer.json({})
 
-    # Upload ------------------------------------------------------------------------------------------------------------
+    # Upload ----------------------------------------------------------------------------------------------------------
 
     @route("POST", "/api/models/{repo}/preupload/{revision}")
     def preupload(self, request, repo, revision):
@@ -472,7 +474,7 @@ class Hub:
             "pullRequestUrl": f"{url}/discussions/{number}" if as_pr else None,
         })  # fmt: skip
 
-    # Files -------------------------------------------------------------------------------------------------------------
+    # Files -----------------------------------------------------------------------------------------------------------
 
     def entries(self, repository: Repository, oid: str) -> list[dict]:
         return [
@@ -532,7 +534,7 @@ class Hub:
             headers | {"Location": link, "X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)},
         )
 
-    # Storage: another origin, signed links, no tokens ------------------------------------------------------------------
+    # Storage: another origin, signed links, no tokens ----------------------------------------------------------------
 
     def sign(self, *what) -> str:
         signature = secrets.token_hex(16)

@@ -1,5 +1,5 @@
-"""Every format and oddity of images, and what becomes of each: by PIL, path and URL, and through the library's pipeline,
-which opens and converts images by itself. One table, [`EXPECTED`]; the files are made here."""
+"""Every format and oddity of images, and what becomes of each: by PIL, path and URL, and through the library's
+pipeline, which opens and converts images by itself. One table, [`EXPECTED`]; the files are made here."""
 
 import io
 import shutil
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TURNS
-from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, features
 from transformers import pipeline
 
@@ -21,15 +20,15 @@ SIDE = 378  # an image of this size becomes a thumbnail and one tile, both witho
 Y, X = np.mgrid[:SIDE, :SIDE]
 # Smooth, so that lossy formats keep it; not symmetric, so that no turn goes unseen
 RGB = np.dstack([X * 255 // 377, Y * 255 // 377, (X + 2 * Y) * 255 // 1131]).astype(np.uint8)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 ALPHA = RGB[..., 1]
 WHITE = np.full_like(RGB, 255)
 PALETTE = (np.arange(768).reshape(256, 3) * 5 % 256).astype(np.uint8)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Files
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def saved(image: np.ndarray | Image.Image, file_format: str, mode: str | None = None, **options) -> bytes:
@@ -50,7 +49,7 @@ def moving(file_format: str, **options) -> bytes:
     return saved(RGB, file_format, save_all=True, append_images=[Image.fromarray(WHITE)], **options)
 
 
-def png(samples: np.ndarray, depth: int, colour_type: int, interlaced: bool = False, **chunks: bytes) -> bytes:
+def png(samples: np.ndarray, depth: int, color_type: int, interlaced: bool = False, **chunks: bytes) -> bytes:
     """A PNG file of [height, width, channels] samples; Pillow writes neither interlaced ones nor 16 bits of color."""
 
     def rows(part: np.ndarray) -> bytes:
@@ -67,7 +66,7 @@ def png(samples: np.ndarray, depth: int, colour_type: int, interlaced: bool = Fa
     samples = samples if samples.ndim == 3 else samples[..., None]
     adam7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     parts = [samples[y::down, x::right] for y, x, down, right in adam7] if interlaced else [samples]
-    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], depth, colour_type, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], depth, color_type, 0, 0, interlaced)
     body = [(b"IHDR", header), *((name.encode(), value) for name, value in chunks.items())]
     body += [(b"IDAT", zlib.compress(b"".join(map(rows, parts)), 1)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in body)
@@ -109,12 +108,12 @@ def flat(width: int, height: int) -> bytes:
     return saved(Image.new("1", (width, height), 1), "PNG")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is expected
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -148,8 +147,8 @@ class Case:
 
 has_avif = features.check("avif")
 has_jpeg2000 = features.check("jpg_2000")
-CMYK = np.dstack([RGB, GREY // 2])
-SIXTEEN = GREY.astype(np.uint16) * 256 + ALPHA
+CMYK = np.dstack([RGB, GRAY // 2])
+SIXTEEN = GRAY.astype(np.uint16) * 256 + ALPHA
 CLIPPED = np.minimum(SIXTEEN, 255).astype(np.uint8)[..., None].repeat(3, axis=2)  # nearly all white
 KEY, KEY_OF_16 = RGB[5, 5], SIXTEEN[5, 5]  # colors that are declared transparent
 SIXTEEN_RGB = RGB.astype(np.uint16) * 256 + 200
@@ -160,7 +159,7 @@ EXPECTED = {
     # JPEG
     "baseline.jpg": Case(lambda: saved(RGB, "JPEG", quality=95), RGB, 8),
     "progressive.jpg": Case(lambda: saved(RGB, "JPEG", quality=95, progressive=True), RGB, 8),
-    "grey.jpg": Case(lambda: saved(GREY, "JPEG", quality=95), grey(GREY), 8),
+    "grey.jpg": Case(lambda: saved(GRAY, "JPEG", quality=95), gray(GRAY), 8),
     "cmyk.jpg": Case(lambda: saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=95), unmultiplied(CMYK), 10),
     "several.mpo": Case(lambda: moving("MPO", quality=95), RGB, 8),
     **{
@@ -168,14 +167,14 @@ EXPECTED = {
         for turn in TURNS
     },
     # PNG
-    "1-bit.png": Case(lambda: png(GREY > 99, 1, 0), grey((GREY > 99) * 255)),
-    "2-bit.png": Case(lambda: png(GREY // 64, 2, 0), grey(GREY // 64 * 85)),
-    "4-bit.png": Case(lambda: png(GREY // 16, 4, 0), grey(GREY // 16 * 17)),
-    "8-bit.png": Case(lambda: png(GREY, 8, 0), grey(GREY)),
-    "16-bit.png": Case(lambda: png(SIXTEEN, 16, 0), grey(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED),
+    "1-bit.png": Case(lambda: png(GRAY > 99, 1, 0), gray((GRAY > 99) * 255)),
+    "2-bit.png": Case(lambda: png(GRAY // 64, 2, 0), gray(GRAY // 64 * 85)),
+    "4-bit.png": Case(lambda: png(GRAY // 16, 4, 0), gray(GRAY // 16 * 17)),
+    "8-bit.png": Case(lambda: png(GRAY, 8, 0), gray(GRAY)),
+    "16-bit.png": Case(lambda: png(SIXTEEN, 16, 0), gray(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED),
     "16-bit-transparent.png": Case(
         lambda: png(SIXTEEN, 16, 0, tRNS=struct.pack(">H", KEY_OF_16)),
-        grey(np.where(SIXTEEN == KEY_OF_16, 255, np.rint(SIXTEEN / 257))),
+        gray(np.where(SIXTEEN == KEY_OF_16, 255, np.rint(SIXTEEN / 257))),
         in_pipeline=CLIPPED,
     ),
     "colours.png": Case(lambda: png(RGB, 8, 2), RGB),
@@ -184,31 +183,31 @@ EXPECTED = {
         lambda: png(RGB, 8, 2, tRNS=struct.pack(">3H", *KEY)),
         np.where((RGB == KEY).all(-1, keepdims=True), 255, RGB),
     ),
-    "palette.png": Case(lambda: png(GREY, 8, 3, PLTE=PALETTE.tobytes()), PALETTE[GREY]),
+    "palette.png": Case(lambda: png(GRAY, 8, 3, PLTE=PALETTE.tobytes()), PALETTE[GRAY]),
     "1-bit-palette.png": Case(
-        lambda: png(GREY > 99, 1, 3, PLTE=PALETTE[3:5].tobytes()), PALETTE[3:5][(GREY > 99) * 1]
+        lambda: png(GRAY > 99, 1, 3, PLTE=PALETTE[3:5].tobytes()), PALETTE[3:5][(GRAY > 99) * 1]
     ),
     "transparent-palette.png": Case(
-        lambda: png(GREY, 8, 3, PLTE=PALETTE.tobytes(), tRNS=bytes(range(256))),
-        on_white(PALETTE[GREY], GREY),
+        lambda: png(GRAY, 8, 3, PLTE=PALETTE.tobytes(), tRNS=bytes(range(256))),
+        on_white(PALETTE[GRAY], GRAY),
         1,
-        in_pipeline=PALETTE[GREY],
+        in_pipeline=PALETTE[GRAY],
     ),
     "grey-alpha.png": Case(
-        lambda: png(np.dstack([GREY, ALPHA]), 8, 4), on_white(grey(GREY), ALPHA), 1, in_pipeline=grey(GREY)
+        lambda: png(np.dstack([GRAY, ALPHA]), 8, 4), on_white(gray(GRAY), ALPHA), 1, in_pipeline=gray(GRAY)
     ),
-    "alpha.png": Case(lambda: png(np.dstack([RGB, GREY]), 8, 6), on_white(RGB, GREY), 1, in_pipeline=RGB),
+    "alpha.png": Case(lambda: png(np.dstack([RGB, GRAY]), 8, 6), on_white(RGB, GRAY), 1, in_pipeline=RGB),
     "16-bit-alpha.png": Case(
-        lambda: png(np.dstack([SIXTEEN_RGB, GREY.astype(np.uint16) * 257]), 16, 6),
-        on_white(RGB, GREY),
+        lambda: png(np.dstack([SIXTEEN_RGB, GRAY.astype(np.uint16) * 257]), 16, 6),
+        on_white(RGB, GRAY),
         1,
         in_pipeline=RGB,
     ),
     "interlaced.png": Case(lambda: png(RGB, 8, 2, interlaced=True), RGB),
-    "interlaced-1-bit.png": Case(lambda: png(GREY > 99, 1, 0, interlaced=True), grey((GREY > 99) * 255)),
+    "interlaced-1-bit.png": Case(lambda: png(GRAY > 99, 1, 0, interlaced=True), gray((GRAY > 99) * 255)),
     "interlaced-16-bit-alpha.png": Case(
-        lambda: png(np.dstack([SIXTEEN_RGB, GREY.astype(np.uint16) * 257]), 16, 6, interlaced=True),
-        on_white(RGB, GREY),
+        lambda: png(np.dstack([SIXTEEN_RGB, GRAY.astype(np.uint16) * 257]), 16, 6, interlaced=True),
+        on_white(RGB, GRAY),
         1,
         in_pipeline=RGB,
     ),
@@ -217,69 +216,69 @@ EXPECTED = {
     "lossy.webp": Case(lambda: saved(RGB, "WEBP", quality=95), RGB, 10),
     "lossless.webp": Case(lambda: saved(RGB, "WEBP", lossless=True), RGB),
     "alpha.webp": Case(
-        lambda: saved(np.dstack([RGB, GREY]), "WEBP", lossless=True, exact=True),
-        on_white(RGB, GREY),
+        lambda: saved(np.dstack([RGB, GRAY]), "WEBP", lossless=True, exact=True),
+        on_white(RGB, GRAY),
         1,
         in_pipeline=RGB,
     ),
     "animated.webp": Case(lambda: moving("WEBP", lossless=True), RGB),
     "turned-6.webp": Case(lambda: turned("WEBP", 6, lossless=True), TURNS[6](RGB)),
     # GIF, of 256 colors
-    "still.gif": Case(lambda: saved(GREY, "GIF"), grey(GREY)),
+    "still.gif": Case(lambda: saved(GRAY, "GIF"), gray(GRAY)),
     "transparent.gif": Case(
-        lambda: saved(Image.frombytes("L", (SIDE, SIDE), GREY.tobytes()), "GIF", transparency=7),
-        grey(np.where(GREY == 7, 255, GREY)),
+        lambda: saved(Image.frombytes("L", (SIDE, SIDE), GRAY.tobytes()), "GIF", transparency=7),
+        gray(np.where(GRAY == 7, 255, GRAY)),
     ),
     "animated.gif": Case(
-        lambda: saved(GREY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]), grey(GREY)
+        lambda: saved(GRAY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GRAY)]), gray(GRAY)
     ),
     # TIFF
     "plain.tiff": Case(lambda: saved(RGB, "TIFF"), RGB),
     "lzw-alpha.tiff": Case(
-        lambda: saved(np.dstack([RGB, GREY]), "TIFF", compression="tiff_lzw"), on_white(RGB, GREY), 1, in_pipeline=RGB
+        lambda: saved(np.dstack([RGB, GRAY]), "TIFF", compression="tiff_lzw"), on_white(RGB, GRAY), 1, in_pipeline=RGB
     ),
-    "fax.tiff": Case(lambda: saved(GREY > 99, "TIFF", compression="group4"), grey((GREY > 99) * 255)),
+    "fax.tiff": Case(lambda: saved(GRAY > 99, "TIFF", compression="group4"), gray((GRAY > 99) * 255)),
     "pages.tiff": Case(lambda: moving("TIFF"), RGB),
     "cmyk.tiff": Case(lambda: tiff(CMYK, 1, 5), unmultiplied(CMYK), 1),
-    "16-bit.tiff": Case(lambda: tiff(SIXTEEN, 1, 1), grey(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED),
+    "16-bit.tiff": Case(lambda: tiff(SIXTEEN, 1, 1), gray(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED),
     "16-bit-big-endian.tiff": Case(
-        lambda: tiff(SIXTEEN, 1, 1, ">"), grey(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED
+        lambda: tiff(SIXTEEN, 1, 1, ">"), gray(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED
     ),
     "16-bit-colours.tiff": Case(lambda: tiff(SIXTEEN_RGB, 1, 2), RGB),
     "32-bit.tiff": Case(
         lambda: tiff(SIXTEEN.astype(np.int32), 2, 1),
-        grey(np.rint(SIXTEEN / 257)),
+        gray(np.rint(SIXTEEN / 257)),
         in_pipeline=CLIPPED,
     ),
     "negative.tiff": Case(
-        lambda: tiff(-GREY.astype(np.int32), 2, 1),
+        lambda: tiff(-GRAY.astype(np.int32), 2, 1),
         "integers must lie in 0 .. 65535, got -255 .. 0",
-        in_pipeline=grey(GREY * 0),
+        in_pipeline=gray(GRAY * 0),
     ),
-    "float.tiff": Case(lambda: tiff(GREY / np.float32(255), 3, 1), grey(GREY), in_pipeline=grey(GREY // 255)),
+    "float.tiff": Case(lambda: tiff(GRAY / np.float32(255), 3, 1), gray(GRAY), in_pipeline=gray(GRAY // 255)),
     "float-to-255.tiff": Case(
-        lambda: tiff(GREY.astype(np.float32), 3, 1),
+        lambda: tiff(GRAY.astype(np.float32), 3, 1),
         "floats must lie in 0 .. 1 without NaN, got 0.0 .. 255.0",
-        in_pipeline=grey(GREY),
+        in_pipeline=gray(GRAY),
     ),
     "float-nan.tiff": Case(
-        lambda: tiff(GREY * np.float32("nan"), 3, 1),
+        lambda: tiff(GRAY * np.float32("nan"), 3, 1),
         "floats must lie in 0 .. 1 without NaN, got nan",
-        in_pipeline=grey(GREY * 0),
+        in_pipeline=gray(GRAY * 0),
     ),
-    "double.tiff": Case(lambda: tiff(GREY / 255, 3, 1), "not an image in a format that Pillow can read"),
+    "double.tiff": Case(lambda: tiff(GRAY / 255, 3, 1), "not an image in a format that Pillow can read"),
     "turned-5.tiff": Case(lambda: turned("TIFF", 5), TURNS[5](RGB)),
     # Others
     "plain.bmp": Case(lambda: saved(RGB, "BMP"), RGB),
-    "palette.bmp": Case(lambda: saved(GREY, "BMP"), grey(GREY)),
-    "1-bit.bmp": Case(lambda: saved(GREY > 99, "BMP"), grey((GREY > 99) * 255)),
+    "palette.bmp": Case(lambda: saved(GRAY, "BMP"), gray(GRAY)),
+    "1-bit.bmp": Case(lambda: saved(GRAY > 99, "BMP"), gray((GRAY > 99) * 255)),
     "lossless.jp2": Case((lambda: saved(RGB, "JPEG2000")) if has_jpeg2000 else None, RGB),
     "lossy.avif": Case((lambda: saved(RGB, "AVIF", quality=95, speed=10)) if has_avif else None, RGB, 12),
     "alpha.avif": Case(
-        (lambda: saved(np.dstack([RGB, GREY]), "AVIF", quality=100, subsampling="4:4:4", speed=10))
+        (lambda: saved(np.dstack([RGB, GRAY]), "AVIF", quality=100, subsampling="4:4:4", speed=10))
         if has_avif
         else None,
-        on_white(RGB, GREY),
+        on_white(RGB, GRAY),
         6,
         in_pipeline=RGB,
     ),
@@ -306,11 +305,6 @@ EXPECTED = {
     "2500x20000.png": Case(lambda: flat(2500, 20000), (11, 1)),
     "20000x20000.png": Case(lambda: flat(20000, 20000), PAST_LIMIT),
 }
-
-
-@pytest.fixture(scope="module")
-def tiler():
-    return JinaVLMImageProcessor()
 
 
 @pytest.fixture(scope="module")

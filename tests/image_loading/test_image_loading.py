@@ -1,4 +1,5 @@
-"""URLs, as browsers read them. Ways in other than these are in `test_image_processor.py`, servers that do harm in `test_hostile_files.py`."""
+"""URLs, as browsers read them. Ways in other than these are in `test_image_processor.py`, servers that do harm in
+`test_hostile_files.py`."""
 
 import base64
 import gzip
@@ -53,7 +54,8 @@ PATHS = {  # what is asked for, and what the server should see
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """By the first part of the path: an encoding, a redirect, credentials. All else is the image, if its path is known."""
+    """By the first part of the path: an encoding, a redirect, credentials. All else is the image, if its path is
+    known."""
 
     def do_GET(self):
         path, _, query = self.path.partition("?")

@@ -1,4 +1,5 @@
-"""Every argument of an image processor is honored, or refused by an error that names it: in a call, in the settings, on loading."""
+"""Every argument of an image processor is honored, or refused by an error that names it: in a call, in the settings,
+on loading."""
 
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from huggingface_hub.errors import StrictDataclassError
 from jina_vlm import JinaVLMImageProcessor, JinaVLMProcessor
 from PIL import Image
@@ -51,12 +53,13 @@ WITHOUT_EFFECT = {"disable_grouping": [True, False]}
 
 @pytest.fixture
 def tiler():
+    """One that a test may change."""
     return JinaVLMImageProcessor()
 
 
 @pytest.fixture(scope="module")
-def image(picture):
-    return picture(300, 500)
+def image(make_image):
+    return make_image(300, 500)
 
 
 def cases(arguments: dict) -> list:
@@ -124,9 +127,10 @@ def test_what_is_done_in_any_case_may_be_said(tiler, processor, image):
     own = {name: getattr(tiler, name, None) for name in tiler.valid_kwargs.__annotations__}
     assert torch.equal(tiler(image, **own)["pixel_values"], expected)
     usual = {
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False,
-        "rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": 0.5, "resample": 2,
-        "data_format": ChannelDimension.FIRST, "size": dict(tiler.size), "crop_size": None, "disable_grouping": False,
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False,
+        "do_pad": False, "rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": 0.5,
+        "resample": 2, "data_format": ChannelDimension.FIRST, "size": dict(tiler.size), "crop_size": None,
+        "disable_grouping": False,
     }  # fmt: skip
     assert torch.equal(tiler(image, **usual)["pixel_values"], expected)
     assert torch.equal(JinaVLMImageProcessor(**usual)(image)["pixel_values"], expected)
@@ -194,7 +198,10 @@ def test_integers_of_numpy(image, tmp_path):
     ("settings", "message"),
     [
         ({"tile_size": 100}, r"`tile_size` \(100\) must be a multiple of `patch_size` \(14\)"),
-        ({"overlap_margin": 14}, "`overlap_margin` is 14; expected less than half of a tile's 27 patches"),
+        (
+            {"overlap_margin": 14},
+            "`overlap_margin` is 14; expected 0 or more, and less than half of a tile's 27 patches",
+        ),
         ({"overlap_margin": 3}, r"`overlap_margin` \(3 patches\) must be a multiple of `pooling_size` \(2\)"),
         ({"overlap_margin": -2}, "`overlap_margin` must be at least 0, got -2"),
         ({"pooling_size": 0}, "`pooling_size` must be at least 1, got 0"),
@@ -204,6 +211,28 @@ def test_integers_of_numpy(image, tmp_path):
 def test_geometry_that_does_not_fit(settings, message):
     with pytest.raises(ValueError, match=message):
         JinaVLMImageProcessor(**settings)
+
+
+@pytest.mark.parametrize("max_tiles", [0, -1])
+def test_max_tiles(tiler, processor, make_image, max_tiles):
+    for attempt in (
+        lambda: JinaVLMImageProcessor(max_tiles=max_tiles),
+        lambda: tiler(make_image(20, 20), max_tiles=max_tiles),
+        lambda: tiler.get_tiling(20, 20, max_tiles=max_tiles),
+        lambda: processor(images=make_image(20, 20), text="<|image|>", max_tiles=max_tiles),
+        lambda: processor._get_num_multimodal_tokens([(20, 20)], max_tiles=max_tiles),
+    ):
+        with refused(f"`max_tiles` must be at least 1, got {max_tiles}"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"min_pixels": 0}, {"max_pixels": 100}, {"min_pixels": 500, "max_pixels": 400}], ids=str
+)
+def test_pixel_budget(tiler, make_image, setting):
+    for attempt in (lambda: JinaVLMImageProcessor(**setting), lambda: tiler(make_image(20, 20), **setting)):
+        with refused(f"`min_pixels` (<= `max_pixels`|must be at least 1).*{max(setting.values())}"):
+            attempt()
 
 
 def test_the_releases_name_of_max_tiles(tiler, processor, image, bundle, tmp_path):
@@ -277,24 +306,12 @@ def test_loaders_get_through(bundle, released_folder):
 
 def test_pipelines_get_through(bundle, image):
     """They hand the arguments of the model's loading to every part."""
-    pipe = pipeline(
-        "image-text-to-text",
-        model=str(bundle),
-        dtype="float32",
-        device="cpu",
-        model_kwargs={"attn_implementation": "eager"},
-    )
-    message = {
-        "role": "user",
-        "content": [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": "the fox"}],
-    }
-    assert pipe([message], max_new_tokens=2)[0]["generated_text"]
+    arguments = {"model": str(bundle), "dtype": "float32"}
+    kwargs = {"attn_implementation": "eager"}
+    pipe = pipeline("image-text-to-text", device="cpu", model_kwargs=dict(kwargs), **arguments)
+    assert len(pipe.preprocess({"text": "<|image|>", "images": [Image.fromarray(image)]})["pixel_values"]) == 3
     features = pipeline(
-        "image-feature-extraction",
-        model=str(bundle),
-        image_processor=str(bundle),
-        dtype="float32",
-        model_kwargs={"attn_implementation": "eager"},
+        "image-feature-extraction", image_processor=str(bundle), model_kwargs=dict(kwargs), **arguments
     )
     assert features.image_processor.max_tiles == 12
 

@@ -22,13 +22,8 @@ SIDE = 378  # an image of this size becomes a thumbnail and one tile, both witho
 
 
 @pytest.fixture(scope="module")
-def tiler():
-    return JinaVLMImageProcessor()
-
-
-@pytest.fixture(scope="module")
-def rgb(picture):
-    return picture(SIDE, SIDE, seed=4)
+def rgb(make_image):
+    return make_image(SIDE, SIDE, seed=4)
 
 
 def pixels(tiler, image, **kwargs) -> torch.Tensor:
@@ -51,14 +46,14 @@ def assert_shows(tiler, image, expected: np.ndarray, levels: int = 0, **kwargs):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size['height']}x{size['width']}")
-def test_geometry(processor, picture, size):
+def test_geometry(processor, make_image, size):
     height, width = size["height"], size["width"]
     tiler = processor.image_processor
     if "error" in size:
         for attempt in (
             lambda: tiler.get_tiling(height, width),
             lambda: processor._get_num_multimodal_tokens([(height, width)]),
-            lambda: tiler(Image.fromarray(picture(height, width))),
+            lambda: tiler(Image.fromarray(make_image(height, width))),
         ):
             with pytest.raises(ValueError, match=f"{width} x {height} pixels.* 200 times"):
                 attempt()
@@ -69,7 +64,7 @@ def test_geometry(processor, picture, size):
     assert (counted.num_image_tokens, counted.num_image_patches) == ([size["n_tokens"]], [size["n_tiles"]])
     if height * width > 1500 * 1000:
         return
-    made = processor(images=picture(height, width), text="<|image|>", return_tensors="pt")
+    made = processor(images=make_image(height, width), text="<|image|>", return_tensors="pt")
     rows, columns = size["tiling"]
     places = [[-1, -1], *([row, column] for row in range(rows) for column in range(columns))]
     assert made["tile_positions"].tolist() == [[*place, rows, columns] for place in places]
@@ -113,11 +108,11 @@ def test_tiling_is_the_papers(height, width, max_tiles):
 
 
 @pytest.mark.parametrize("max_tiles", [*range(1, 13), 16, 24, 1000])
-def test_max_tiles(processor, picture, max_tiles):
+def test_max_tiles(processor, make_image, max_tiles):
     tiler = processor.image_processor
     rows, columns = reference_tiling(714, 1274, max_tiles)
     assert rows * columns <= max_tiles
-    made = tiler(picture(720, 1280), max_tiles=max_tiles, return_tensors="np")
+    made = tiler(make_image(720, 1280), max_tiles=max_tiles, return_tensors="np")
     assert made["tile_positions"][0].tolist() == [-1, -1, rows, columns]
     assert len(made["pixel_values"]) == len(made["tile_positions"]) == 1 + rows * columns
     assert tiler.get_number_of_image_patches(720, 1280, {"max_tiles": max_tiles}) == 1 + rows * columns
@@ -136,8 +131,8 @@ def test_max_tiles(processor, picture, max_tiles):
         ({"do_resize": False, "max_tiles": 16}, (775, 770)),
     ],
 )
-def test_settings_per_call_and_saved(tmp_path, picture, setting, fitted):
-    image = picture(775, 770)
+def test_settings_per_call_and_saved(tmp_path, make_image, setting, fitted):
+    image = make_image(775, 770)
     tiling = reference_tiling(*fitted, setting.get("max_tiles", 12))
     changed = JinaVLMImageProcessor(**setting)
     changed.save_pretrained(tmp_path)
@@ -163,8 +158,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_pixels_do_not_depend_on_threads(tiler, picture, threads):
-    image = picture(500, 700, seed=9)
+def test_pixels_do_not_depend_on_threads(tiler, make_image, threads):
+    image = make_image(500, 700, seed=9)
     made = []
     for count in (1, 2, 4):
         threads(count)
@@ -225,11 +220,11 @@ def test_without_fit(tiler, size, max_tiles):
     assert torch.equal(both, torch.cat([expected, pixels(tiler, small, do_resize=False, max_tiles=max_tiles)]))
 
 
-def test_without_fit_pixels_do_not_depend_on_threads(tiler, picture, threads):
+def test_without_fit_pixels_do_not_depend_on_threads(tiler, make_image, threads):
     made = []
     for count in (1, 2, 4):
         threads(count)
-        made.append(pixels(tiler, picture(500, 700, seed=9), do_resize=False))
+        made.append(pixels(tiler, make_image(500, 700, seed=9), do_resize=False))
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
@@ -249,16 +244,16 @@ def test_images_of_more_tokens_than_positions_are_refused(tiler, processor):
     assert len(tiler(Image.new("L", (640, 480)), do_resize=False, max_tiles=10**9)["pixel_values"]) == 5
 
 
-def test_tiles_overlap_and_cover(tiler, picture):
+def test_tiles_overlap_and_cover(tiler, make_image):
     """Neighbors share 112 pixels, and the whole is the image stretched."""
-    _, first, second, third, fourth = pixels(tiler, picture(644, 644, seed=2))
+    _, first, second, third, fourth = pixels(tiler, make_image(644, 644, seed=2))
     assert torch.equal(first[:, :, 266:], second[:, :, :112])
     assert torch.equal(first[:, 266:], third[:, :112])
     canvas = torch.cat(
         [torch.cat([first, second[:, :, 112:]], 2), torch.cat([third, fourth[:, :, 112:]], 2)[:, 112:]], 1
     )
     expected = (
-        torch.from_numpy(picture(644, 644, seed=2)).permute(2, 0, 1) / 255 * 2 - 1
+        torch.from_numpy(make_image(644, 644, seed=2)).permute(2, 0, 1) / 255 * 2 - 1
     )  # 266 * 2 + 112 = 644: as it is
     torch.testing.assert_close(canvas, expected, rtol=0, atol=1e-6)
 
@@ -277,8 +272,8 @@ def test_return_tensors_and_device(tiler, rgb):
     [list, tuple, np.stack, lambda three: torch.from_numpy(np.stack(three)), lambda three: [[three[0]], three[1:]]],
     ids=["list", "tuple", "array", "tensor", "nested"],
 )
-def test_several_images(tiler, picture, group):
-    three = [picture(60, 90, seed=seed) for seed in range(3)]
+def test_several_images(tiler, make_image, group):
+    three = [make_image(60, 90, seed=seed) for seed in range(3)]
     assert torch.equal(pixels(tiler, group(three)), torch.cat([pixels(tiler, one) for one in three]))
 
 
@@ -289,7 +284,7 @@ def with_alpha(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.rint(rgb * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)).astype(np.uint8)
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=2)
 
 
@@ -312,9 +307,9 @@ def pil_kinds(rgb: np.ndarray) -> dict[str, tuple[Image.Image, np.ndarray, int]]
     keyed.info["transparency"] = key
     return {
         "RGB": (Image.fromarray(rgb), rgb, 0),
-        "L": (Image.fromarray(one), grey(one), 0),
-        "1": (Image.fromarray(one > 99), grey((one > 99) * np.uint8(255)), 0),
-        "LA": (Image.fromarray(np.dstack([one, alpha]), "LA"), with_alpha(grey(one), alpha), 1),
+        "L": (Image.fromarray(one), gray(one), 0),
+        "1": (Image.fromarray(one > 99), gray((one > 99) * np.uint8(255)), 0),
+        "LA": (Image.fromarray(np.dstack([one, alpha]), "LA"), with_alpha(gray(one), alpha), 1),
         "RGBA": (Image.fromarray(np.dstack([rgb, one]), "RGBA"), with_alpha(rgb, one), 1),
         "P": (paletted(), seen, 0),
         "P, one colour transparent": (paletted(transparency=7), np.where((one == 7)[..., None], 255, seen), 0),
@@ -325,9 +320,9 @@ def pil_kinds(rgb: np.ndarray) -> dict[str, tuple[Image.Image, np.ndarray, int]]
             np.rint((255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255).astype(np.uint8),
             1,
         ),
-        "I;16": (Image.fromarray(sixteen), grey(np.rint(sixteen / 257).astype(np.uint8)), 0),
-        "I": (Image.fromarray(sixteen.astype(np.int32)), grey(np.rint(sixteen / 257).astype(np.uint8)), 0),
-        "F": (Image.fromarray(one.astype(np.float32) / 255), grey(one), 0),
+        "I;16": (Image.fromarray(sixteen), gray(np.rint(sixteen / 257).astype(np.uint8)), 0),
+        "I": (Image.fromarray(sixteen.astype(np.int32)), gray(np.rint(sixteen / 257).astype(np.uint8)), 0),
+        "F": (Image.fromarray(one.astype(np.float32) / 255), gray(one), 0),
     }
 
 
@@ -343,9 +338,9 @@ def test_pil_modes(tiler, rgb, kind):
 ARRAYS = {
     "height, width, 3": lambda rgb: (rgb, rgb),
     "3, height, width": lambda rgb: (rgb.transpose(2, 0, 1), rgb),
-    "height, width": lambda rgb: (rgb[..., 0], grey(rgb[..., 0])),
-    "height, width, 1": lambda rgb: (rgb[..., :1], grey(rgb[..., 0])),
-    "1, height, width": lambda rgb: (rgb[None, ..., 0], grey(rgb[..., 0])),
+    "height, width": lambda rgb: (rgb[..., 0], gray(rgb[..., 0])),
+    "height, width, 1": lambda rgb: (rgb[..., :1], gray(rgb[..., 0])),
+    "1, height, width": lambda rgb: (rgb[None, ..., 0], gray(rgb[..., 0])),
     "float32": lambda rgb: (rgb / np.float32(255), rgb),
     "float64": lambda rgb: (rgb / 255, rgb),
     "float16": lambda rgb: ((rgb / 255).astype(np.float16), rgb),
@@ -382,9 +377,9 @@ def test_array_with_alpha(tiler, rgb, channels):
     )
 
 
-def test_ambiguous_array(tiler, picture):
+def test_ambiguous_array(tiler, make_image):
     """3 rows or 3 channels? The caller may say."""
-    array = picture(3, 3, seed=1)
+    array = make_image(3, 3, seed=1)
     last = pixels(tiler, array, input_data_format="channels_last")
     assert torch.equal(last, pixels(tiler, array.transpose(2, 0, 1), input_data_format="channels_first"))
     assert not torch.equal(last, pixels(tiler, array, input_data_format="channels_first"))
@@ -438,8 +433,8 @@ def test_path_without_ending_and_relative(tiler, rgb, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame(tiler, picture, tmp_path, file_format):
-    frames = [Image.fromarray(picture(SIDE, SIDE, "checker", seed=seed)) for seed in (0, 1)]
+def test_first_frame(tiler, make_image, tmp_path, file_format):
+    frames = [Image.fromarray(make_image(SIDE, SIDE, "checker", seed=seed)) for seed in (0, 1)]
     path = tmp_path / f"moving.{file_format.lower()}"
     lossless = {"lossless": True} if file_format == "WEBP" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
@@ -452,4 +447,4 @@ def test_jpeg(tiler, rgb, tmp_path):
     path = tmp_path / "picture.jpg"
     Image.fromarray(rgb[..., 0]).save(path, quality=90)
     with Image.open(path) as image:
-        assert_shows(tiler, path, grey(np.asarray(image)))
+        assert_shows(tiler, path, gray(np.asarray(image)))

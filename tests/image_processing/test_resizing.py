@@ -1,5 +1,5 @@
-"""The released bits by torch's kernel where it has them, and step by step where it does not. `test_golden.py` holds both to the
-released code's pixels."""
+"""The released bits by torch's kernel where it has them, and step by step where it does not. `test_golden.py` holds
+both to the released code's pixels."""
 
 import pytest
 import torch

@@ -61,13 +61,13 @@ def test_one_token_after_the_other_without_recompiling(model, chat):
                 logits = compiled(input_ids=ids[-1][:, None], position_ids=positions, cache=cache).logits
         assert torch.stack(ids, dim=1).tolist() == expected[:, length:].tolist()
         counts.append(counter.frame_count)
-    assert counts[0] == counts[-1] <= 2, "the same graphs for other pictures"
+    assert counts[0] == counts[-1] <= 2, "the same graphs for other images"
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_generate_compiles_decoding_once(model, chat, batch):
-    """`generate` compiles the steps after the prompt by itself, with a static cache on an accelerator; here it is told to on
-    the CPU. Answers are those of plain decoding."""
+    """`generate` compiles the steps after the prompt by itself, with a static cache on an accelerator; here it is told
+    to on the CPU. Answers are those of plain decoding."""
     graphs = []
 
     def count(graph, inputs):  # a function: `generate` copies its settings, and would count in the copy of an object
@@ -89,8 +89,9 @@ def test_generate_compiles_decoding_once(model, chat, batch):
 
 @pytest.mark.slow
 def test_inductor(model, chat):
-    """The backend that `torch.compile` takes by itself, on a tower of two blocks, as each block is compiled anew: minutes for
-    a whole one. Other numbers of tiles, and each further token, compile nothing more, and the results are those of eager."""
+    """The backend that `torch.compile` takes by itself, on a tower of two blocks, as each block is compiled anew:
+    minutes for a whole one. Other numbers of tiles, and each further token, compile nothing more, and the results are
+    those of eager."""
     config = copy.deepcopy(model.config)
     config.vision_config.num_hidden_layers, config.vision_feature_layers = 2, [1, 0]
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""What engines take for granted, in ordinary tests: vLLM's Transformers back end cuts images by numbers that it asks for,
-writes embeddings over placeholders, renders chats itself and puts a head of its own on the base model. `make test-vllm` runs
-vLLM; these tests tell what broke without it."""
+"""What engines take for granted, in ordinary tests: vLLM's Transformers back end cuts images by numbers that it asks
+for, writes embeddings over placeholders, renders chats itself and puts a head of its own on the base model. `make
+test-vllm` runs vLLM; these tests tell what broke without it."""
 
 import inspect
 import pickle
@@ -25,17 +25,17 @@ SIZES = [(20, 20), (113, 500), (500, 600), (30, 90), (720, 1280), (1200, 260)]
 
 
 @pytest.fixture(scope="module")
-def pictures(picture):
-    return [picture(*size, seed=index) for index, size in enumerate(SIZES)]
+def images(make_image):
+    return [make_image(*size, seed=index) for index, size in enumerate(SIZES)]
 
 
 @pytest.fixture(scope="module")
-def together(processor, pictures):
+def together(processor, images):
     """One prompt with all images, as vLLM calls the processor."""
-    text = processor.image_token * len(pictures)
+    text = processor.image_token * len(images)
     return processor(
         text=text,
-        images=pictures,
+        images=images,
         return_tensors="pt",
         return_mm_token_type_ids=True,
         return_text_replacement_offsets=True,
@@ -48,12 +48,14 @@ def by_image(processor, tensor) -> list[torch.Tensor]:
     return list(tensor.split(counts))
 
 
-def test_a_image_is_the_same_alone_and_among_others(processor, pictures, together):
-    """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps them."""
-    images = {name: tensor for name, tensor in together.items() if name in processor.image_processor.model_input_names}
-    assert set(images) == {"pixel_values", "tile_positions"}
-    for name, tensor in images.items():
-        for alone, cut in zip(pictures, by_image(processor, tensor), strict=True):
+def test_an_image_is_the_same_alone_and_among_others(processor, images, together):
+    """Each of its tensors, cut along the first dimension by the number of tiles that sizes alone tell. A cache keeps
+    them."""
+    names = processor.image_processor.model_input_names
+    tensors = {name: tensor for name, tensor in together.items() if name in names}
+    assert set(tensors) == {"pixel_values", "tile_positions"}
+    for name, tensor in tensors.items():
+        for alone, cut in zip(images, by_image(processor, tensor), strict=True):
             assert torch.equal(processor(text=processor.image_token, images=alone, return_tensors="pt")[name], cut)
 
 
@@ -63,15 +65,13 @@ def test_token_counts_from_sizes(processor, together):
     fewer = processor._get_num_multimodal_tokens(SIZES, max_tiles=4)["num_image_tokens"]
     text = processor.image_token
     for size, number in zip(SIZES, fewer, strict=True):
-        picture = torch.zeros(3, *size, dtype=torch.uint8)
-        assert (
-            processor(text=text, images=picture, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
-        )
+        image = torch.zeros(3, *size, dtype=torch.uint8)
+        assert processor(text=text, images=image, max_tiles=4, return_tensors="pt")["input_ids"].shape[1] - 1 == number
 
 
 def test_replacements_make_the_prompt(processor, together):
-    """`<|image|>` is one token; what stands for it, tokenized by itself, is what the prompt has there; and the token that
-    occurs most in it is the one whose embeddings images replace."""
+    """`<|image|>` is one token; what stands for it, tokenized by itself, is what the prompt has there; and the token
+    that occurs most in it is the one whose embeddings images replace."""
     tokenizer = processor.tokenizer
     (replacements,) = together["text_replacement_offsets"]
     assert tokenizer.encode(processor.image_token, add_special_tokens=False) == [processor.image_token_id]
@@ -87,7 +87,8 @@ def test_replacements_make_the_prompt(processor, together):
 
 
 def test_embeddings_are_final(model, processor, together):
-    """Written over the placeholders by somebody else they give what `forward` gives; and each image has the same alone."""
+    """Written over the placeholders by somebody else they give what `forward` gives; and each image has the same
+    alone."""
     images = {name: together[name] for name in processor.image_processor.model_input_names}
     ids = together["input_ids"]
     with torch.no_grad():
@@ -110,7 +111,8 @@ def test_one_vocabulary(model):
 
 
 def test_head_survives_the_base_model(bundle):
-    """vLLM makes the base model, leaves out the tensors that it ignores on loading, and puts its own head on the rest."""
+    """vLLM makes the base model, leaves out the tensors that it ignores on loading, and puts its own head on the
+    rest."""
     base = JinaVLMModel.from_pretrained(bundle)
     with safe_open(bundle / "model.safetensors", "pt") as file:
         names = set(file.keys())
@@ -127,8 +129,8 @@ def test_parts_are_found(model):
 
 
 def test_template_takes_parts(chat_template):
-    """Engines look for a loop over a message's content, by name or through a filter; where they find none, they hand the
-    template strings, and images are lost."""
+    """Engines look for a loop over a message's content, by name or through a filter; where they find none, they hand
+    the template strings, and images are lost."""
     tree = templates._compile_jinja_template(chat_template).environment.parse(chat_template)
     loops = []
     for loop in tree.find_all(jinja2.nodes.For):
@@ -144,13 +146,13 @@ def test_template_needs_no_variables(chat_template, processor, conversation, cha
     text = processor.tokenizer.apply_chat_template(
         conversation(turns), chat_template=chat_template, tokenize=False, add_generation_prompt=True
     )
-    pictures = [
+    images = [
         part["image"]
         for turn in conversation(turns)
         for part in turn["content"]
         if isinstance(part, dict) and "image" in part
     ]
-    ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
+    ids = processor(text=text, images=images, return_tensors="pt")["input_ids"]
     assert torch.equal(ids, chat(turns, add_generation_prompt=True)["input_ids"])
 
 
@@ -160,8 +162,9 @@ def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conver
     loaded = JinaVLMProcessor(
         new_processor.image_processor,
         new_processor.tokenizer,
-        chat_template="{% if always_start_with_space %} {% endif %}{% for message in messages %}{% for part in message['content'] %}"
-        "{{ image_prompt_token if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}",
+        chat_template="{% if always_start_with_space %} {% endif %}{% for message in messages %}"
+        "{% for part in message['content'] %}{{ image_prompt_token if part['type'] == 'image' else part['text'] }}"
+        "{% endfor %}{% endfor %}",
         always_start_with_space=space,
     )
     loaded.save_pretrained(tmp_path)
@@ -177,8 +180,8 @@ def test_a_releases_template_is_saved_with_what_it_expects(new_processor, conver
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 7, 12])
 def test_largest_image(released_folder, max_tiles):
-    """`size` names an image that takes as much as any: engines try it to see how much memory they need, and refuse what
-    turns out to be larger."""
+    """`size` names an image that takes as much as any: engines try it to see how much memory they need, and refuse
+    what turns out to be larger."""
     processor = JinaVLMProcessor.from_pretrained(released_folder, max_tiles=max_tiles)
     assert processor.image_processor.max_tiles == max_tiles
 
@@ -196,12 +199,12 @@ def test_largest_image(released_folder, max_tiles):
     assert largest[1] == 1 + max_tiles == max(tiles for _, tiles in others)
 
 
-def test_processor_holds_no_state(new_processor, pictures, conversation):
+def test_processor_holds_no_state(new_processor, images, conversation):
     """Engines share one among threads and copy it to other processes."""
     before = pickle.dumps(
         (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
     )
-    new_processor(text=new_processor.image_token, images=pictures[0], max_tiles=2, return_tensors="pt")
+    new_processor(text=new_processor.image_token, images=images[0], max_tiles=2, return_tensors="pt")
     new_processor.apply_chat_template(
         conversation([("user", (20, 20), "x")]), tokenize=True, return_dict=True, max_tiles=3
     )
@@ -209,9 +212,9 @@ def test_processor_holds_no_state(new_processor, pictures, conversation):
         (vars(new_processor.image_processor), new_processor.tokenizer.init_kwargs, new_processor.chat_template)
     )
     copied = pickle.loads(pickle.dumps(new_processor))
-    for name, value in copied(text=copied.image_token, images=pictures[1], return_tensors="pt").items():
+    for name, value in copied(text=copied.image_token, images=images[1], return_tensors="pt").items():
         assert torch.equal(
-            value, new_processor(text=new_processor.image_token, images=pictures[1], return_tensors="pt")[name]
+            value, new_processor(text=new_processor.image_token, images=images[1], return_tensors="pt")[name]
         )
 
 

@@ -21,8 +21,8 @@ def expected(case: dict) -> dict[str, np.ndarray]:
 
 
 def inputs_of(case: dict, processor):
-    pictures = [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
-    return processor(text=case["text"], images=pictures or None, return_tensors="pt")
+    images = [make_image(*(image[key] for key in ("height", "width", "kind", "seed"))) for image in case["images"]]
+    return processor(text=case["text"], images=images or None, return_tensors="pt")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,8 @@ def test_connector_features(case, processor, exact_model, encoded):
 
 @by_name
 def test_logits_in_float64(case, processor, float64_model):
-    """Within the 2e-5 of the data's README, on any machine: what is left, 1.2e-5, is the released code's own rounding."""
+    """Within the 2e-5 of the data's README, on any machine: what is left, 1.2e-5, is the released code's own
+    rounding."""
     inputs, golden = inputs_of(case, processor), expected(case)
     if case["images"]:
         inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -121,8 +122,8 @@ def test_logits_in_float64(case, processor, float64_model):
 
 @by_name
 def test_logits_and_greedy_continuation(case, exact_model, encoded):
-    """In float32 these random weights add a rounding of our own that depends on the processor: 1.5e-5 in all on one (Intel,
-    AVX-512), 2.7e-5 on another (AMD)."""
+    """In float32 these random weights add a rounding of our own that depends on the processor: 1.5e-5 in all on one
+    (Intel, AVX-512), 2.7e-5 on another (AMD)."""
     inputs, golden = encoded(case), expected(case)
     base = exact_model.config.structural_token_ids[0]  # the release's head ends here
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The release as people use it (tests/golden/usage/README.md): without the fit to a budget, with another budget, with more tiles."""
+"""The release as people use it (tests/golden/usage/README.md): without the fit to a budget, with another budget, with
+more tiles."""
 
 import json
 

@@ -1,5 +1,5 @@
-"""No NaN and nothing infinite, whatever the image; bfloat16 and float16 stay near float32. The table of it is printed by
-`python -m benchmarks.numbers`; batches in half precision and autocast are tested in `test_batches.py`."""
+"""No NaN and nothing infinite, whatever the image; bfloat16 and float16 stay near float32. The table of it is printed
+by `python -m benchmarks.numbers`; batches in half precision and autocast are tested in `test_batches.py`."""
 
 import jina_vlm
 import pytest

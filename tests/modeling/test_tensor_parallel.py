@@ -1,4 +1,5 @@
-"""Tensor parallelism: two processes, each with half of the heads and of the inner widths, give what one process gives."""
+"""Tensor parallelism: two processes, each with half of the heads and of the inner widths, give what one process
+gives."""
 
 import json
 import os
@@ -35,7 +36,8 @@ def load(folder, dtype, **kwargs):
 def compare(folder, dtype, turns):
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(folder)
     inputs = processor.apply_chat_template(
-        make_conversation(turns), tokenize=True, return_dict=True, return_tensors="pt", padding=True, add_generation_prompt=True
+        make_conversation(turns), tokenize=True, return_dict=True, return_tensors="pt", padding=True,
+        add_generation_prompt=True,
     )
     results = []
     for kwargs in (parallel, {}):
@@ -59,7 +61,10 @@ def shapes(seed, *size):
 
 
 texture = [[("user", (113, 500), "What is shown?")], [("user", (20, 20), "the quick", (30, 90), "fox")]]
-drawn = [[("user", shapes(1, 378, 378), "Describe the picture.")], [("user", shapes(2, 640, 480), "How many shapes are there?")]]
+drawn = [
+    [("user", shapes(1, 378, 378), "Describe the picture.")],
+    [("user", shapes(2, 640, 480), "How many shapes are there?")],
+]
 found = {"float64": compare(bundle, torch.float64, texture), "float32": compare(tiny, torch.float32, drawn)}
 try:
     load(released, torch.float32, **parallel)
@@ -92,7 +97,8 @@ def found(bundle, released_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_two_processes_give_what_one_gives(found, precision):
-    """In float32 at the last position, where the next token comes from; in float64, where rounding plays no part, at all."""
+    """In float32 at the last position, where the next token comes from; in float64, where rounding plays no part, at
+    all."""
     assert found[precision]["last"] < 1e-4
     assert found["float64"]["all"] < 1e-9
     assert found[precision]["ids"], "greedy continuations"

@@ -132,7 +132,8 @@ QUANTIZATIONS = {
 
 @pytest.mark.parametrize("config", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
 def test_quantization_keeps_connector_embeddings_and_head(model, released_folder, config, monkeypatch):
-    """What is handed to the library names both, beside what the caller named; the caller's own config is left alone."""
+    """What is handed to the library names both, beside what the caller named; the caller's own config is left
+    alone."""
     given = []
 
     def stop(cls, *args, quantization_config, **kwargs):
@@ -156,7 +157,8 @@ def test_quantization_keeps_connector_embeddings_and_head(model, released_folder
         kept = {name for name in modules if not should_convert_module(name, list(names))}
         expected = {
             name for name in modules
-            if "connector" in name or name.endswith(("lm_head", "embed_tokens")) or (skips_more and name.endswith("gate"))
+            if "connector" in name or name.endswith(("lm_head", "embed_tokens"))
+            or (skips_more and name.endswith("gate"))
         }  # fmt: skip
         assert kept == expected
 

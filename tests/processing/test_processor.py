@@ -134,8 +134,8 @@ def test_no_padding_without_tensors(processor):
     assert processor(text=texts, padding=True, pad_to_multiple_of=8)["input_ids"][0].__len__() == 8
 
 
-def test_images_alone(processor, picture):
-    inputs = processor(images=[picture(20, 20), picture(113, 500)], return_tensors="pt")
+def test_images_alone(processor, make_image):
+    inputs = processor(images=[make_image(20, 20), make_image(113, 500)], return_tensors="pt")
     assert set(inputs) == {"pixel_values", "tile_positions"} and len(inputs["pixel_values"]) == 2 + 3
 
 
@@ -156,15 +156,15 @@ def test_arguments_directly_and_in_a_dictionary(processor, chat, name):
         assert [int((inputs["input_ids"] >= START).sum())] == expected.num_image_tokens
 
 
-def test_part_styles(processor, chat, picture, web):
+def test_part_styles(processor, chat, make_image, web):
     """Each names the image in another way, OpenAI's among them."""
     folder, url = web
     file = io.BytesIO()
-    Image.fromarray(picture(*SMALL)).save(file, "PNG")
+    Image.fromarray(make_image(*SMALL)).save(file, "PNG")
     (folder / "style.png").write_bytes(file.getvalue())
     encoded = base64.b64encode(file.getvalue()).decode()
     data_uri = f"data:image/png;base64,{encoded}"
-    expected = chat([("user", {"type": "image", "image": picture(*SMALL)}, "?")])
+    expected = chat([("user", {"type": "image", "image": make_image(*SMALL)}, "?")])
     for part in (
         {"type": "image", "image": folder / "style.png"},
         {"type": "image", "path": str(folder / "style.png")},
@@ -253,10 +253,10 @@ def test_mm_token_type_ids(processor, chat):
 
 
 @pytest.mark.parametrize("bos", ["", BOS])
-def test_offsets(processor, picture, bos):
+def test_offsets(processor, make_image, bos):
     """Of every token in the text as it was given."""
     text = f"{bos} User: é<|image|> and <|image|>which fox?"
-    given = {"text": text, "images": [picture(*SMALL), picture(*WIDE)], "return_offsets_mapping": True}
+    given = {"text": text, "images": [make_image(*SMALL), make_image(*WIDE)], "return_offsets_mapping": True}
     inputs = processor(**given)
     pieces = [text[start:end] for start, end in inputs["offset_mapping"][0]]
     ids = inputs["input_ids"][0]
@@ -270,7 +270,8 @@ def test_offsets(processor, picture, bos):
     first = [token_id >= START for token_id in ids].index(True)
     assert {tuple(span) for span in inputs["offset_mapping"][0][first : first + len(BLOCKS[SMALL])]} == {places[0]}
 
-    # With the library's record of what was replaced they are those of the text that this makes, as it expects of processors.
+    # With the library's record of what was replaced they are those of the text that this makes, as it expects of
+    # processors.
     both = processor(**given, return_text_replacement_offsets=True)
     assert both["input_ids"][0] == ids
     replaced = both["text_replacement_offsets"][0]
@@ -296,20 +297,20 @@ def test_padded_offsets(processor, side):
         assert "".join(text[start:end] for start, end in spans) == text
 
 
-def test_truncation(processor, picture):
+def test_truncation(processor, make_image):
     whole = processor(text="the quick brown fox jumps")["input_ids"][0]
     assert processor(text="the quick brown fox jumps", truncation=True, max_length=3)["input_ids"] == [whole[:3]]
     assert (
         processor(text="the fox", truncation=True, max_length=30)["input_ids"]
         == processor(text="the fox")["input_ids"]
     )
-    cut = processor(text="<|image|>the quick brown fox", images=picture(*SMALL), truncation=True, max_length=427)
+    cut = processor(text="<|image|>the quick brown fox", images=make_image(*SMALL), truncation=True, max_length=427)
     assert len(cut["input_ids"][0]) == 427 and cut["input_ids"][0].count(PATCH) == 392
 
 
 @pytest.mark.parametrize("text", ["the fox", f"{BOS}the fox", "", BOS, "<|image|> fox", f"{BOS}<|image|> fox"])
-def test_begins_once_unless_nothing_is_to_be_added(processor, picture, text):
-    images = [picture(*SMALL)] if "<|image|>" in text else None
+def test_begins_once_unless_nothing_is_to_be_added(processor, make_image, text):
+    images = [make_image(*SMALL)] if "<|image|>" in text else None
     plain = text.removeprefix(BOS)
     parts = [SMALL, " fox"] if images else [plain]
     opened = expected_ids(processor, BOS, *parts)
@@ -340,7 +341,8 @@ def test_pieces_of_a_text_make_the_whole(processor):
 
 
 def test_a_saved_tokenizer_opens_texts(tmp_path, released_folder, new_processor, conversation):
-    """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of them."""
+    """What encodes texts by itself, such as vLLM or lm-eval, has no processor to put `<|endoftext|>` in front of
+    them."""
     assert (
         AutoTokenizer.from_pretrained(released_folder)("the fox")["input_ids"][0]
         != expected_ids(new_processor, BOS)[0]
@@ -391,7 +393,8 @@ def test_save_and_load(tmp_path, new_processor, chat, conversation):
 
 @pytest.mark.parametrize("space", [True, False])
 def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, conversation, space):
-    """Its variables, and the `<|endoftext|>` that its processor adds: engines that render it by themselves have neither."""
+    """Its variables, and the `<|endoftext|>` that its processor adds: engines that render it by themselves have
+    neither."""
     new_processor.always_start_with_space = space
     messages = conversation([("user", SMALL, "hi")])
     for template in (RELEASED_TEMPLATE, {"default": RELEASED_TEMPLATE}):
@@ -416,7 +419,7 @@ def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, c
     )
 
 
-def test_nothing_given_is_changed(chat, processor, conversation, picture):
+def test_nothing_given_is_changed(chat, processor, conversation, make_image):
     messages = conversation(
         [("user", SMALL, {"type": "image_url", "image_url": {"url": "x"}}, "<|image|>"), ("assistant", "a")]
     )
@@ -428,7 +431,7 @@ def test_nothing_given_is_changed(chat, processor, conversation, picture):
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments
     )
     assert messages == before and arguments == saved
-    array, images, text = picture(*SMALL), [picture(*SMALL)], ["<|image|>"]
+    array, images, text = make_image(*SMALL), [make_image(*SMALL)], ["<|image|>"]
     processor(images=images, text=text)
     assert len(images) == 1 and np.array_equal(images[0], array) and text == ["<|image|>"]
 
@@ -476,7 +479,8 @@ def test_continue_final_message_untokenized(processor, conversation, name, rende
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_nobody_can_type_the_librarys_mark(processor, conversation, role):
-    """That by which it finds the end of what is continued: behind it, where the library cuts, stands what was typed."""
+    """That by which it finds the end of what is continued: behind it, where the library cuts, stands what was
+    typed."""
     messages = conversation([(role, "a <|image|>CONTINUE_FINAL_MESSAGE_TAG ")])
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text.count("<|image|>") == 0 and text.count("CONTINUE_FINAL_MESSAGE_TAG") == 1
@@ -583,7 +587,7 @@ def test_remote_code_reaches_other_processes(tmp_path, method, kinds):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pipeline(model, processor, conversation, chat, picture):
+def test_pipeline(model, processor, conversation, chat):
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
     turns = [("user", SMALL, "What is shown?")]
     new = model.generate(**chat(turns, add_generation_prompt=True), max_new_tokens=5, do_sample=False)[0, -5:]

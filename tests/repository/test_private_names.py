@@ -52,7 +52,8 @@ PRIVATE = {
     GenerationConfig: {"_from_model_config": "a released config.json is full of another version's defaults"},
     ProcessorMixin: {
         "_auto_class": DECLARATION,
-        "_get_arguments_from_pretrained": "a released folder names other code, which the Auto classes would ask to run",
+        "_get_arguments_from_pretrained": "a released folder names other code, which the Auto classes would ask to "
+        "run",
         "_merge_kwargs": "what every processor calls",
         "_process_images": "what every processor calls",
     },
@@ -78,7 +79,8 @@ def is_ours(cls: type) -> bool:
 
 
 def read_names(trees: list[ast.Module]) -> Iterator[str]:
-    """Private names that are imported, or read or set on something, and that no class in these modules has of itself."""
+    """Private names that are imported, or read or set on something, and that no class in these modules has of
+    itself."""
     own, used = set(), set()
     ours = {
         node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not node.bases

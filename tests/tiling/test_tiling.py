@@ -164,7 +164,10 @@ def test_tokens_of_one_image_are_bounded(max_tiles, rows):
         assert get_tiling(100_000, 112, **settings)[1] == (rows, 1)
         assert get_most_rows(1, 14, 2) == rows
         return
-    message = r"The image is 112 x 100000 pixels and becomes 272 x 1 tiles, 41,074 tokens; the model takes 40,960. Lower `max_tiles` \(272\)"
+    message = (
+        "The image is 112 x 100000 pixels and becomes 272 x 1 tiles, 41,074 tokens; the model takes 40,960. "
+        r"Lower `max_tiles` \(272\)"
+    )
     with pytest.raises(ValueError, match=message):
         get_tiling(100_000, 112, **settings)
     assert get_tiling(480, 640, **settings)[1] == (2, 2)

@@ -1,4 +1,4 @@
-"""Prompts of AI2D. Rows: `question`, `options` (a list of texts), `answer` (index of the right one, as a text), `image`."""
+"""Prompts of AI2D. Rows: `question`, `options` (texts), `answer` (index of the right option, as a text), `image`."""
 
 LETTERS = "ABCD"
 

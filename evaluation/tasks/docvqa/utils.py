@@ -7,9 +7,9 @@ THRESHOLD = 0.5  # below it a reading is a wrong one
 
 
 def anls(answer: str, accepted: list[str]) -> float:
-    """Average normalized Levenshtein similarity of one answer (arXiv 1907.00490, equation 1): 1 less the edits that part it
-    from the nearest accepted answer, as a share of the longer one's characters; 0 where that is below a half. Case and
-    runs of spaces do not count."""
+    """Average normalized Levenshtein similarity of one answer (arXiv 1907.00490, equation 1): 1 less the edits that
+    part it from the nearest accepted answer, as a share of the longer one's characters; 0 where that is below a half.
+    Case and runs of spaces do not count."""
     given = " ".join(answer.lower().split())
     similarities = []
     for text in accepted:

@@ -1,4 +1,4 @@
-"""Prompts of MMMB. Rows: `question`, options `A` to `D` (empty where there are fewer), `answer` (a letter), `image` (base64)."""
+"""Prompts of MMMB. Rows: `question`, options `A` to `D` (some may be empty), `answer` (a letter), `image` (base64)."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ def doc_to_image(doc: dict) -> list[Image.Image]:
         return [Image.open(io.BytesIO(base64.b64decode(doc["image"])))]
     except (binascii.Error, UnidentifiedImageError) as error:
         raise ValueError(
-            f"Expected a picture in base64 as `image`, got {doc['image'][:40]!r}. Is the file MMMB's?"
+            f"Expected an image in base64 as `image`, got {doc['image'][:40]!r}. Is the file MMMB's?"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Scoring of OCRBench. Rows: `dataset`, `question_type`, `question`, `answer` (a list of texts, all right), `image`."""
+"""Scoring of OCRBench. Rows: `dataset`, `question_type`, `question`, `answer` (texts, all right), `image`."""
 
 FORMULAS = "HME100k"  # handwritten formulas
 

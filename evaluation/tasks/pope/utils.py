@@ -4,8 +4,8 @@ import re
 
 
 def says_yes(answer: str) -> bool:
-    """Whether an answer agrees: it does unless "no" or "not" is among the words of its first sentence, as the benchmark has
-    it."""
+    """Whether an answer agrees: it does unless "no" or "not" is among the words of its first sentence, as the
+    benchmark has it."""
     return not {"no", "not"} & set(re.findall(r"\w+", answer.lower().split(".")[0]))
 
 

@@ -1,4 +1,4 @@
-"""Scoring of RealWorldQA. Rows: `question` (its options and how to answer in it), `answer` (a letter, word or number), `image`."""
+"""Scoring of RealWorldQA. Rows: `question` (with options and instructions), `answer`, `image`."""
 
 import re
 

@@ -12,8 +12,8 @@ ARTICLES = ("a", "an", "the")
 def normalize(answer: str) -> str:
     """What VQA accuracy compares: words in lower case, numbers up to ten as digits, without articles and punctuation.
 
-    Commas and points inside numbers: the former go, the latter stay. The benchmark's own code writes apostrophes into a list
-    of contractions ("dont" becomes "don't"); leaving them all out makes the same ones equal.
+    Commas and points inside numbers: the former go, the latter stay. The benchmark's own code writes apostrophes into
+    a list of contractions ("dont" becomes "don't"); leaving them all out makes the same ones equal.
     """
     text = answer.lower().replace("'", "").replace("\u2019", "")
     text = re.sub(r"(?<=\d),(?=\d)", "", text)
@@ -23,8 +23,8 @@ def normalize(answer: str) -> str:
 
 
 def vqa_accuracy(answer: str, answers: list[str]) -> float:
-    """Accuracy against several people's answers (arXiv 1505.00468, section 4): an answer that three others gave is right. Of
-    each group that leaves one person out, min(1, agreeing / 3), on average."""
+    """Accuracy against several people's answers (arXiv 1505.00468, section 4): an answer that three others gave is
+    right. Of each group that leaves one person out, min(1, agreeing / 3), on average."""
     given = normalize(answer)
     agreeing = [given == normalize(other) for other in answers]
     return sum(min(1, (sum(agreeing) - agrees) / 3) for agrees in agreeing) / len(agreeing)

@@ -1,7 +1,8 @@
-"""What the tests of the harnesses share: how lm-eval is started, local data in a task's own format, the small checkpoint.
+"""What the tests of the harnesses share: how lm-eval is started, local data in a task's own format, the small
+checkpoint.
 
-lm-eval runs as it is installed, on `checkpoints/tiny` as it lies there: nothing is registered or replaced. What it says is
-compared with what this repository's own way of asking gives: `apply_chat_template`, `generate`, exact words.
+lm-eval runs as it is installed, on `checkpoints/tiny` as it lies there: nothing is registered or replaced. What it
+says is compared with what this repository's own way of asking gives: `apply_chat_template`, `generate`, exact words.
 """
 
 import os
@@ -47,7 +48,8 @@ class Harness:
         num_fewshot: int | None = None,
         **model_args,
     ) -> dict:
-        """lm-eval's scores of a task or group, and its samples in the order of the rows: of each task, and of this one."""
+        """lm-eval's scores of a task or group, and its samples in the order of the rows: of each task, and of this
+        one."""
         import lm_eval
         from lm_eval.tasks import TaskManager
 

@@ -1,7 +1,7 @@
 """The tasks that lm-eval lacks, on a few rows of their data sets' schemas: images, prompts and scores arrive as meant.
 
-The rows ask about drawn shapes. The small checkpoint's own answers, by `apply_chat_template` and `generate`, are scored by
-hand here; lm-eval must say the same.
+The rows ask about drawn shapes. The small checkpoint's own answers, by `apply_chat_template` and `generate`, are
+scored by hand here; lm-eval must say the same.
 """
 
 import base64
@@ -36,8 +36,8 @@ def options(texts) -> str:
 
 @dataclass
 class Case:
-    """A task's file, its schema, a row made of a question about shapes, the prompt and the score that follow from the row,
-    and the metric under which lm-eval has it."""
+    """A task's file, its schema, a row made of a question about shapes, the prompt and the score that follow from the
+    row, and the metric under which lm-eval has it."""
 
     file: str
     features: Features
@@ -224,7 +224,7 @@ def mmmb_row(shape: dict, index: int, answer: str) -> dict:
     """An option that reads "None", and fewer options than four."""
     png = io.BytesIO()
     shape["image"].save(png, "PNG")
-    picture = base64.b64encode(png.getvalue()).decode()
+    image = base64.b64encode(png.getvalue()).decode()
     return {
         "index": index,
         "question": shape["question"],
@@ -233,13 +233,13 @@ def mmmb_row(shape: dict, index: int, answer: str) -> dict:
         "C": "",
         "D": "",
         "answer": answer,
-        "image": picture,
+        "image": image,
     }
 
 
 def test_mmmb(harness, model, processor):
-    """Its six files, tab-separated. The small checkpoint never learned letters: what the filter makes of its answers is
-    "[invalid]", so that this is the right answer to one English question here."""
+    """Its six files, tab-separated. The small checkpoint never learned letters: what the filter makes of its answers
+    is "[invalid]", so that this is the right answer to one English question here."""
     content = [mmmb_row(shape, index, "B") for index, shape in enumerate(rows(7))]
     content[0]["answer"] = "[invalid]"
     group = load_yaml(TASKS / "mmmb" / "mmmb.yaml")

@@ -1,7 +1,7 @@
 """lm-eval's text path, `hf`, on the bundle: its log-likelihoods and answers are our own.
 
-Rows have the schemas of MMLU, ARC, HellaSwag and GSM8K; lm-eval's own task files read them. What they ask about are shapes:
-the small checkpoint has few other words.
+Rows have the schemas of MMLU, ARC, HellaSwag and GSM8K; lm-eval's own task files read them. What they ask about are
+shapes: the small checkpoint has few other words.
 """
 
 import random
@@ -18,14 +18,14 @@ from lm_eval.models.huggingface import HFLM
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 STRING = Value("string")
-COLOURS = ("red", "orange", "green", "blue", "pink", "black")
+COLORS = ("red", "orange", "green", "blue", "pink", "black")
 
 
 def mmlu(rng) -> dict:
     return {
         "question": f"What colour is the {rng.choice(['star', 'ring'])}?",
         "subject": "shapes",
-        "choices": rng.sample(COLOURS, 4),
+        "choices": rng.sample(COLORS, 4),
         "answer": rng.randrange(4),
     }
 
@@ -40,12 +40,12 @@ def arc(rng) -> dict:
 
 
 def hellaswag(rng) -> dict:
-    colour = rng.choice(COLOURS)
+    color = rng.choice(COLORS)
     return {
         "activity_label": "Shapes",
-        "ctx_a": f"There is a {colour} star at the top.",
+        "ctx_a": f"There is a {color} star at the top.",
         "ctx_b": "it",
-        "endings": ["is red.", "is at the bottom.", "is a blue ring.", f"is {colour}."],
+        "endings": ["is red.", "is at the bottom.", "is a blue ring.", f"is {color}."],
         "label": str(rng.randrange(4)),
     }
 
@@ -107,8 +107,8 @@ def run(harness, schema: str, batch_size: int = 8, changes: dict | None = None, 
 
 @torch.inference_mode()
 def own_loglikelihood(model, processor, context: str, continuation: str) -> tuple[float, bool]:
-    """Of the continuation's tokens, and whether greedy decoding would give them: one forward pass over what the processor
-    makes of both."""
+    """Of the continuation's tokens, and whether greedy decoding would give them: one forward pass over what the
+    processor makes of both."""
     prompt = processor(text=context)["input_ids"][0]
     ids = torch.tensor(processor(text=context + continuation)["input_ids"])
     assert ids[0, : len(prompt)].tolist() == prompt
@@ -150,8 +150,8 @@ def test_answers(harness, model, processor):
 
 
 def test_opening_token(harness, model, processor):
-    """The tokenizer adds the token that opened every text in training. With `add_bos_token=True` it is there once all the same,
-    with `add_bos_token=False` it is left out."""
+    """The tokenizer adds the token that opened every text in training. With `add_bos_token=True` it is there once all
+    the same, with `add_bos_token=False` it is left out."""
     found = {}
     for asked in ({}, {"add_bos_token": True}, {"add_bos_token": False}):
         sample = run(harness, "arc", **asked)["samples"][0]
@@ -180,7 +180,8 @@ def test_opened_once(processor):
 
 
 def test_whole_texts(model, processor):
-    """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be asked not to."""
+    """For these the harness puts `<|endoftext|>` in front by itself, whatever the tokenizer adds, which it must be
+    asked not to."""
     request = Instance("loglikelihood_rolling", {}, ("the star is red",), 0)
     own, _ = own_loglikelihood(model, processor, "", "the star is red")
     assert load(add_bos_token=False).loglikelihood_rolling([request], disable_tqdm=True) == [

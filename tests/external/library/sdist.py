@@ -1,4 +1,5 @@
-"""The library's own test mixins: the `tests` folder of the source distribution of the transformers that is installed."""
+"""The library's own test mixins: the `tests` folder of the source distribution of the transformers that is
+installed."""
 
 import shutil
 import subprocess

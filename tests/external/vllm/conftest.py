@@ -1,7 +1,7 @@
 """What the tests of engines share: the small checkpoint's own answers, by transformers, and images to ask about.
 
-The engines' answers are compared with these token by token, in float32 and greedily, so that nothing but a mistake separates
-them: of the prompt, of the tiles, of the place that an embedding goes to, of what a cache held.
+The engines' answers are compared with these token by token, in float32 and greedily, so that nothing but a mistake
+separates them: of the prompt, of the tiles, of the place that an embedding goes to, of what a cache held.
 """
 
 import base64
@@ -27,17 +27,17 @@ MAX_TOKENS = 48
 
 @lru_cache
 def shapes(seed: int, width: int = 378, height: int = 378):
-    """An image of a few colored shapes, which the small checkpoint was trained to tell about. Its size decides the number
-    of its tiles."""
+    """An image of a few colored shapes, which the small checkpoint was trained to tell about. Its size decides the
+    number of its tiles."""
     from jina_vlm_tools.synthetic.questions import evaluation_sample
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
     return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
 
 
-def as_uri(picture) -> str:
+def as_uri(image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -60,8 +60,8 @@ CHATS = {
     "5 tiles": [user(shapes(2, 640, 480), "How many shapes are there?")],
     "13 tiles": [user(shapes(3, 1280, 720), "Describe the picture.")],
     "most tokens": [user(shapes(3, 300, 3300), "Describe the picture.")],
-    "picture last": [user("Was ist oben links?", shapes(4, 500, 300))],
-    "two pictures": [user(shapes(5), "and", shapes(6, 640, 480), "Describe the picture.")],
+    "image last": [user("Was ist oben links?", shapes(4, 500, 300))],
+    "two images": [user(shapes(5), "and", shapes(6, 640, 480), "Describe the picture.")],
     "the same twice": [user(shapes(7), shapes(7), "Describe the picture.")],
     "two of one size": [user(shapes(8), shapes(9), "Décris l'image.")],
     "one in another prompt": [user(shapes(1), "How many shapes are there?")],
@@ -76,7 +76,8 @@ CHATS = {
 
 
 class Reference:
-    """What transformers makes of a chat: token ids of the prompt and of the greedy answer, without the token that ends it."""
+    """What transformers makes of a chat: token ids of the prompt and of the greedy answer, without the token that ends
+    it."""
 
     def __init__(self):
         import torch

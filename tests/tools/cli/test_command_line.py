@@ -34,11 +34,13 @@ from jina_vlm_tools.synthetic.shapes import draw_scene
 TOKEN = "hf_SecretOfMine0123456789"
 QUESTIONS = ("How many shapes are there?", "Describe the picture.", "Which colour does the shape at the bottom have?")
 COMMANDS = ("ask", "chat", "tiles", "batch", "app", "demo", "train", "convert", "upload")
+REPORTING = ("ask", "chat", "tiles", "convert", "upload")  # by --json
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """Where `pip install .` has put the package and the command, from a copy that holds nothing else of the checkout."""
+    """Where `pip install .` has put the package and the command, from a copy that holds nothing else of the
+    checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for path in (
         *ROOT.glob("*.py"),
@@ -65,9 +67,9 @@ def environment(installed, tmp_path_factory) -> dict[str, str]:
     """Of somebody who has installed the package, is not logged in, and has no network."""
     home = tmp_path_factory.mktemp("home")
     return {
-        "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(installed), "HOME": str(home), "TMPDIR": str(home),
-        "JINA_VLM_MODEL": str(TINY), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
-        "no_proxy": "127.0.0.1,localhost",
+        "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(installed), "HOME": str(home),
+        "TMPDIR": str(home), "JINA_VLM_MODEL": str(TINY), "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost",
     }  # fmt: skip
 
 
@@ -92,9 +94,9 @@ def scene(seed: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> tuple[Path, Path]:
+def images(tmp_path_factory) -> tuple[Path, Path]:
     """Two of the kind that checkpoints/tiny knows; the second is larger."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     paths = folder / "first picture.png", folder / "second.png"
     scene(1).save(paths[0])
     scene(2).resize((640, 500)).save(paths[1])
@@ -109,14 +111,15 @@ def checkpoint():
 
 
 @pytest.fixture(scope="module")
-def started(run, pictures, released_folder):
+def started(run, images, released_folder):
     """What takes seconds to start, two at a time: {name: the process' end to come}."""
-    first, second = pictures
+    first, second = images
+    said = [QUESTIONS[1], f"/image {second}", QUESTIONS[0], "", "/reset", QUESTIONS[2], "/image no.png", "never asked"]
     commands = {
         "ask": (["ask", first, "--max-new-tokens", 60, "-", QUESTIONS[1], "--json"], second.read_bytes()),
         "chat": (
             ["chat", "--json", "--max-new-tokens", 20, first],
-            "\n".join([QUESTIONS[1], f"/image {second}", QUESTIONS[0], "", "/reset", QUESTIONS[2], "/image no.png", "never asked"]).encode(),
+            "\n".join(said).encode(),
         ),
         "tiles": (["tiles", second, "--save", "tiles.png", "--json", "--model", TINY], b""),
         "convert": (["convert", released_folder, "converted"], b""),
@@ -146,9 +149,9 @@ def expected_answer(checkpoint, images: list[Path], question: str, **kwargs) -> 
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Help and usage
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -160,7 +163,8 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
     assert process.returncode == 0 and usage.ru_utime + usage.ru_stime < 0.5
     assert "exit codes:" in text and "130" in text
     if command:
-        assert f"  jina-vlm {command[0]} " in text.split("examples:")[1] and "--json" in text
+        assert f"  jina-vlm {command[0]} " in text.split("examples:")[1]
+        assert ("--json" in text) == (command[0] in REPORTING)
     else:
         assert all(f"\n    {name} " in text for name in COMMANDS)
 
@@ -176,17 +180,17 @@ def test_what_is_not_understood(run, arguments):
     assert b"usage: jina-vlm" in result.stderr and b"error: " in result.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # ask, chat
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_ask_images_by_path_and_from_stdin(started, checkpoint, pictures):
+def test_ask_images_by_path_and_from_stdin(started, checkpoint, images):
     out, err = ended(started["ask"])
     report = json.loads(out)
-    assert report["answer"] == expected_answer(checkpoint, pictures, QUESTIONS[1], max_new_tokens=60) and not err
+    assert report["answer"] == expected_answer(checkpoint, images, QUESTIONS[1], max_new_tokens=60) and not err
     assert [(image["width"], image["height"]) for image in report["images"]] == [
-        Image.open(path).size for path in pictures
+        Image.open(path).size for path in images
     ]
     processor = checkpoint[1]
     for image in report["images"]:
@@ -203,9 +207,9 @@ def test_ask_images_by_path_and_from_stdin(started, checkpoint, pictures):
     assert 0 < parts["first_token"] <= parts["answer"] < parts["total"]
 
 
-def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environment, empty, pictures, checkpoint):
+def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environment, empty, images, checkpoint):
     terminal, stderr = pty.openpty()
-    uri = f"data:image/png;base64,{base64.b64encode(pictures[0].read_bytes()).decode()}"
+    uri = f"data:image/png;base64,{base64.b64encode(images[0].read_bytes()).decode()}"
     process = subprocess.Popen(
         ["jina-vlm", "ask", uri, QUESTIONS[1]], stdout=subprocess.PIPE, stderr=stderr, cwd=empty, env=environment
     )
@@ -216,7 +220,7 @@ def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environme
     while chunk := read_terminal(terminal):
         said += chunk
     assert process.wait() == 0 and len(pieces) > 2
-    assert "".join(pieces) == expected_answer(checkpoint, pictures[:1], QUESTIONS[1]) + "\n"
+    assert "".join(pieces) == expected_answer(checkpoint, images[:1], QUESTIONS[1]) + "\n"
     assert b"Loading the model ...\r\n" in said and b"first after" in said and b"arning" not in said
 
 
@@ -235,18 +239,18 @@ def read_terminal(terminal: int) -> bytes:
         return b""
 
 
-def test_chat_from_a_pipe_ends_at_the_first_error(started, checkpoint, pictures):
+def test_chat_from_a_pipe_ends_at_the_first_error(started, checkpoint, images):
     out, err = ended(started["chat"], 1)
     first, second, third = map(json.loads, out.splitlines())
-    assert err == "error: no.png: no such picture. Expected a path, an http(s) URL, a data URI, or - for stdin.\n"
-    assert first["answer"] == expected_answer(checkpoint, pictures[:1], QUESTIONS[1], max_new_tokens=20)
+    assert err == "error: no.png: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.\n"
+    assert first["answer"] == expected_answer(checkpoint, images[:1], QUESTIONS[1], max_new_tokens=20)
     assert first["is_cut_off"] and first["tokens"]["answer"] == 20
     assert [len(turn["images"]) for turn in (first, second, third)] == [1, 1, 0]
     assert second["tokens"]["prompt"] > first["tokens"]["prompt"] + 20 + second["images"][0]["tokens"]
     assert third["answer"] == expected_answer(checkpoint, [], QUESTIONS[2], max_new_tokens=20)
 
 
-def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, pictures):
+def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, images):
     """Turn by turn it gives what the library gives for the whole chat, rendered and encoded anew."""
     model, processor = checkpoint
     conversation, chat, encoded = Conversation(model, processor, max_new_tokens=9), [], []
@@ -255,9 +259,7 @@ def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, 
         with_kwargs=True,
     )
     try:
-        for question, new in zip(
-            (*QUESTIONS, "And <|image|> there?"), (pictures[:1], [], pictures[1:], []), strict=True
-        ):
+        for question, new in zip((*QUESTIONS, "And <|image|> there?"), (images[:1], [], images[1:], []), strict=True):
             opened = [Image.open(path) for path in new]
             parts = [{"type": "image", "image": image} for image in opened] + [{"type": "text", "text": question}]
             chat.append({"role": "user", "content": parts})
@@ -288,16 +290,16 @@ def test_a_chat_that_is_too_long_says_so(checkpoint, monkeypatch):
             conversation.answer("Why?", [])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # tiles
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_are_counted_and_drawn(started, empty, checkpoint, pictures):
+def test_tiles_are_counted_and_drawn(started, empty, checkpoint, images):
     out, err = ended(started["tiles"])
     report = json.loads(out)
     processor = checkpoint[1]
-    width, height = Image.open(pictures[1]).size
+    width, height = Image.open(images[1]).size
     assert report["picture"] == {"width": width, "height": height} and not err
     assert report["tokens"]["total"] == processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"][0]
     assert report["saved"] == "tiles.png" and Image.open(empty / "tiles.png").width >= 1740
@@ -305,11 +307,11 @@ def test_tiles_are_counted_and_drawn(started, empty, checkpoint, pictures):
 
 @pytest.mark.parametrize("size", [(900, 640), (60, 40), (60, 2000)])
 def test_kept_regions_cover_the_canvas(size):
-    """Once, but for a patch's width at each seam, where the last token of a tile covers half of its window. The numbers add
-    up to the processor's own."""
+    """Once, but for a patch's width at each seam, where the last token of a tile covers half of its window. The
+    numbers add up to the processor's own."""
     image_processor = jina_vlm.JinaVLMImageProcessor()
-    picture = Image.fromarray(make_image(*size[::-1], "black"))
-    tiling = compute_tiling(picture, image_processor)
+    image = Image.fromarray(make_image(*size[::-1], "black"))
+    tiling = compute_tiling(image, image_processor)
     report = tiling.to_dict()
     canvas, side = torch.zeros(tiling.canvas[::-1], dtype=torch.int), report["tile"]["token_side"]
     for tile in report["tiles"]:
@@ -326,31 +328,31 @@ def test_kept_regions_cover_the_canvas(size):
         and report["tokens"]["total"] == 196 + 18 - 2 + rows * (columns + 1) + 2
     )
     page = draw_page(tiling)
-    colours = {colour for _, colour in page.getcolors(page.width * page.height)} - {BLUE}
-    assert colours & set(TILE_COLORS) == set(TILE_COLORS[: len(tiling.tiles)]) - {BLUE}
+    colors = {color for _, color in page.getcolors(page.width * page.height)} - {BLUE}
+    assert colors & set(TILE_COLORS) == set(TILE_COLORS[: len(tiling.tiles)]) - {BLUE}
 
 
-def test_more_tiles_than_colours():
-    picture = Image.fromarray(make_image(1000, 1000))
-    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor(), max_tiles=16)
+def test_more_tiles_than_colors():
+    image = Image.fromarray(make_image(1000, 1000))
+    tiling = compute_tiling(image, jina_vlm.JinaVLMImageProcessor(), max_tiles=16)
     assert len(tiling.tiles) == 16 and tiling.tokens == 2194
     page = draw_page(tiling)
-    colours = {colour for _, colour in page.getcolors(page.width * page.height)}
-    assert colours >= set(TILE_COLORS)
+    colors = {color for _, color in page.getcolors(page.width * page.height)}
+    assert colors >= set(TILE_COLORS)
 
 
 def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
     """Its own settings count: the grid is chosen on the image's own size."""
     processor = jina_vlm.JinaVLMImageProcessor.from_pretrained(bundle, do_resize=False)
-    picture = Image.fromarray(make_image(186, 1177))
-    tiling = compute_tiling(picture, processor)
+    image = Image.fromarray(make_image(186, 1177))
+    tiling = compute_tiling(image, processor)
     assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
 
 
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
-    picture = Image.new("RGB", (900, 640), "white")
-    picture.paste((250, 220, 0), (0, 0, 450, 640))
-    tiling = compute_tiling(picture, jina_vlm.JinaVLMImageProcessor())
+    image = Image.new("RGB", (900, 640), "white")
+    image.paste((250, 220, 0), (0, 0, 450, 640))
+    tiling = compute_tiling(image, jina_vlm.JinaVLMImageProcessor())
     page = draw_page(tiling)
     for tile in tiling.tiles:  # a place between frames, labels and overlaps
         spot = (150, 120) if tile.corner[0] else (60, 120)
@@ -372,8 +374,13 @@ def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("tiles.xyz", ".xyz is no format"), ("tiles", "no ending is no format"), ("none/tiles.png", "its folder is not there"), ("picture.png", "would replace the picture")],
-)  # fmt: skip
+    [
+        ("tiles.xyz", ".xyz is no format"),
+        ("tiles", "no ending is no format"),
+        ("none/tiles.png", "its folder is not there"),
+        ("picture.png", "would replace the picture"),
+    ],
+)
 def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
     monkeypatch.chdir(tmp_path)
     scene(1).save("picture.png")
@@ -386,10 +393,13 @@ def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
 
 @pytest.mark.parametrize(
     ("arguments", "size", "message"),
-    [(["tiles", "{picture}", "--save", "{out}.png"], 10_000, "out.png could not be written"), (["convert", str(TINY), "{out}"], 1_000_000, "bundle could not be written")],
-)  # fmt: skip
-def test_a_full_disk_leaves_nothing_behind(pictures, tmp_path, arguments, size, message):
-    arguments = [argument.format(picture=pictures[1], out=tmp_path / "out") for argument in arguments]
+    [
+        (["tiles", "{picture}", "--save", "{out}.png"], 10_000, "out.png could not be written"),
+        (["convert", str(TINY), "{out}"], 1_000_000, "bundle could not be written"),
+    ],
+)
+def test_a_full_disk_leaves_nothing_behind(images, tmp_path, arguments, size, message):
+    arguments = [argument.format(picture=images[1], out=tmp_path / "out") for argument in arguments]
     with largest_file(size), pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert (
@@ -404,8 +414,8 @@ def test_an_older_drawing_stays_until_the_new_one_is_whole(tmp_path):
     (tmp_path / "old.png").write_bytes(b"old")
 
     class Page:
-        def save(self, path):
-            path.write_bytes(b"half")
+        def save(self, file, format):
+            file.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -413,9 +423,9 @@ def test_an_older_drawing_stays_until_the_new_one_is_whole(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"old.png": b"old"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # convert, upload
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_convert_writes_a_folder_that_loads_by_its_own_code(started, installed, empty, model):
@@ -500,20 +510,20 @@ def test_ctrl_c(environment, empty):
     assert err == b"\nInterrupted. Nothing is half-written; run the same command again to go on.\n"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad input
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "no.png", "Why?"], "no.png: no such picture. Expected a path"),
-        (["ask", ".", "Why?"], ". is a folder. Name one picture in it."),
+        (["ask", "no.png", "Why?"], "no.png: no such image. Expected a path"),
+        (["ask", ".", "Why?"], ". is a folder. Name one image in it."),
         (["ask", "-", "-", "Why?"], "was given several times"),
         (["ask", "-", "Why?", "--model", "nowhere"], "nowhere: neither a folder nor the name of a repository"),
         (["chat", "-"], "In a chat stdin brings the questions"),
-        (["tiles", "no.png"], "no.png: no such picture"),
+        (["tiles", "no.png"], "no.png: no such image"),
         (["convert", "./nowhere", "out"], "./nowhere: neither a folder"),
     ],
 )
@@ -536,11 +546,11 @@ def test_mistakes_are_told_at_once(run, arguments, message):
         (None, ["--model", "{empty}"], "{empty}"),
     ],
 )
-def test_mistakes_that_are_found_later(stdin, options, message, tmp_path, monkeypatch, pictures):
+def test_mistakes_that_are_found_later(stdin, options, message, tmp_path, monkeypatch, images):
     """In this process, which has imported torch already."""
     options = [option.format(empty=tmp_path) for option in options]
     content = tmp_path / "stdin"
-    content.write_bytes(pictures[0].read_bytes() if stdin is None else stdin)
+    content.write_bytes(images[0].read_bytes() if stdin is None else stdin)
     with content.open() as file, pytest.raises(SystemExit) as stopped:
         monkeypatch.setattr(sys, "stdin", file)
         main(["ask", "-", "Why?", "--model", str(TINY), *options])

@@ -69,7 +69,8 @@ def test_text_of_the_page_is_whole(folder, weights):
     """Nothing of the template is left in it, and no tag that other weights have."""
     made = card.write_card(folder, "me/page", find_origin(weights), [])
     assert not re.search(r"{%|{#|{{ |Undefined|None", made.text)
-    assert [heading for heading in re.findall("^## (.*)$", made.text, re.MULTILINE) if heading != "The small checkpoint"] == [
+    headings = re.findall("^## (.*)$", made.text, re.MULTILINE)
+    assert [heading for heading in headings if heading != "The small checkpoint"] == [
         "Usage", "Weights", "Intended use", "Limits", "Text from strangers", "License", "Citation",
     ]  # fmt: skip
     assert ("## The small checkpoint" in made.text) == ("siglip2" not in made.data.tags) == (weights == str(TINY))
@@ -108,7 +109,7 @@ def test_links_of_the_page_lead_somewhere(folder):
             ), target
 
 
-# Results ---------------------------------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------------------
 
 
 def test_results_become_a_table_and_a_model_index(folder, tmp_path):
@@ -146,7 +147,7 @@ def test_results_that_cannot_be_read_are_an_error(folder, tmp_path, content):
         card.write_card(folder, "me/page", ORIGIN, [], results=results)
 
 
-# Metadata --------------------------------------------------------------------------------------------------------------
+# Metadata ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_metadata_that_the_hub_would_not_take_are_an_error(folder, tmp_path, old
         card.check_card(tmp_path / "README.md")
 
 
-# License and origin ----------------------------------------------------------------------------------------------------
+# License and origin --------------------------------------------------------------------------------------------------
 
 
 def test_origin_of_the_small_checkpoint():
@@ -180,7 +181,7 @@ def test_origin_of_the_small_checkpoint():
 
 
 def test_unknown_license_or_origin_is_an_error(released_folder):
-    with pytest.raises(PublishingError, match="licence of .* is not known.*--license"):
+    with pytest.raises(PublishingError, match="license of .* is not known.*--license"):
         find_origin(str(released_folder), origin="me/base")
     with pytest.raises(PublishingError, match="come from is not known.*--origin"):
         find_origin(str(released_folder), license="mit")

@@ -1,4 +1,5 @@
-"""Publishing: from a checkpoint to a page on the Hub, with the real client against a server that speaks the Hub's protocol."""
+"""Publishing: from a checkpoint to a page on the Hub, with the real client against a server that speaks the Hub's
+protocol."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,7 +69,7 @@ def hub(monkeypatch, no_token, tmp_path_factory):
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
         yield hub
         huggingface_hub.utils.close_session()
 
@@ -111,14 +113,14 @@ def published(hub, repo_id: str = "me/page", revision: str = "main") -> dict[str
     return files
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # The whole way
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_from_the_released_layout_to_a_page_that_loads_by_its_own_code(released_folder, model, chat, tmp_path):
-    """The command as people run it, from one repository of the Hub to another, with the client's log wide open; then the
-    page's own code, as printed on it."""
+    """The command as people run it, from one repository of the Hub to another, with the client's log wide open; then
+    the page's own code, as printed on it."""
     Image.fromarray(make_image(150, 100)).save(tmp_path / "photo.png")
     shutil.copytree(released_folder, tmp_path / "released").chmod(0o755)
     (tmp_path / "released" / "README.md").write_text(CARD)
@@ -126,9 +128,9 @@ def test_from_the_released_layout_to_a_page_that_loads_by_its_own_code(released_
         hub.create("me/released", private=True)
         source = hub.put("me/released", tmp_path / "released")
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path),
-            "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "no_proxy": "127.0.0.1,localhost",
-            "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "OMP_NUM_THREADS": "1",
+            "PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "home"),
+            "TMPDIR": str(tmp_path), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
+            "no_proxy": "127.0.0.1,localhost", "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [
             sys.executable,
@@ -177,7 +179,9 @@ os.chdir(sys.argv[1])
 assert "jina_vlm" not in sys.modules and type(model).__module__.startswith("transformers_modules.me.bundle.{commit}")
 print(ids.tolist())
 from transformers import AutoModelForImageTextToText
-old = AutoModelForImageTextToText.from_pretrained("me/bundle", trust_remote_code=True, revision="{commit}", code_revision="{commit}")
+old = AutoModelForImageTextToText.from_pretrained(
+    "me/bundle", trust_remote_code=True, revision="{commit}", code_revision="{commit}"
+)
 print(old.generate(**inputs, max_new_tokens=64).tolist())
 """
         online = {
@@ -191,9 +195,9 @@ print(old.generate(**inputs, max_new_tokens=64).tolist())
     assert json.loads(first) == json.loads(second) == model.generate(**inputs, max_new_tokens=64).tolist()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Assembling
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_published_weights_are_the_checkpoints_but_for_the_rows_of_structural_tokens(bundle):
@@ -209,13 +213,13 @@ def test_published_weights_are_the_checkpoints_but_for_the_rows_of_structural_to
     assert not torch.equal(head, old)
 
 
-def test_answers_stay_what_they_were(bundle, picture):
+def test_answers_stay_what_they_were(bundle):
     """Greedy and sampled ones, on the trained checkpoint, whose rows of structural tokens were trained too."""
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     models = [
         jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)
     ]
-    content = [{"type": "image", "image": picture(200, 260)}, {"type": "text", "text": "Describe the picture."}]
+    content = [{"type": "image", "image": make_image(200, 260)}, {"type": "text", "text": "Describe the picture."}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -315,9 +319,9 @@ def test_what_is_in_the_output_is_replaced_only_if_it_is_a_bundle_and_one_says_s
     assert contents(copy) == before | {"thesis.tex": b"years of work"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Checks before anything is sent
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -371,9 +375,9 @@ def test_a_bundle_is_asked_alone_and_without_the_token(copy, monkeypatch):
     assert TOKEN not in said and "PYTHONPATH" not in said and f"'{ROOT}'" not in said
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Sending
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_one_commit_holds_the_bundle(hub, bundle):
@@ -484,8 +488,8 @@ def test_what_arrived_is_compared_with_what_was_sent(hub, bundle):
     with pytest.raises(PublishingError) as refusal:
         compare(api, "me/page", commit, bundle, names)
     for fault in (
-        f"{shard} has sha256 ", "tokenizer.json has git-sha1 ", "config.json did not arrive", "secret.txt is there and was not sent",
-        f"tokenizer.json has {files['tokenizer.json'].size - 1} bytes",
+        f"{shard} has sha256 ", "tokenizer.json has git-sha1 ", "config.json did not arrive",
+        "secret.txt is there and was not sent", f"tokenizer.json has {files['tokenizer.json'].size - 1} bytes",
     ):  # fmt: skip
         assert fault in str(refusal.value)
 
@@ -523,9 +527,9 @@ def test_the_server_is_as_strict_as_the_hub(hub):
             HfApi(token=token).repo_info("me/secret")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad input
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_no_token(hub, monkeypatch):

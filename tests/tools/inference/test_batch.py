@@ -43,14 +43,14 @@ def caches(tmp_path_factory):
 
 def shapes(seed: int) -> Image.Image:
     """An image of shapes, of one to seven tiles."""
-    picture = draw_scene(make_scene(random.Random(seed), TRAINING_PAIRS))
+    image = draw_scene(make_scene(random.Random(seed), TRAINING_PAIRS))
     scale = (1, 2, 0.5)[seed % 3]
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    return image.resize((round(image.width * scale), round(image.height * scale)))
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -157,7 +157,7 @@ def test_folder(photos, alone, tmp_path, capsys, form):
     assert len(list((tmp_path / "answers").glob(f"part-*.{form}"))) == 3
     captured = capsys.readouterr()
     assert captured.out.startswith("7 rows: 7 answered, 0 with an error; in 3 parts, 3 of them new")
-    assert "7/7" in captured.err and "picture/s" in captured.err.splitlines()[-1]
+    assert "7/7" in captured.err and "image/s" in captured.err.splitlines()[-1]
     loaded = datasets.load_dataset(
         form.replace("jsonl", "json"), data_files=f"{tmp_path}/answers/*.{form}", split="train"
     )
@@ -192,10 +192,10 @@ def test_parquet_files_with_questions(drawn, alone, tmp_path):
 
 def test_data_set(photos, drawn, alone, tmp_path):
     """As it is saved, and as a folder of the Hub's layout; images as `datasets` stores them, or as paths."""
-    pictures = {"image": [{"bytes": content, "path": None} for content in drawn]}
+    images = {"image": [{"bytes": content, "path": None} for content in drawn]}
     paths = {"image": [str(photos / "more" / f"{index}.PNG") for index in (1, 3)]}
     saved = datasets.DatasetDict(
-        train=datasets.Dataset.from_dict(pictures, features=datasets.Features({"image": datasets.Image()})),
+        train=datasets.Dataset.from_dict(images, features=datasets.Features({"image": datasets.Image()})),
         test=datasets.Dataset.from_dict(paths),
     )
     saved.save_to_disk(tmp_path / "saved")
@@ -238,7 +238,7 @@ def test_bad_bytes_are_rows_with_errors(drawn, alone, tmp_path, capsys):
     datasets.Dataset.from_dict({"image": [*bad, drawn[0]]}).to_parquet(tmp_path / "bad.parquet")
     rows = answer(tmp_path / "bad.parquet", tmp_path / "answers")
     assert answers(rows) == [*[NONE] * 4, alone[QUESTION][0]]
-    expected = ["has no picture", "Not a picture", "Not a picture", "damaged or incomplete"]
+    expected = ["has no image", "Not an image", "Not an image", "damaged or incomplete"]
     assert all(message in row["error"] for row, message in zip(rows, expected, strict=False))
     assert "5 rows: 1 answered, 4 with an error" in capsys.readouterr().out
 
@@ -280,7 +280,7 @@ def test_memory_that_suffices_for_fewer(checkpoint, photos, drawn, alone, capsys
         right if number <= 4 else NONE for right, number in zip(alone[QUESTION], tiles, strict=True)
     ]
     assert ["can't allocate memory" in (row["error"] or "") for row in answered] == [number > 4 for number in tiles]
-    assert "Memory ran out with 7 pictures; going on with 3 at a time." in capsys.readouterr().err
+    assert "Memory ran out with 7 images; going on with 3 at a time." in capsys.readouterr().err
 
 
 # Kills, resumes and mistakes
@@ -386,9 +386,9 @@ def test_sources_that_cannot_be_used(photos, drawn, tmp_path):
     output = tmp_path / "answers"
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing")
-    assert "holds no pictures" in refused(tmp_path / "empty", output)
+    assert "holds no images" in refused(tmp_path / "empty", output)
     assert "nothing there" in refused(tmp_path / "missing", output)
-    assert "expected a folder of pictures" in refused(photos / "0.PNG", output)
+    assert "expected a folder of images" in refused(photos / "0.PNG", output)
     assert "--id-column" in refused(photos, output, "--id-column", "name")
     source = tmp_path / "some.parquet"
     datasets.Dataset.from_dict({"photo": [drawn[0]], "text": ["hi"], "number": [1.5]}).to_parquet(source)

@@ -1,5 +1,5 @@
-"""Many requests from several threads: the same answers as one by one, and memory that stays flat. `python -m benchmarks.soak`
-is the soak of 2,000."""
+"""Many requests from several threads: the same answers as one by one, and memory that stays flat. `python -m
+benchmarks.soak` is the soak of 2,000."""
 
 import sys
 

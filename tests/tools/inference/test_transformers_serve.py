@@ -1,5 +1,5 @@
-"""`transformers serve`, as `jina_vlm_tools.inference.serve` starts it, through the `openai` client: it answers as `generate`
-does, and a request that cannot be answered gets its own error."""
+"""`transformers serve`, as `jina_vlm_tools.inference.serve` starts it, through the `openai` client: it answers as
+`generate` does, and a request that cannot be answered gets its own error."""
 
 import base64
 import io
@@ -117,8 +117,8 @@ def text_of_stream(chunks) -> str:
 
 @pytest.fixture(scope="module")
 def generated():
-    """The function `generated(messages, folder=TINY)`: the library's greedy answer to the same messages, and the number
-    of tokens in the prompt."""
+    """The function `generated(messages, folder=TINY)`: the library's greedy answer to the same messages, and the
+    number of tokens in the prompt."""
     loaded = {}
 
     def answer(messages: list[dict], folder=TINY, **kwargs) -> tuple[str, int]:
@@ -270,7 +270,7 @@ IMAGE = png(draw_scene(SHAPES.scene))
 
 # What makes up the message, and what the error says. {url} is a server's, {dead} nobody's.
 REFUSED = {
-    "not a picture": ([image(b"just text")], "not an image in a format that Pillow can read"),
+    "not an image": ([image(b"just text")], "not an image in a format that Pillow can read"),
     "empty": ([image(b"")], "not an image"),
     "truncated": ([image(IMAGE[: len(IMAGE) // 2])], "damaged or incomplete"),
     "not base64": ([image("data:image/png;base64,!?")], "base64"),
@@ -280,11 +280,11 @@ REFUSED = {
     "page": ([image("{url}/page.png")], "not an image"),
     "file of the server": (
         [image(str(ROOT / "docs" / "shapes.png"))],
-        "Expected a picture's http.* URL or data URI, got '/",
+        "Expected an image's http.* URL or data URI, got '/",
     ),
     "file, as a URL": (
         [image((ROOT / "docs" / "shapes.png").as_uri())],
-        "Expected a picture's http.* URL or data URI, got 'file:",
+        "Expected an image's http.* URL or data URI, got 'file:",
     ),
     "long text": (["word " * 5000], r"has \d+ tokens, the model takes 4096"),
     "too many images": ([shapes(1280, 720)] * 3, r"has 52\d\d tokens, the model takes 4096.*fewer or smaller images"),
@@ -374,8 +374,8 @@ def test_responses_refuse_too(client):
 
 
 def test_errors_of_generation_stay_with_their_request(server, generated):
-    """The library's server gives `generate` the processor for a tokenizer, so that `stop` fails. Nothing of ours is asked
-    before; what is seen here is what any such error looks like."""
+    """The library's server gives `generate` the processor for a tokenizer, so that `stop` fails. Nothing of ours is
+    asked before; what is seen here is what any such error looks like."""
     messages = [user(shapes(), DESCRIBE)]
     for stream, error, message in (
         (False, openai.InternalServerError, "Internal Server Error"),

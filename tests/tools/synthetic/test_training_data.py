@@ -127,7 +127,7 @@ def test_shapes_become_one_tile_and_small_print_several():
     assert len(sizes) > 250
 
 
-def test_shapes_are_drawn_in_their_place_and_colour():
+def test_shapes_are_drawn_in_their_place_and_color():
     for colour in COLOURS:
         for kind in KINDS:
             for index, place in enumerate(PLACES):

@@ -1,6 +1,7 @@
 """A SigLIP2 and a Qwen3 become a jina-vlm, whose parts do what they did."""
 
 import sys
+from types import SimpleNamespace
 
 import jina_vlm
 import pytest
@@ -55,8 +56,9 @@ def make_tower(folder, whole: bool = True, **changes):
 def make_decoder(folder, rows: int = 640, tied: bool = True, **changes):
     config = Qwen3Config(
         **{
-            "vocab_size": rows, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096, "tie_word_embeddings": tied, **changes,
+            "vocab_size": rows, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096,
+            "tie_word_embeddings": tied, **changes,
         }
     )  # fmt: skip
     torch.manual_seed(2)
@@ -129,8 +131,8 @@ def test_new_rows_are_the_mean_of_the_old(parts, bundle):
 def test_the_bundle_is_a_checkpoint_like_any_other(bundle):
     processor = AutoProcessor.from_pretrained(bundle, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True).eval()
-    picture = Image.fromarray(make_image(300, 900))
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "which fox?"}]}]
+    image = Image.fromarray(make_image(300, 900))
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "which fox?"}]}]
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -196,13 +198,17 @@ def test_weights_that_are_missing(parts, tmp_path, monkeypatch):
 
 
 def test_a_change_would_be_noticed(parts, tmp_path, monkeypatch):
-    original = backbones._copy
+    """Of the tower's weights, others are copied than it computes with."""
 
-    def copy_and_change(weights, target, name):
-        original(weights, target, name)
-        next(target.parameters()).mul_(1.01)
+    def load(name, **kwargs):
+        tower, info = SiglipVisionModel.from_pretrained(name, **kwargs)
+        weights = tower.state_dict()
+        first = next(iter(weights))
+        weights[first] = weights[first] * 1.01
+        tower.state_dict = lambda: weights
+        return tower, info
 
-    monkeypatch.setattr(backbones, "_copy", copy_and_change)
+    monkeypatch.setattr(backbones, "SiglipVisionModel", SimpleNamespace(from_pretrained=load))
     with pytest.raises(SystemExit, match="its outputs have changed, by"):
         put_together(monkeypatch, *parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()

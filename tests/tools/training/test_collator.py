@@ -71,7 +71,7 @@ LAYOUTS = {
             {"from": "gpt", "value": "a dog"},
         ],
     },
-    "chat with pictures inside": {
+    "chat with images inside": {
         "messages": [
             {
                 "role": "user",
@@ -83,7 +83,7 @@ LAYOUTS = {
             *CHAT[1:],
         ]
     },
-    "chat with pictures beside": {"messages": CHAT, "images": [ONE]},
+    "chat with images beside": {"messages": CHAT, "images": [ONE]},
 }
 
 
@@ -98,7 +98,7 @@ def test_layouts_say_the_same(collator, layout):
         assert torch.equal(found[name], value), name
 
 
-def test_a_image_by_its_path(collator, tmp_path):
+def test_an_image_by_its_path(collator, tmp_path):
     ONE.save(tmp_path / "one.png")
     found = to_conversation({"image": "one.png", "conversations": LAYOUTS["llava"]["conversations"]}, tmp_path)
     assert torch.equal(collator([{"messages": found}])["pixel_values"], collator([LAYOUTS["llava"]])["pixel_values"])
@@ -201,15 +201,15 @@ BAD = {
     "unknown part": ({"messages": [{"role": "assistant", "content": [{"type": "video"}]}]}, "of type text or image"),
     "a place too many": (
         {"image": ONE, "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]},
-        "2 places for pictures, but 1",
+        "2 places for images, but 1",
     ),
-    "a place and no picture": (
+    "a place and no image": (
         {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]},
-        "1 places for pictures, but 0",
+        "1 places for images, but 0",
     ),
-    "no picture": ({"images": [{"bytes": b"junk", "path": None}], "texts": ANSWER}, "cannot be opened"),
+    "no image": ({"images": [{"bytes": b"junk", "path": None}], "texts": ANSWER}, "cannot be opened"),
     "missing file": ({"image": "nowhere.png", "conversations": [{"from": "gpt", "value": "x"}]}, "cannot be opened"),
-    "half a picture": ({"images": [truncated()], "texts": ANSWER}, "cannot be decoded"),
+    "half an image": ({"images": [truncated()], "texts": ANSWER}, "cannot be decoded"),
     "a strip": ({"images": [image(1, 900)], "texts": ANSWER}, "200"),
 }
 

@@ -97,7 +97,8 @@ def test_adapters_stand_beside_every_linear_layer_of_the_parts(small, parts):
 
 
 def test_adapters_merge_and_load(small, miniature, batch, tmp_path):
-    """Trained; saved alone and loaded with `load_adapter`; merged: the same logits each time, and others than before."""
+    """Trained; saved alone and loaded with `load_adapter`; merged: the same logits each time, and others than
+    before."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         before = small(**inputs).logits
@@ -139,15 +140,15 @@ def test_a_batch_without_images_reaches_every_adapter(small, small_processor, ro
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # TRL
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def as_dataset(rows) -> datasets.Dataset:
-    def png(picture):
+    def png(image):
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
     features = datasets.Features(
@@ -155,7 +156,7 @@ def as_dataset(rows) -> datasets.Dataset:
         messages=datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
     )
     return datasets.Dataset.from_list(
-        [{**row, "images": [png(picture) for picture in row["images"]]} for row in rows], features=features
+        [{**row, "images": [png(image) for image in row["images"]]} for row in rows], features=features
     )
 
 

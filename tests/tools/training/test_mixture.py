@@ -141,9 +141,9 @@ def where(batches) -> list[list[tuple[int, int]]]:
     return [[(place.source, place.index) for place in batch] for batch in batches]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is drawn
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_sources_have_their_shares(opened):
@@ -250,9 +250,9 @@ def test_workers_load_the_same(opened, collator):
     assert all(torch.equal(a, b) for a, b in zip(load(0), load(2), strict=True))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # What is bad
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_bad_samples_are_counted_logged_and_skipped(write, collator, caplog):
@@ -260,7 +260,7 @@ def test_bad_samples_are_counted_logged_and_skipped(write, collator, caplog):
         sources, _ = open_all(write(), collator)
     assert sources[0].bad.total() == 2 and sources[0].seen == 120 and len(sources[0]) == 118
     assert (
-        "many: sample 7 is skipped: A picture cannot be" in caplog.text
+        "many: sample 7 is skipped: An image cannot be" in caplog.text
         and "many: sample 9 is skipped: `texts` is []" in caplog.text
     )
     assert "2 of 120 samples are bad" in sources[0].report() and "1 x `texts` is []" in sources[0].report()
@@ -278,7 +278,7 @@ def test_too_many_bad_samples_stop_the_run(write, collator, streaming):
 
 
 def test_images_in_a_source_of_text(write, collator):
-    with pytest.raises(TooManyBadSamples, match="It has pictures, but its source is of modality text"):
+    with pytest.raises(TooManyBadSamples, match="It has images, but its source is of modality text"):
         open_all(write({"text_share": None}, modality="text"), collator)
 
 
@@ -340,7 +340,8 @@ def test_a_missing_column(write, folder, collator, streaming):
     file = write(path="captions.jsonl", streaming=streaming)
     with pytest.raises(
         SettingsError,
-        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, but none of texts",
+        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, "
+        "but none of texts",
     ):
         open_all(file, collator)
 

@@ -133,9 +133,9 @@ def trained(folder, miniature, tmp_path_factory):
     return file, output
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # One process
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_trained_folder_loads_by_itself(trained, processor):
@@ -238,10 +238,13 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "tiny"])
-def test_recipes_are_what_the_code_understands(name, monkeypatch):
-    """All but their files, which are made or brought."""
-    monkeypatch.setattr("jina_vlm_tools.training.mixture._files", lambda *args: [])
-    monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
+def test_recipes_are_what_the_code_understands(name, tmp_path, monkeypatch):
+    """All but their files, which are made or brought: here they are empty."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine/one.jsonl", "shapes/train.parquet", "shapes/text.jsonl", "shapes/held_out.parquet"):
+        path = tmp_path / "runs" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     stage, mixture = read_stage(
         find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml"
     )
@@ -337,9 +340,9 @@ def test_a_batch_without_images_reaches_every_parameter(new_model, chat):
     assert {part_of(name) for name, gradient in gradients.items() if gradient.any()} == {"decoder"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Two processes
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def two_processes(code: str, *args, cache: str) -> str:
@@ -350,7 +353,11 @@ def two_processes(code: str, *args, cache: str) -> str:
         "HF_DATASETS_CACHE": cache,
     }
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python", sys.executable, "-c", code, *map(str, args)],
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python",
+            sys.executable, "-c", code, *map(str, args),
+        ],
         capture_output=True, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-6000:]
@@ -411,11 +418,27 @@ collator.processor.image_processor.max_tiles = 2
 
 def compute(prediction):
     answered = prediction.label_ids != -100
-    return {"labels": answered.sum(axis=1).tolist(), "guesses": (prediction.predictions * answered).sum(axis=1).tolist()}
+    guesses = (prediction.predictions * answered).sum(axis=1)
+    return {"labels": answered.sum(axis=1).tolist(), "guesses": guesses.tolist()}
 
 
-args = TrainingArguments(output, per_device_eval_batch_size=1, use_cpu=True, remove_unused_columns=False, report_to="none", label_names=["labels"], ddp_backend="gloo")
-trainer = Trainer(model, args, collator, eval_dataset=rows(), compute_metrics=compute, preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1).roll(1, dims=1))
+args = TrainingArguments(
+    output,
+    per_device_eval_batch_size=1,
+    use_cpu=True,
+    remove_unused_columns=False,
+    report_to="none",
+    label_names=["labels"],
+    ddp_backend="gloo",
+)
+trainer = Trainer(
+    model,
+    args,
+    collator,
+    eval_dataset=rows(),
+    compute_metrics=compute,
+    preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1).roll(1, dims=1),
+)
 found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_hidden_states"])
 if trainer.is_world_process_zero():
     print("FOUND" + json.dumps({key: found[key] for key in ("eval_labels", "eval_guesses")}))
@@ -459,7 +482,8 @@ whole = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(folder, dtype=t
 collator = JinaVLMCollator(jina_vlm.JinaVLMProcessor.from_pretrained(folder))
 collator.processor.image_processor.max_tiles = 2
 turns = [{"user": "which?", "assistant": "a red star"}]
-batches = [collator([{"images": [Image.new("RGB", (200, 900), (90, 9, 9))], "texts": turns}]), collator([{"texts": turns * 3}])]
+image = Image.new("RGB", (200, 900), (90, 9, 9))
+batches = [collator([{"images": [image], "texts": turns}]), collator([{"texts": turns * 3}])]
 items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
 
 sharded = copy.deepcopy(whole)
@@ -482,10 +506,14 @@ for model, mine in ((whole, batches), (sharded, [batches[rank]])):
         optimizer.step()
         optimizer.zero_grad()
 expected = whole.state_dict()
-furthest = max((expected[name] - tensor.full_tensor()).abs().max().item() for name, tensor in sharded.state_dict().items())
+furthest = max(
+    (expected[name] - tensor.full_tensor()).abs().max().item() for name, tensor in sharded.state_dict().items()
+)
 local = sum(parameter.to_local().numel() for parameter in sharded.parameters())
 if rank == 0:
-    print("FOUND" + json.dumps({"whole": losses[:3], "sharded": losses[3:], "furthest": furthest, "share": local / whole.num_parameters()}))
+    share = local / whole.num_parameters()
+    found = {"whole": losses[:3], "sharded": losses[3:], "furthest": furthest, "share": share}
+    print("FOUND" + json.dumps(found))
 dist.destroy_process_group()
 """
 

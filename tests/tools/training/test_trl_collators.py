@@ -1,4 +1,5 @@
-"""What TRL's own collators hand to the model: the tokens that our processor makes of the whole, opened once and ended once.
+"""What TRL's own collators hand to the model: the tokens that our processor makes of the whole, opened once and ended
+once.
 
 They encode prompts and completions apart, and put the halves together.
 """
@@ -161,9 +162,9 @@ def test_tokens_of_ones_own(new_processor, token):
         assert (batch["input_ids"][0] == token_id).sum() == 3
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Texts alone: the trainers encode whole conversations beforehand
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

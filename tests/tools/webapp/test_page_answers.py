@@ -16,8 +16,8 @@ from jina_vlm_tools.webapp.examples import EXAMPLES
 pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="checkpoints/tiny has not been trained yet")
 CAPTION = EXAMPLES[0]
 RIGHT = (
-    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom left a pink "
-    "star, at the bottom right a purple cross."
+    "5 shapes: at the top left a pink star, at the top a red star, in the centre an orange triangle, at the bottom "
+    "left a pink star, at the bottom right a purple cross."
 )
 
 

@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[5]
 # Every test of the library that is not run on jina-vlm by our decision, and why.
 SKIPPED = {
     "test_reverse_loading_mapping": "The released layout is read, not written: saving does not reverse the mapping.",
-    "test_apply_chat_template_image": "It expects one row of pixels for each picture, and passes settings of videos: ours are "
-    "several tiles for each picture, and unknown arguments are refused.",
-    "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same pixels with it "
-    "and without it.",
+    "test_apply_chat_template_image": "It expects one row of pixels for each image, and passes settings of videos: "
+    "ours are several tiles for each image, and unknown arguments are refused.",
+    "test_new_models_require_torchvision_backend": "Our image processor needs no torchvision, and gives the same "
+    "pixels with it and without it.",
 }
 TILING = {"tile_size": VLMTester.tile_size, "patch_size": VLMTester.patch_size, "overlap_margin": 2, "max_tiles": 2}
 
@@ -127,13 +127,13 @@ class JinaVLMImageProcessorTest(Skips, VLMImageProcessorTest, unittest.TestCase)
 
     def check_call(self, **kind):
         processor = JinaVLMImageProcessor(**self.image_processor_dict)
-        pictures = self.image_processor_tester.prepare_image_inputs(**kind)
-        for given in (pictures[:1], pictures):
-            sizes = [processor.process_image(picture).shape[1:] for picture in given]
+        images = self.image_processor_tester.prepare_image_inputs(**kind)
+        for given in (images[:1], images):
+            sizes = [processor.process_image(image).shape[1:] for image in given]
             tiles = sum(processor.get_number_of_image_patches(*size) for size in sizes)
             side = processor.tile_size
             self.assertEqual(processor(given, return_tensors="pt").pixel_values.shape, (tiles, 3, side, side))
-        self.assertTrue(torch.equal(processor(pictures[0]).pixel_values, processor(pictures[:1]).pixel_values))
+        self.assertTrue(torch.equal(processor(images[0]).pixel_values, processor(images[:1]).pixel_values))
 
     def test_call_pil(self):
         self.check_call()

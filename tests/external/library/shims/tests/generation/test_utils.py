@@ -1,5 +1,5 @@
-"""Lost: nearly all tests of `generate` (assisted decoding, static caches, compilation, scores, stopping, and more). The three
-here take their place."""
+"""Lost: nearly all tests of `generate` (assisted decoding, static caches, compilation, scores, stopping, and more).
+The three here take their place."""
 
 import torch
 from transformers import set_seed

@@ -9,8 +9,8 @@ class ImageTextToTextPipelineTests:
     def get_test_pipeline(self, model, tokenizer, processor=None, image_processor=None, dtype="float32", **kwargs):
         pipe = ImageTextToTextPipeline(model=model, processor=processor, dtype=dtype, max_new_tokens=4)
         token = getattr(processor, "image_token", "") or ""
-        pictures = [Image.new("RGB", size, "teal") for size in ((40, 30), (20, 60))]
-        return pipe, [{"images": picture, "text": f"{token} What is this?"} for picture in pictures]
+        images = [Image.new("RGB", size, "teal") for size in ((40, 30), (20, 60))]
+        return pipe, [{"images": image, "text": f"{token} What is this?"} for image in images]
 
     def run_pipeline_test(self, pipe, examples):
         one = examples[0]

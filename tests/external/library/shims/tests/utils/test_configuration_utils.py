@@ -1,3 +1,4 @@
-"""Nothing is lost: the library sets these arguments on configurations that have no others inside; all that are tested here have."""
+"""Nothing is lost: the library sets these arguments on configurations that have no others inside; all that are tested
+here have."""
 
 config_common_kwargs = {}
