@@ -6,7 +6,14 @@ import threading
 import pytest
 import torch
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME, CHUNKS_CAN_HAVE_IMAGES
-from transformers import AutoModelForImageTextToText, GenerationConfig, StaticCache, TextIteratorStreamer, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StaticCache,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 
 NEW_TOKENS = 6
@@ -390,7 +397,8 @@ def test_nor_in_continuous_batches(eager_for_structure, processor):
     prompts = [processor.tokenizer(text)["input_ids"] for text in ("the quick brown", "fox jumps over the")]
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
     before = config.to_dict()
-    results = model.generate_batch(prompts, generation_config=config)
+    few = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # else the cache takes nearly all memory there is
+    results = model.generate_batch(prompts, generation_config=config, continuous_batching_config=few)
     generated = [token for result in results.values() for token in result.generated_tokens]
     assert len(generated) == 12 and not {*generated} & {*model.config.structural_token_ids}
     assert config.to_dict() == before, "the caller's config is left as it was"
