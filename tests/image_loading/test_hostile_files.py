@@ -182,7 +182,7 @@ def test_files_with_anything_in_them(data, name, start, end):
 MEASURE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-sys.path.insert(0, {root!r})
+sys.path[:0] = {root!r}, {root!r} + "/helpers"
 import conftest
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image

@@ -198,7 +198,10 @@ def test_integers_of_numpy(image, tmp_path):
     ("settings", "message"),
     [
         ({"tile_size": 100}, r"`tile_size` \(100\) must be a multiple of `patch_size` \(14\)"),
-        ({"overlap_margin": 14}, "`overlap_margin` is 14; expected less than half of a tile's 27 patches"),
+        (
+            {"overlap_margin": 14},
+            "`overlap_margin` is 14; expected 0 or more, and less than half of a tile's 27 patches",
+        ),
         ({"overlap_margin": 3}, r"`overlap_margin` \(3 patches\) must be a multiple of `pooling_size` \(2\)"),
         ({"overlap_margin": -2}, "`overlap_margin` must be at least 0, got -2"),
         ({"pooling_size": 0}, "`pooling_size` must be at least 1, got 0"),
