@@ -378,7 +378,7 @@ def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
         ("tiles.xyz", ".xyz is no format"),
         ("tiles", "no ending is no format"),
         ("none/tiles.png", "its folder is not there"),
-        ("picture.png", "would replace the picture"),
+        ("picture.png", "would replace the image"),
     ],
 )
 def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
@@ -540,8 +540,8 @@ def test_mistakes_are_told_at_once(run, arguments, message):
 @pytest.mark.parametrize(
     ("stdin", "options", "message"),
     [
-        (b"just text", [], "What came on stdin is not a picture"),
-        (b"", [], "What came on stdin is not a picture"),
+        (b"just text", [], "What came on stdin is not an image"),
+        (b"", [], "What came on stdin is not an image"),
         (None, ["--device", "cuda:99"], "--device cuda:99: "),
         (None, ["--model", "{empty}"], "{empty}"),
     ],
