@@ -397,7 +397,8 @@ def test_nor_in_continuous_batches(eager_for_structure, processor):
     prompts = [processor.tokenizer(text)["input_ids"] for text in ("the quick brown", "fox jumps over the")]
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
     before = config.to_dict()
-    few = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # else the cache takes nearly all memory there is
+    # else the cache takes nearly all memory there is
+    few = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)
     results = model.generate_batch(prompts, generation_config=config, continuous_batching_config=few)
     generated = [token for result in results.values() for token in result.generated_tokens]
     assert len(generated) == 12 and not {*generated} & {*model.config.structural_token_ids}
