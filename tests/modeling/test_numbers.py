@@ -4,13 +4,13 @@ by `python -m benchmarks.numbers`; batches in half precision and autocast are te
 import jina_vlm
 import pytest
 import torch
-from conftest import ROOT
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from benchmarks import numbers
+from jina_vlm_tools.files import TINY
 
 
-if not (ROOT / "checkpoints" / "tiny").is_dir():
+if not TINY.is_dir():
     pytest.skip("checkpoints/tiny has not been trained yet", allow_module_level=True)
 
 HALF = [torch.bfloat16, torch.float16]
@@ -20,7 +20,7 @@ NEAR = {torch.bfloat16: 0.01, torch.float16: 0.002}
 
 @pytest.fixture(scope="module")
 def tiny_processor():
-    processor = jina_vlm.JinaVLMProcessor.from_pretrained(numbers.SMALL)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
     processor.tokenizer.model_max_length = numbers.POSITIONS
     return processor
 

@@ -128,8 +128,7 @@ def trained(folder, miniature, tmp_path_factory):
     file = folder / "trained.yaml"
     evaluation = {"path": "held_out.parquet", "every": 3, "samples": 5, "max_new_tokens": 4, "batch_size": 2}
     file.write_text(yaml.safe_dump({**STAGE, "model": str(miniature), "evaluation": evaluation}))
-    with pytest.MonkeyPatch.context() as patch:
-        run(patch, file, "--output", output)
+    run(file, "--output", output)
     return file, output
 
 
