@@ -191,7 +191,7 @@ print(old.generate(**inputs, max_new_tokens=64).tolist())
             "no_proxy": "127.0.0.1,localhost",
         }
         *_, first, second = python(code, tmp_path, HF_HOME=str(tmp_path / "reader"), **online).stdout.splitlines()
-    inputs = chat([("user", Image.open(tmp_path / "photo.png"), "Describe the picture.")], add_generation_prompt=True)
+    inputs = chat([("user", Image.open(tmp_path / "photo.png"), "Describe the image.")], add_generation_prompt=True)
     assert json.loads(first) == json.loads(second) == model.generate(**inputs, max_new_tokens=64).tolist()
 
 
