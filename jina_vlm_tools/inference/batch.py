@@ -60,6 +60,8 @@ SCHEMA = pa.schema(
     }
 )
 SETTINGS = "settings.json"
+# Arguments that do not change what is written
+NO_SETTINGS = ("output", "batch_size", "run", "check", "interrupted")
 DIGEST = "sha256 of ids and questions"
 LOCK = ".lock"
 # Processes wait for the slowest at the end, and for the first one's look at the source at the start.
@@ -448,7 +450,7 @@ def settings_of(args: argparse.Namespace, source: Folder | Table) -> dict[str, A
     def full(name: str) -> str:
         return str(Path(name).resolve()) if Path(name).exists() else name
 
-    chosen = {name: value for name, value in vars(args).items() if name not in ("output", "batch_size")}
+    chosen = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     names = {"source": full(args.source), "model": full(args.model)}
     return chosen | names | {"rows": len(source), DIGEST: source.digest()}
 

@@ -84,7 +84,7 @@ def found(bundle, released_folder, tmp_path_factory):
     (folder / "jina_vlm").symlink_to(ROOT)
     script = folder / "script.py"
     script.write_text(CODE)
-    path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     result = subprocess.run(

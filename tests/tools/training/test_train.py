@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import jina_vlm
@@ -347,7 +348,9 @@ def test_a_batch_without_images_reaches_every_parameter(new_model, chat):
 def two_processes(code: str, *args, cache: str) -> str:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (ROOT / "tests", ROOT / "tests" / "helpers", Path(__file__).parent, ROOT))
+        ),
         "OMP_NUM_THREADS": "1",
         "HF_DATASETS_CACHE": cache,
     }
