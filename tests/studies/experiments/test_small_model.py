@@ -118,8 +118,9 @@ def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("stage", ["small_stage1", "small_stage2"])
-def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path):
+def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path, monkeypatch):
     """Every source of the recipes' mixtures is there and in a layout, with the tasks and weights that they name."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "pages").symlink_to(pages)
@@ -136,7 +137,11 @@ def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path
     ]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [*command, "--model", str(new_model), "--plan-only"], cwd=ROOT, capture_output=True, text=True, env=environment
+        [*command, "--model", str(new_model), "--plan-only"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     assert "0 of 6 samples are bad" in done.stdout
