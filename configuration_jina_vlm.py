@@ -86,7 +86,7 @@ class JinaVLMConfig(PreTrainedConfig):
     model_type = "jina_vlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
     # The Trainer gathers outputs by sample; these have no dimension of samples.
-    keys_to_ignore_at_inference = [CACHE_NAME, "image_hidden_states"]
+    keys_to_ignore_at_inference = [CACHE_NAME, "image_outputs"]
     _auto_class = "AutoConfig"
 
     vision_config: dict | PreTrainedConfig | None = None

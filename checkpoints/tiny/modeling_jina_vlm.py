@@ -26,18 +26,32 @@ from .tiling_jina_vlm import get_image_lengths, get_image_token_indices, get_tok
 TILES_AT_A_TIME = 4  # in the tower, on a CPU
 
 
+class _WithImages:
+    """What outputs of a model with images have in common."""
+
+    image_outputs: BaseModelOutputWithPooling | None
+
+    @property
+    def image_hidden_states(self) -> torch.Tensor | None:
+        """The embeddings that stand for the images: [image tokens, hidden]."""
+        return self.image_outputs and torch.cat(tuple(self.image_outputs.pooler_output))
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if value is self.image_outputs else value for value in super().to_tuple())
+
+
 @dataclass
-class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
-    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the images."""
+class JinaVLMModelOutputWithPast(_WithImages, BaseModelOutputWithPast):
+    """`image_outputs`: the result of [`~JinaVLMModel.get_image_features`]; None without images."""
 
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
-class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`image_hidden_states` [image tokens, hidden]: the embeddings that stand for the images."""
+class JinaVLMCausalLMOutputWithPast(_WithImages, CausalLMOutputWithPast):
+    """`image_outputs`: the result of [`~JinaVLMModel.get_image_features`]; None without images."""
 
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class JinaVLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
@@ -356,7 +370,6 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = None
         if image_outputs is not None:
             image_features = torch.cat(tuple(image_outputs.pooler_output)).to(inputs_embeds)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
@@ -370,7 +383,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             **{CACHE_NAME: cache},
             **kwargs,
         )
-        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        return JinaVLMModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
 
 class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationMixin):
@@ -463,7 +476,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 

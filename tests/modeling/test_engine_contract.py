@@ -104,6 +104,22 @@ def test_embeddings_are_final(model, processor, together):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_what_images_became_is_an_output(model, processor, together):
+    """Under the library's name, also as a tuple; and under the older one."""
+    images = {name: together[name] for name in processor.image_processor.model_input_names}
+    with torch.no_grad():
+        features = model.get_image_features(**images)
+        for part in (model, model.model):
+            output = part(input_ids=together["input_ids"], **images)
+            assert torch.equal(output.image_outputs.last_hidden_state, features.last_hidden_state)
+            assert all(map(torch.equal, output.image_outputs.pooler_output, features.pooler_output))
+            assert torch.equal(output.image_hidden_states, torch.cat(features.pooler_output))
+            state, pooled = part(input_ids=together["input_ids"], **images, return_dict=False)[-1]
+            assert torch.equal(state, features.last_hidden_state) and torch.equal(pooled[0], features.pooler_output[0])
+            output = part(input_ids=together["input_ids"][:, :1])
+            assert output.image_outputs is None and output.image_hidden_states is None
+
+
 def test_one_vocabulary(model):
     size = model.config.get_text_config().vocab_size
     assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == size

@@ -441,7 +441,7 @@ trainer = Trainer(
     compute_metrics=compute,
     preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1).roll(1, dims=1),
 )
-found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_hidden_states"])
+found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_outputs"])
 if trainer.is_world_process_zero():
     print("FOUND" + json.dumps({key: found[key] for key in ("eval_labels", "eval_guesses")}))
 """
