@@ -15,7 +15,7 @@ def pytest_configure(config):
     config.pluginmanager.register(DeprecatedCalls())
 """
 # By its name a module of the bundle, as the library runs copies of them from other folders.
-CASES = """
+CASES = '''
 import warnings
 import pytest
 from transformers.utils import logging
@@ -27,6 +27,18 @@ def deprecating(new=None):
 
 third_party = {"deprecating": deprecating}
 exec(compile("def call(): return deprecating(old=1)", "/lib/site-packages/trl/trainer.py", "exec"), third_party)
+
+library = {"deprecating": deprecating}
+source = """
+class Model:
+    def generate(self, **kwargs): return deprecating(**kwargs)
+def assist(model): return model.generate(old=1)
+"""
+exec(compile(source, "/lib/site-packages/transformers/generation.py", "exec"), library)
+
+class Model(library["Model"]):
+    def generate(self, **kwargs):
+        return super().generate(**kwargs)
 
 @pytest.fixture(scope="module")
 def prepared():
@@ -47,6 +59,12 @@ def test_logged_once_in_another_test():
 def test_passes_where_another_library_calls():
     assert third_party["call"]() == 1
 
+def test_warned_through_an_override():
+    assert Model().generate(old=1) == 1
+
+def test_passes_where_the_library_calls_an_override():
+    assert library["assist"](Model()) == 1
+
 def test_passes_where_it_is_asked_for():
     with pytest.warns(FutureWarning, match="old"):
         deprecating(old=1)
@@ -54,7 +72,7 @@ def test_passes_where_it_is_asked_for():
 def test_passes_with_other_warnings():
     warnings.warn("deprecated, says a UserWarning")
     logging.get_logger("transformers.models").warning("a word")
-"""
+'''
 
 
 def test_deprecated_calls_of_ours_fail(tmp_path):
@@ -70,10 +88,11 @@ def test_deprecated_calls_of_ours_fail(tmp_path):
     failed = set(re.findall(r"^ERROR test_calls_jina_vlm.py::(\w+)", result.stdout, flags=re.MULTILINE))
     assert failed == {
         "test_warned",
+        "test_warned_through_an_override",
         "test_warned_of_a_fixture",
         "test_logged_once",
         "test_logged_once_in_another_test",
     }, result.stdout
     line = 1 + CASES.splitlines().index("    assert deprecating(old=1) == 1")
     assert f"test_calls_jina_vlm.py:{line}: FutureWarning: `old` is deprecated" in result.stdout
-    assert re.search(r"^7 passed, .*4 errors", result.stdout, flags=re.MULTILINE), result.stdout
+    assert re.search(r"^9 passed, .*5 errors", result.stdout, flags=re.MULTILINE), result.stdout
