@@ -17,19 +17,19 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page page-picture fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters pictures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
-demo: $(VENV)/ready  ## show a picture to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
+demo: $(VENV)/ready  ## show an image to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
 	@$(RUN) -m jina_vlm_tools demo --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
 	@$(RUN) -m jina_vlm_tools serve $(CHECKPOINT) $(ARGS)
 
-batch: $(VENV)/ready  ## answer a question about every picture of a folder (ARGS="photos --output answers")
+batch: $(VENV)/ready  ## answer a question about every image of a folder (ARGS="photos --output answers")
 	@$(RUN) -m jina_vlm_tools batch $(ARGS)
 
 publish: $(VENV)/ready  ## publish a checkpoint on the Hub (ARGS="--weights jinaai/jina-vlm --repo-id me/name")
@@ -68,7 +68,7 @@ app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 
 test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
 	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-page-picture: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's picture of the page, docs/page.png
+screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshot of the page, docs/page.png
 	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
@@ -92,17 +92,17 @@ train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts,
 leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
 	$(RUN) -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out --workers 2 $(ARGS)
 
-eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh pictures, print accuracy per task and language
+eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh images, print accuracy per task and language
 	$(RUN) -m experiments.eval_tiny $(ARGS)
 
-benchmark-batch: $(VENV)/ready  ## 1,000 pictures: two processes against one, and a kill in the middle
+benchmark-batch: $(VENV)/ready  ## 1,000 images: two processes against one, and a kill in the middle
 	$(RUN) -m benchmarks.many_images $(ARGS)
 
 bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/performance.md and its figure (half an hour)
 	for name in $(BENCHMARKS); do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 
-bench-full: $(VENV)/ready  ## the same with more rounds and eight pictures, and the table of 1,000 pictures (hours)
+bench-full: $(VENV)/ready  ## the same with more rounds and eight images, and the table of 1,000 images (hours)
 	for name in preprocessing "tower --rounds 7" "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 	$(RUN) -m benchmarks.many_images
@@ -120,7 +120,7 @@ root-files: $(VENV)/ready  ## write the root's config.json, generation_config.js
 parameters: $(VENV)/ready  ## count the parameters of the 2.4B model, part by part
 	@$(RUN) -m benchmarks.parameters
 
-pictures: $(VENV)/ready  ## draw the guide's pictures, docs/*.png
+figures: $(VENV)/ready  ## draw the guide's figures, docs/*.png
 	$(RUN) -m scripts.draw_tiling
 
 lint: $(VENV)/ready  ## check style with ruff and the bundle's types with mypy, which are installed for it

@@ -5,14 +5,12 @@ this layout (`jina_vlm`) and the released one (`jvlm`): `from_pretrained("jinaai
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
-)
-from transformers.models.auto.image_processing_auto import (
-    AutoImageProcessor,  # at the top only with torchvision, before 5.19
 )
 
 from .configuration_jina_vlm import JinaVLMConfig

@@ -8,11 +8,13 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
+from .arguments_jina_vlm import JinaVLMImageProcessorKwargs, refuse_unknown
+from .chat_jina_vlm import check_conversation, make_self_contained
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
-from .image_processing_jina_vlm import JinaVLMImageProcessor, JinaVLMImageProcessorKwargs, flatten
-from .messages_jina_vlm import check_conversation
+from .image_loading_jina_vlm import flatten
+from .image_processing_jina_vlm import JinaVLMImageProcessor
 
 
 class JinaVLMTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
@@ -151,8 +153,8 @@ class JinaVLMProcessor(ProcessorMixin):
         """Refuse unknown arguments, which the library would ignore."""
         groups = self.valid_processor_kwargs.__annotations__
         for group in ("text_kwargs", "images_kwargs"):
-            _refuse_unknown(kwargs.get(group) or {}, {*groups[group].__annotations__, *_ON_REQUEST}, f" in `{group}`")
-        _refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"})
+            refuse_unknown(kwargs.get(group) or {}, {*groups[group].__annotations__, *_ON_REQUEST}, f"in `{group}`")
+        refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"}, f"of {type(self).__name__}")
 
     def _flat_images(self, images: Any, texts: list[str] | None) -> list:
         """List the images in the order of their places in the texts, of which there must be as many."""
@@ -360,21 +362,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return self._self_contained(templates.get(name_or_text or "default") or name_or_text or "")
 
     def _self_contained(self, template: str) -> str:
-        """Give a release's template the variables and the `<|endoftext|>` that engines do not give it."""
-        variables = {
-            "image_prompt_token": f"'{self.image_token}'",
-            "always_start_with_space": str(self.always_start_with_space).lower(),
-        }
-        defaults = [
-            f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
-            for name, value in variables.items()
-            if name in template and f"{name} is not defined" not in template
-        ]
-        if not defaults:
-            return template
-        bos, head = self.tokenizer.bos_token, re.split(r"\{%-?\s*for\b", template)[0]
-        opening = "" if bos in head or "bos_token" in head else f"{{{{- '{bos}' }}}}"
-        return "".join([*defaults, opening, template])
+        return make_self_contained(template, self.image_token, self.tokenizer.bos_token, self.always_start_with_space)
 
     @property
     def _own_kwargs(self) -> set[str]:
@@ -407,13 +395,6 @@ class JinaVLMProcessor(ProcessorMixin):
             # For those who call the tokenizer alone, also once it is saved
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         return [image_processor, tokenizer]
-
-
-def _refuse_unknown(kwargs: dict, known: set[str], where: str = "") -> None:
-    if unknown := sorted(set(kwargs) - known):
-        raise TypeError(
-            f"Unknown keyword argument {', '.join(map(repr, unknown))}{where}. Known are: {', '.join(sorted(known))}."
-        )
 
 
 __all__ = ["JinaVLMProcessor"]

@@ -88,7 +88,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
     rows = [
         {
             "batch": name,
-            "pictures_per_second": len(chats) / medians(seconds)[name],
+            "images_per_second": len(chats) / medians(seconds)[name],
             "to_one_by_one": 1 / ratio(seconds, name, "1"),
             "needed": sum(tiles),
             **answerer.counts(*case),
@@ -116,7 +116,7 @@ def table(rows: list[dict]) -> str:
         [
             [
                 row["batch"],
-                f"{row['pictures_per_second']:.1f}" if "pictures_per_second" in row else "",
+                f"{row['images_per_second']:.1f}" if "images_per_second" in row else "",
                 f"**{row['to_one_by_one']:.2f}**" if "to_one_by_one" in row else "",
                 f"{row['padding']:.0%}",
                 f"{row['tiles']} / {row['needed']}",

@@ -24,21 +24,22 @@ from .side_by_side import medians, ratio, take_turns
 LENGTHS = (2048, 8192, 32768)
 
 
-def prompt(model, pictures: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
+def prompt(model, images: int, rows: int, columns: int, text_tokens: int) -> tuple[torch.Tensor, dict]:
     """Ids of so many images and some text, and the images' embeddings as `get_image_features` returns them."""
     processor, config = JinaVLMProcessor.from_pretrained(TINY), model.config
-    picture = processor.tokenizer(processor._expansion(rows, columns), add_special_tokens=False)["input_ids"]
-    count = picture.count(config.image_token_id)
+    text = processor.replace_image_token({"tile_positions": torch.tensor([[-1, -1, rows, columns]])}, 0)
+    image_ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    count = image_ids.count(config.image_token_id)
     features = [
-        torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(pictures)
+        torch.randn(count, config.text_config.hidden_size).to(model.device, model.dtype) for _ in range(images)
     ]
-    ids = pictures * picture + list(range(1000, 1000 + text_tokens))
+    ids = images * image_ids + list(range(1000, 1000 + text_tokens))
     return torch.tensor([ids], device=model.device), {"image": BaseModelOutputWithPooling(pooler_output=features)}
 
 
 @torch.inference_mode()
-def prefill(model, text, name: str, rounds: int, device: str, **pictures) -> dict:
-    ids, features = prompt(model, **pictures)
+def prefill(model, text, name: str, rounds: int, device: str, **images) -> dict:
+    ids, features = prompt(model, **images)
     plain_ids = torch.full_like(ids, 1000)
     seconds = take_turns(
         {
@@ -144,7 +145,7 @@ def main() -> None:
             "prefill, one image of 12 tiles",
             args.rounds,
             args.device,
-            pictures=1,
+            images=1,
             rows=3,
             columns=4,
             text_tokens=3,
@@ -158,7 +159,7 @@ def main() -> None:
                 "prefill, eight images of 4 tiles",
                 args.rounds,
                 args.device,
-                pictures=8,
+                images=8,
                 rows=2,
                 columns=2,
                 text_tokens=32,

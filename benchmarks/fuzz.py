@@ -40,43 +40,43 @@ def seeds(side: int = 24) -> dict[str, bytes]:
     """A small valid file of each kind, by name; the ending says the format."""
     y, x = np.mgrid[:side, : side + 6]
     rgb = np.dstack([x * 9 % 256, y * 10 % 256, (x + y) * 5 % 256]).astype(np.uint8)
-    picture, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1, ::-1].copy())
-    gray, alpha = picture.convert("L"), picture.copy()
+    image, other = Image.fromarray(rgb), Image.fromarray(rgb[::-1, ::-1].copy())
+    gray, alpha = image.convert("L"), image.copy()
     alpha.putalpha(gray)
     sixteen = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
-    frames = {"save_all": True, "append_images": [other, picture]}
+    frames = {"save_all": True, "append_images": [other, image]}
     kinds = {
-        "baseline.jpeg": (picture, {"exif": exif}),
-        "progressive.jpeg": (picture, {"progressive": True}),
-        "cmyk.jpeg": (picture.convert("CMYK"), {}),
-        "several.mpo": (picture, frames),
-        "colours.png": (picture, {"exif": exif}),
+        "baseline.jpeg": (image, {"exif": exif}),
+        "progressive.jpeg": (image, {"progressive": True}),
+        "cmyk.jpeg": (image.convert("CMYK"), {}),
+        "several.mpo": (image, frames),
+        "colours.png": (image, {"exif": exif}),
         "alpha.png": (alpha, {}),
-        "palette.png": (picture.convert("P"), {"transparency": 3}),
-        "one-bit.png": (picture.convert("1"), {}),
+        "palette.png": (image.convert("P"), {"transparency": 3}),
+        "one-bit.png": (image.convert("1"), {}),
         "16-bit.png": (sixteen, {}),
-        "animated.png": (picture, frames),
-        "lossy.webp": (picture, {"quality": 50}),
+        "animated.png": (image, frames),
+        "lossy.webp": (image, {"quality": 50}),
         "lossless.webp": (alpha, {"lossless": True, "exif": exif}),
-        "animated.webp": (picture, frames),
-        "still.gif": (picture, {"transparency": 2}),
-        "animated.gif": (picture, frames),
-        "plain.tiff": (picture, {}),
+        "animated.webp": (image, frames),
+        "still.gif": (image, {"transparency": 2}),
+        "animated.gif": (image, frames),
+        "plain.tiff": (image, {}),
         "lzw.tiff": (alpha, {"compression": "tiff_lzw"}),
         "deflate.tiff": (sixteen, {"compression": "tiff_adobe_deflate"}),
-        "jpeg.tiff": (picture, {"compression": "jpeg"}),
-        "fax.tiff": (picture.convert("1"), {"compression": "group4"}),
+        "jpeg.tiff": (image, {"compression": "jpeg"}),
+        "fax.tiff": (image.convert("1"), {"compression": "group4"}),
         "float.tiff": (Image.fromarray(rgb[..., 0].astype(np.float32) / 255), {}),
-        "pages.tiff": (picture, frames),
-        "plain.bmp": (picture, {}),
-        "palette.bmp": (picture.convert("P"), {}),
-        "plain.ppm": (picture, {}),
+        "pages.tiff": (image, frames),
+        "plain.bmp": (image, {}),
+        "palette.bmp": (image.convert("P"), {}),
+        "plain.ppm": (image, {}),
         "icon.ico": (alpha, {"sizes": [(16, 16)]}),
     }
     if features.check("jpg_2000"):
-        kinds["plain.jp2"] = (picture, {})
+        kinds["plain.jp2"] = (image, {})
     if features.check("avif"):
         kinds["plain.avif"] = (alpha, {"speed": 10})
     return {name: encode(image, name, **options) for name, (image, options) in kinds.items()}

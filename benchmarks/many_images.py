@@ -45,7 +45,7 @@ def draw(folder: Path, number: int) -> int:
                 case 0:
                     os.truncate(path, path.stat().st_size // 2)
                 case 1:
-                    path.write_text("not a picture")
+                    path.write_text("not an image")
                 case 2:
                     Image.new("RGB", (1000, 4)).save(path)
             broken += 1
@@ -92,14 +92,14 @@ def rows_of(output: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000, help="how many (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=1000, help="how many (default: %(default)s)")
     args = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("Two cores are needed.")
     with tempfile.TemporaryDirectory() as folder:
-        source, one, two, killed = (Path(folder, name) for name in ("pictures", "one", "two", "killed"))
-        broken = draw(source, args.pictures)
-        print(f"{args.pictures:,} images, {broken} of them broken\n", flush=True)
+        source, one, two, killed = (Path(folder, name) for name in ("images", "one", "two", "killed"))
+        broken = draw(source, args.images)
+        print(f"{args.images:,} images, {broken} of them broken\n", flush=True)
         seconds = {workers: whole_run(source, output, workers) for workers, output in ((1, one), (2, two))}
         expected = rows_of(one)
         parts = len(list(one.glob("part-*.parquet")))
@@ -109,14 +109,14 @@ def main() -> None:
         print("\n| Workers, one core each | Seconds | Images per second | Against one worker | Processor seconds |")
         print("| ---: | ---: | ---: | ---: | ---: |")
         for workers, (took, processor_seconds) in seconds.items():
-            speed = f"{args.pictures / took:.1f} | {seconds[1][0] / took:.2f} times"
+            speed = f"{args.images / took:.1f} | {seconds[1][0] / took:.2f} times"
             print(f"| {workers} | {took:.0f} | {speed} | {processor_seconds:.0f} |")
         print(
             f"\nTwo workers killed with {there} of {parts} parts written; one worker did the rest in {resumed:.0f} s."
         )
         for name, output in (("two workers", two), ("killed and resumed", killed)):
             rows = rows_of(output)
-            once = [row["row"] for row in rows] == list(range(args.pictures))
+            once = [row["row"] for row in rows] == list(range(args.images))
             errors = sum(row["error"] is not None for row in rows)
             same = sum(row == other for row, other in zip(rows, expected, strict=True))
             print(

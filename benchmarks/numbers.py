@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIDE = 378
 
 
-def pictures() -> dict[str, Image.Image]:
+def sample_images() -> dict[str, Image.Image]:
     """Extreme images, and an ordinary one, each of one tile."""
     noise = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE, 3), np.uint8) * 255
     colors = {"black": 0, "white": 255, "grey": 127, "nearly black": 1}
@@ -82,15 +82,15 @@ def main() -> None:
         for name, dtype in (("bfloat16", DTYPES[1]), ("float16", DTYPES[2]))
     }
     # one extreme image each, and all of them before the longest text
-    cases = [([name], args.tokens[0]) for name in pictures()] + [
-        (list(pictures()), tokens) for tokens in args.tokens[1:]
+    cases = [([name], args.tokens[0]) for name in sample_images()] + [
+        (list(sample_images()), tokens) for tokens in args.tokens[1:]
     ]
     print(
         "| Images | Tokens | Numbers | Finite | Distance | Same choice | Seconds |\n"
         "| --- | ---: | --- | --- | ---: | ---: | ---: |"
     )
     for names, tokens in cases:
-        given = inputs(processor, [pictures()[name] for name in names], tokens)
+        given = inputs(processor, [sample_images()[name] for name in names], tokens)
         exact = None
         for kind, model in models.items():
             start = time.process_time()

@@ -42,7 +42,7 @@ def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def picture(name: str) -> Image.Image:
+def draw(name: str) -> Image.Image:
     return noise(*SIZES[name])
 
 
@@ -91,7 +91,7 @@ def parts(tiler: JinaVLMImageProcessor, images: list[Image.Image]) -> dict:
 
 def measure(names: list[str], threads: int, rounds: int) -> dict:
     torch.set_num_threads(threads)
-    tiler, images = JinaVLMImageProcessor(), [picture(name) for name in names]
+    tiler, images = JinaVLMImageProcessor(), [draw(name) for name in names]
     seconds = take_turns(
         {
             "ours": lambda: tiler(images, return_tensors="pt"),
@@ -103,7 +103,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
     )
     seconds["floor"] = together(seconds, PARTS)
     return {
-        "picture": ALL if len(names) > 1 else names[0],
+        "image": ALL if len(names) > 1 else names[0],
         "threads": threads,
         "tiles": sum(tiler.get_number_of_image_patches(image.height, image.width) for image in images),
         "milliseconds": {name: 1e3 * value for name, value in medians(seconds).items()},
@@ -117,7 +117,7 @@ def measure(names: list[str], threads: int, rounds: int) -> dict:
 def memory(name: str) -> tuple[int, int]:
     """Bytes of the output, and how far a first call raises anonymous memory, the output included."""
     torch.set_num_threads(1)
-    tiler, image = JinaVLMImageProcessor(), picture(name)
+    tiler, image = JinaVLMImageProcessor(), draw(name)
     tiler(Image.new("RGB", (40, 30)), return_tensors="pt")
     with Peak() as peak:
         pixels = tiler(image, return_tensors="pt")["pixel_values"]
@@ -127,7 +127,7 @@ def memory(name: str) -> tuple[int, int]:
 def on_gpu(names: list[str], rounds: int) -> dict:
     """The CPU's time relative to the card's, copies included; and a pixel's largest difference, of 255 levels."""
     torch.set_num_threads(1)
-    tiler, images = JinaVLMImageProcessor(), [picture(name) for name in names]
+    tiler, images = JinaVLMImageProcessor(), [draw(name) for name in names]
     seconds = take_turns(
         {
             "ours": lambda: tiler(images, return_tensors="pt", device="cuda"),
@@ -140,7 +140,7 @@ def on_gpu(names: list[str], rounds: int) -> dict:
         tiler(images, return_tensors="pt", **kwargs)["pixel_values"].cpu() for kwargs in ({"device": "cuda"}, {})
     )
     return {
-        "picture": ALL if len(names) > 1 else names[0],
+        "image": ALL if len(names) > 1 else names[0],
         "tiles": len(here),
         "milliseconds": {name: 1e3 * value for name, value in medians(seconds).items()},
         "to_cpu": ratio(seconds, "ours", "cpu"),
@@ -159,7 +159,7 @@ def gpu_table(rows: list[dict]) -> str:
     ]
     lines = [
         [
-            row["picture"],
+            row["image"],
             str(row["tiles"]),
             f"{row['milliseconds']['cpu']:.1f}",
             f"{row['milliseconds']['ours']:.1f}",
@@ -187,7 +187,7 @@ def table(rows: list[dict]) -> str:
     ]
     compared = [
         [
-            row["picture"],
+            row["image"],
             str(row["tiles"]),
             str(row["threads"]),
             f"{row['milliseconds']['straight']:.1f}",
@@ -201,7 +201,7 @@ def table(rows: list[dict]) -> str:
     ]
     profile = [
         [
-            row["picture"],
+            row["image"],
             str(row["threads"]),
             *(f"{row['milliseconds'][part]:.1f}" for part in PARTS),
             f"{row['milliseconds']['floor']:.1f}",
@@ -212,7 +212,7 @@ def table(rows: list[dict]) -> str:
     floor = markdown.table(["The floor, ms", "Threads", *PARTS.values(), "Together", "Ours"], profile)
     without_fit = [
         [
-            row["picture"],
+            row["image"],
             str(row["threads"]),
             f"{row['milliseconds']['without_fit']:.1f}",
             f"{row['milliseconds']['ours']:.1f}",

@@ -92,7 +92,7 @@ def summary() -> str:
 
     loaded = {row["what"]: row["seconds"] / row["weights"] for row in rows["loading"] if "weights" in row}
     library = loaded.pop("the library's Qwen3-1.7B")
-    sizes = ", ".join(dict.fromkeys(row["picture"].replace(",", "") for row in rows["preprocessing"]))
+    sizes = ", ".join(dict.fromkeys(row["image"].replace(",", "") for row in rows["preprocessing"]))
     grown = {
         row["at"]: sum(row["seconds"].values()) / row["peer"]["seconds"] for row in rows["growth"] if "peer" in row
     }
@@ -171,13 +171,13 @@ def _preprocessing(axes: Axes, rows: list[dict]) -> None:
     if "to_cpu" in rows[0]:
         _bars(
             axes,
-            [row["picture"].replace(", ", "\n") for row in rows],
+            [row["image"].replace(", ", "\n") for row in rows],
             {"ours": [row["to_cpu"] for row in rows]},
             [OURS],
         )
         axes.set_ylabel("to one CPU thread and the way there")
         return
-    labels = list(dict.fromkeys(row["picture"] for row in rows))
+    labels = list(dict.fromkeys(row["image"] for row in rows))
     by_threads = {
         f"{threads} thread{'s' * (threads > 1)}": [row["to_straight"] for row in rows if row["threads"] == threads]
         for threads in (1, 2)
@@ -212,11 +212,11 @@ def _decoder(axes: Axes, rows: list[dict]) -> None:
 
 
 def _batches(axes: Axes, rows: list[dict]) -> None:
-    rows = [row for row in rows if "pictures_per_second" in row]
+    rows = [row for row in rows if "images_per_second" in row]
     _bars(
         axes,
         [f"{row['batch']} at a time" for row in rows],
-        {"ours": [row["pictures_per_second"] for row in rows]},
+        {"ours": [row["images_per_second"] for row in rows]},
         [OURS],
     )
     axes.set_ylabel("images a second")

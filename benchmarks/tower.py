@@ -75,7 +75,7 @@ def make(kind: type[nn.Module], device: str) -> nn.Module:
     return build(lambda: kind(config), torch.bfloat16, device)
 
 
-def pictures(tiles: int, device: str) -> torch.Tensor:
+def make_tiles(tiles: int, device: str) -> torch.Tensor:
     return (
         torch.rand(tiles, 3, 378, 378, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16) * 2 - 1
     )
@@ -99,7 +99,7 @@ def one_block(config: PreTrainedConfig, tiles: int, device: str) -> dict:
 
 @torch.inference_mode()
 def measure(tiles: int, rounds: int, ours: nn.Module, plain: nn.Module, config: JinaVLMConfig, device: str) -> dict:
-    pixels = pictures(tiles, device)
+    pixels = make_tiles(tiles, device)
     alone = one_block(config.vision_config, tiles, device)
     seconds = take_turns({"ours": lambda: ours(pixels), "library": lambda: plain(pixels), **alone}, rounds, device)
     blocks = config.vision_config.num_hidden_layers
@@ -117,7 +117,7 @@ def measure(tiles: int, rounds: int, ours: nn.Module, plain: nn.Module, config: 
 @torch.inference_mode()
 def memory(kind: type[nn.Module], tiles: int, device: str) -> int:
     """Bytes that one call needs at most beside weights and pixels."""
-    model, pixels = make(kind, device), pictures(tiles, device)
+    model, pixels = make(kind, device), make_tiles(tiles, device)
     if device == "cpu":
         with Peak() as peak:
             model(pixels)

@@ -80,19 +80,26 @@ def flatten(images: Any) -> list:
 # -------------------------------------------------------------------------------------------------------------------
 
 
-def open_image(source: str | os.PathLike) -> Image.Image:
-    """Open a path, an http(s) URL, a data URI or a base64 string.
+def is_url(source: str) -> bool:
+    """Tell whether the name of an image is an http(s) URL or a data URI, which no file of this machine can be."""
+    return source[:8].lower().startswith(("http://", "https://", "data:"))
+
+
+def open_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """Open a path, an http(s) URL, a data URI, a base64 string, or the content of a file.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or not an image that Pillow can open.
     """
+    if isinstance(source, bytes):
+        return _open(BytesIO(source), f"{len(source):,} bytes")
     source = os.fspath(source)
     data: BytesIO | str
     shown = _CREDENTIALS.sub(r"\1***@", source)
     shown = shown if len(shown) <= 100 else f"{shown[:80]}..."
-    if source[:8].lower().startswith(("http://", "https://")):
+    if is_url(source) and source[:5].lower() != "data:":
         data = BytesIO(_download(source, shown))
-    elif source[:5].lower() == "data:":
+    elif is_url(source):
         header, comma, payload = source.partition(",")
         if not comma or not header.endswith(";base64"):
             raise ValueError(f"Expected a data URI of the form `data:image/...;base64,...`, got {shown!r}.")
@@ -107,6 +114,10 @@ def open_image(source: str | os.PathLike) -> Image.Image:
         data = BytesIO(_decode_base64(source, shown))
     else:
         raise FileNotFoundError(f"No such image: {shown!r}. Expected a file, an http(s) URL, a data URI or base64.")
+    return _open(data, shown)
+
+
+def _open(data: BytesIO | str, shown: str) -> Image.Image:
     Image.init()  # registers all formats
     return _guarded(lambda: Image.open(data, formats=[name for name in FORMATS if name in Image.OPEN]), shown)
 

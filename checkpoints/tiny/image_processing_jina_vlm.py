@@ -1,7 +1,6 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Image processor of jina-vlm: an image becomes a thumbnail and overlapping tiles, twelve at most by default."""
 
-import operator
 import os
 from typing import Any
 
@@ -10,9 +9,20 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import ChannelDimension, PILImageResampling
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import Unpack
 
+from .arguments_jina_vlm import (
+    NO_SETTINGS,
+    OF_LOADERS,
+    OF_THE_MODEL,
+    PER_CALL,
+    JinaVLMImageProcessorKwargs,
+    get_given,
+    get_settings,
+    refuse_unknown,
+    to_integer,
+)
 from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 from .image_loading_jina_vlm import flatten, open_images, to_rgb, to_tensor
 from .resizing_jina_vlm import get_size, resize, resize_image
@@ -25,64 +35,6 @@ from .tiling_jina_vlm import (
     get_token_grid,
     get_tokens_per_side,
 )
-
-
-# Settings that a call may override, and those that belong to the model
-_PER_CALL = ("do_resize", "max_tiles", "min_pixels", "max_pixels")
-_OF_THE_MODEL = ("tile_size", "patch_size", "overlap_margin", "pooling_size")
-# What files and loaders give besides settings: the class, and where its code comes from
-_NO_SETTINGS = ("auto_map", "image_processor_type", "processor_class", "feature_extractor_type")
-_OF_LOADERS = ("trust_remote_code", "code_revision", "use_fast", "backend")
-# The library's arguments with one supported value, and what to know or do instead of giving another
-_FIXED = {
-    "do_convert_rgb": "Images of any mode are converted.",
-    "do_rescale": "Images of floats between 0 and 1 need no other: leave it out.",
-    "rescale_factor": "Images of floats must lie between 0 and 1; integers are divided by the largest of their type.",
-    "do_normalize": "The model was trained with it.",
-    "image_mean": "The model was trained with it.",
-    "image_std": "The model was trained with it.",
-    "resample": "The model was trained with it.",
-    "default_to_square": "`min_pixels` and `max_pixels` bound an image's size.",
-    "do_center_crop": "Crop images before you pass them.",
-    "crop_size": "Crop images before you pass them.",
-    "do_pad": "All tiles are of one size.",
-    "pad_size": "All tiles are of one size.",
-    "data_format": "The model takes no other.",
-    "image_seq_length": "An image's number of tokens follows from its size.",
-}
-
-
-class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """
-    do_resize (`bool`, *optional*, defaults to `True`):
-        Fit an image to `min_pixels` and `max_pixels` before its grid of tiles is chosen. If `False`, as in the
-        release's own command, the grid is chosen by the image's own size, of any aspect ratio.
-    max_tiles (`int`, *optional*, defaults to 12):
-        The most tiles besides the thumbnail. The model was trained with 12; more show smaller print.
-    max_crops (`int`, *optional*):
-        The release's name for `max_tiles`.
-    min_pixels (`int`, *optional*, defaults to 3136):
-        Images with fewer pixels are enlarged to about this many.
-    max_pixels (`int`, *optional*, defaults to 1003520):
-        Images with more pixels are shrunk to at most this many.
-    tile_size (`int`, *optional*, defaults to 378):
-        Side of a tile in pixels.
-    patch_size (`int`, *optional*, defaults to 14):
-        Side of a patch in pixels.
-    overlap_margin (`int`, *optional*, defaults to 4):
-        Patches at each inner edge of a tile that its neighbor shows too.
-    pooling_size (`int`, *optional*, defaults to 2):
-        Side, in patches, of a window that the connector pools to one token.
-    """
-
-    max_tiles: int | None
-    max_crops: int | None
-    min_pixels: int | None
-    max_pixels: int | None
-    tile_size: int | None
-    patch_size: int | None
-    overlap_margin: int | None
-    pooling_size: int | None
 
 
 class JinaVLMImageProcessor(BaseImageProcessor):
@@ -111,7 +63,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     overlap_margin = 4
     pooling_size = 2
 
-    # The values of `_FIXED`, where libraries and engines read them
+    # The only supported values, where libraries and engines read them
     do_convert_rgb = True
     do_rescale = True
     rescale_factor = 1 / 255
@@ -129,13 +81,13 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> None:
         if is_released_image_processor_config(kwargs):
             kwargs = convert_image_processor_config(kwargs)
-        kwargs = _get_given({name: value for name, value in kwargs.items() if name not in _NO_SETTINGS})
-        self._refuse_unknown(kwargs)
+        kwargs = get_given({name: value for name, value in kwargs.items() if name not in NO_SETTINGS})
+        refuse_unknown(kwargs, self.valid_kwargs.__annotations__, f"of {type(self).__name__}")
         size = kwargs.pop("size", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        for name in _OF_THE_MODEL:
-            setattr(self, name, _to_integer(name, getattr(self, name), least=0 if name == "overlap_margin" else 1))
+        for name in OF_THE_MODEL:
+            setattr(self, name, to_integer(name, getattr(self, name), least=0 if name == "overlap_margin" else 1))
         check_geometry(**self._geometry)
         for name, value in self._settings({}).items():
             setattr(self, name, value)
@@ -162,7 +114,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             ValueError, TypeError: something is not a usable image, an argument is not supported, or an image would
                 make more tokens than the model takes.
         """
-        return super().preprocess(images, **{**_get_given(kwargs), **self._settings(kwargs)})
+        return super().preprocess(images, **{**get_given(kwargs), **self._settings(kwargs)})
 
     def _preprocess_image_like_inputs(self, images: Any, **kwargs) -> BatchFeature:
         # `_preprocess` would get all images at full size. Here each is decoded, resized and dropped before the next.
@@ -236,7 +188,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
     @property
     def _geometry(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _OF_THE_MODEL}
+        return {name: getattr(self, name) for name in OF_THE_MODEL}
 
     @property
     def stride(self) -> int:
@@ -257,53 +209,10 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """Compute the (rows, columns) of tokens of `rows` x `columns` tiles, without their overlaps."""
         return get_token_grid(rows, columns, self.tokens_per_side, self.token_overlap)
 
-    # Arguments: honored, or refused by name
-
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Find the settings of a call: those given to it, and this processor's own for the rest.
+        return get_settings(self, given)
 
-        Raises:
-            TypeError: an argument is unknown, or of the wrong type.
-            ValueError: an argument is not supported, or a setting is out of range.
-        """
-        given = _get_given(given)
-        self._refuse_unknown(given)
-        for name, advice in _FIXED.items():
-            value, expected = given.get(name, getattr(self, name)), getattr(type(self), name)
-            if not _means(value, expected):
-                raise ValueError(f"`{name}` is {value!r}; jina-vlm supports only {expected!r}. {advice}")
-        if not _means(size := given.get("size", self.size), self.size):
-            raise ValueError(
-                f"`size` is {size!r}; jina-vlm supports only {self.size!r}. What an image is resized to follows from "
-                "`min_pixels`, `max_pixels` and `max_tiles`: give one of these."
-            )
-        for name in _OF_THE_MODEL:
-            if given.get(name, own := getattr(self, name)) != own:
-                raise ValueError(
-                    f"`{name}` is {given[name]!r} in a call, and {own} in this image processor. It belongs to the "
-                    "model: set it where the image processor is made."
-                )
-        if (data_format := given.get("input_data_format")) is not None:
-            ChannelDimension(data_format)  # raises ValueError
-        settings = {name: given.get(name, getattr(self, name)) for name in _PER_CALL}
-        if not isinstance(settings["do_resize"], bool):
-            raise TypeError(f"`do_resize` must be True or False, got {settings['do_resize']!r}.")
-        settings |= {name: _to_integer(name, settings[name]) for name in ("max_tiles", "min_pixels", "max_pixels")}
-        if settings["min_pixels"] > settings["max_pixels"]:
-            raise ValueError(
-                f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and "
-                f"{settings['max_pixels']}."
-            )
-        return settings
-
-    @classmethod
-    def _refuse_unknown(cls, given: dict[str, Any]) -> None:
-        known = cls.valid_kwargs.__annotations__
-        if unknown := sorted(set(given) - set(known)):
-            raise TypeError(
-                f"Unknown argument {', '.join(map(repr, unknown))} of {cls.__name__}. Known are: "
-                f"{', '.join(sorted(known))}."
-            )
+    # Loading
 
     @classmethod
     def get_image_processor_dict(
@@ -326,11 +235,13 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         """
         if is_released_image_processor_config(image_processor_dict):
             image_processor_dict = convert_image_processor_config(image_processor_dict)
-        unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in cls.valid_kwargs.__annotations__}
+        known = cls.valid_kwargs.__annotations__
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}
         return_unused = unused.pop("return_unused_kwargs", False)
         if not return_unused:
-            cls._refuse_unknown({name: value for name, value in unused.items() if name not in _OF_LOADERS})
-        image_processor = super().from_dict(image_processor_dict, **_get_given(kwargs))
+            asked_for = {name: value for name, value in unused.items() if name not in OF_LOADERS}
+            refuse_unknown(asked_for, known, f"of {cls.__name__}")
+        image_processor = super().from_dict(image_processor_dict, **get_given(kwargs))
         return (image_processor, unused) if return_unused else image_processor
 
     # The library's hooks
@@ -350,44 +261,10 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         settings = super().to_dict()
         # The base class adds every setting of any processor: keep what can differ.
-        own = {name: settings[name] for name in (*_PER_CALL, *_OF_THE_MODEL)}
+        own = {name: settings[name] for name in (*PER_CALL, *OF_THE_MODEL)}
         own["image_processor_type"] = type(self).__name__
         own["auto_map"] = {"AutoImageProcessor": "image_processing_jina_vlm.JinaVLMImageProcessor"}
         return own
-
-
-def _get_given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Drop arguments that are None, and replace the release's name for `max_tiles` by ours."""
-    given = {name: value for name, value in arguments.items() if value is not None}
-    max_crops = given.pop("max_crops", None)
-    if max_crops is not None and given.setdefault("max_tiles", max_crops) != max_crops:
-        raise ValueError(
-            f"Got `max_tiles` {given['max_tiles']!r} and `max_crops` {max_crops!r}, which are one setting. Give one "
-            "of them."
-        )
-    return given
-
-
-def _to_integer(name: str, value: Any, least: int = 1) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.") from None
-    if number < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {number}.")
-    return number
-
-
-def _means(value: Any, expected: Any) -> bool:
-    """Compare an argument with a fixed value, which it may also give as one number for all channels, or rounded."""
-    try:
-        if isinstance(expected, (float, tuple)):
-            return value == expected or np.allclose(value, expected, rtol=1e-6)
-        return dict(value) == expected if isinstance(expected, dict) else bool(value == expected)
-    except (TypeError, ValueError):
-        return False
 
 
 __all__ = ["JinaVLMImageProcessor"]

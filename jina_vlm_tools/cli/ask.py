@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
-    with progress.step("picture", "Opening the image"):
+    with progress.step("image", "Opening the image"):
         images = [load_image(source, processor.image_processor) for source in args.images]
         described = describe_images(processor, images, args.max_tiles)
     with progress.step("model", "Loading the model"):

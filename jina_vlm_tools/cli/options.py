@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 
@@ -70,7 +71,8 @@ def check_image(source: str) -> None:
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
     """
-    if source == STDIN or source.lower().startswith(("http://", "https://", "data:")) or Path(source).is_file():
+    # A URL is judged where it is opened.
+    if source == STDIN or re.match("[a-z]{2,}:", source, flags=re.IGNORECASE) or Path(source).is_file():
         return
     if Path(source).is_dir():
         raise IsADirectoryError(f"{source} is a folder. Name one image in it.")

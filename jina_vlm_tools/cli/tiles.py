@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         return
     rows, columns = tiling.token_grid
     print(
-        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, "
+        f"{tiling.image.width} x {tiling.image.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, "
         f"stretched to {tiling.canvas[0]} x {tiling.canvas[1]}\n"
         f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, "
         f"one every {tiling.stride}, and a thumbnail\n"

@@ -41,7 +41,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
-from PIL import Image, UnidentifiedImageError
+from jina_vlm.image_loading_jina_vlm import open_image
+from PIL import Image
 from tqdm import tqdm
 
 from jina_vlm_tools.files import UNFINISHED, write_whole
@@ -273,7 +274,7 @@ class Answerer:
         try:
             if not row["question"]:
                 raise ValueError("The row has no question.")
-            return row, self.inputs(load_image(self.processor, image), row["question"])
+            return row, self.inputs(load_image(image), row["question"])
         except Exception as error:  # whatever an image can bring about; it must not stop the others
             return row | {"error": as_unicode(f"{type(error).__name__}: {error}")}, None
 
@@ -335,16 +336,11 @@ class Answerer:
         return [(text.strip(), length) for text, length in zip(texts, before.tolist(), strict=True)]
 
 
-def load_image(processor, image: dict | None) -> Image.Image:
+def load_image(image: dict | None) -> Image.Image:
     """An image from {"bytes", "path"}; its pixels are not read yet."""
     if image is None or image["bytes"] is None and not image["path"]:
         raise ValueError("The row has no image.")
-    if image["bytes"] is None:
-        return processor.image_processor.fetch_images(image["path"])
-    try:
-        return Image.open(BytesIO(image["bytes"]))
-    except UnidentifiedImageError:  # whose message names an address in memory
-        raise ValueError("Not an image in a format that Pillow can read.") from None
+    return open_image(image["path"] if image["bytes"] is None else image["bytes"])
 
 
 def prefetched(function: Callable, batches: Iterable[Iterable]) -> Iterator[list]:

@@ -40,8 +40,8 @@ def draw_page(tiling: Tiling) -> Image.Image:
     width = RIGHT + max(LEAST_RIGHT_WIDTH, tiling.columns * (TILE + GAP) - GAP) + MARGIN
     canvas_height = tiling.canvas[1]
     # A small image is enlarged, a tall one shown no taller than the canvas.
-    scale = min(LEFT_WIDTH / tiling.picture.width, max(canvas_height, tiling.tile_side) / tiling.picture.height)
-    small_size = [max(1, round(side * scale)) for side in tiling.picture.size]
+    scale = min(LEFT_WIDTH / tiling.image.width, max(canvas_height, tiling.tile_side) / tiling.image.height)
+    small_size = [max(1, round(side * scale)) for side in tiling.image.size]
     middle = TOP + max(canvas_height, small_size[1]) + CAPTION
     height = middle + max(tiling.rows * (TILE + GAP) - GAP + 80, tiling.tile_side + 297)
     page = Image.new("RGB", (width, height), "white")
@@ -55,9 +55,9 @@ def draw_page(tiling: Tiling) -> Image.Image:
         TOP,
         "1",
         "The image",
-        f"{tiling.picture.width} x {tiling.picture.height} pixels, fitted to {fitted}",
+        f"{tiling.image.width} x {tiling.image.height} pixels, fitted to {fitted}",
     )
-    page.paste(tiling.picture.resize(small_size, Image.LANCZOS), (LEFT, TOP))
+    page.paste(tiling.image.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 
     caption(
         canvas,

@@ -1,7 +1,6 @@
 """Checkpoints and images, from what people name them by."""
 
 import sys
-from io import BytesIO
 from pathlib import Path
 
 from jina_vlm_tools.cli.options import STDIN
@@ -76,13 +75,14 @@ def load_image(source: str, image_processor):
     Raises:
         OSError, ValueError: there is none, or it cannot be read; the message says why.
     """
+    from jina_vlm.image_loading_jina_vlm import open_image
     from PIL import Image
 
     if source == STDIN:
         try:
-            image = Image.open(BytesIO(sys.stdin.buffer.read()))
-        except Image.UnidentifiedImageError as error:
-            raise ValueError("What came on stdin is not an image in a format that Pillow can read.") from error
+            image = open_image(sys.stdin.buffer.read())
+        except ValueError as error:
+            raise ValueError(f"What came on stdin: {error}") from error
     else:
         image = image_processor.fetch_images(source)
     return Image.fromarray(image_processor.process_image(image).permute(1, 2, 0).numpy())

@@ -7,6 +7,7 @@ HTTP. Needs the package `jina_vlm` and `pip install 'transformers[serving]'`.
 
 import jina_vlm
 import typer
+from jina_vlm.image_loading_jina_vlm import is_url
 from jinja2 import TemplateError
 from transformers import AutoProcessor
 from transformers.cli.serve import Serve
@@ -43,7 +44,7 @@ def _check(conversation: list[dict]) -> None:
     for part in (part for message in conversation for part in message["content"]):
         if part["type"] not in ("text", "image"):
             raise ValueError(f"jina-vlm takes text and images, got {part['type']}.")
-        if part["type"] == "image" and not str(part["url"]).lower().startswith(("http://", "https://", "data:")):
+        if part["type"] == "image" and not is_url(str(part["url"])):
             raise ValueError(f"Expected an image's http(s) URL or data URI, got {str(part['url'])[:80]!r}.")
 
 

@@ -33,7 +33,7 @@ class Tiling:
     """Sizes are (width, height) in pixels. A tile begins every `stride` pixels of the canvas, and a token stands for
     `token_side` x `token_side` of them. Rows and columns of `token_grid` are those of all tiles together."""
 
-    picture: Image.Image
+    image: Image.Image
     fitted: tuple[int, int]
     canvas: tuple[int, int]
     rows: int
@@ -65,7 +65,7 @@ class Tiling:
             return dict(zip(("width", "height"), pixels, strict=True))
 
         return {
-            "picture": size(self.picture.size),
+            "image": size(self.image.size),
             "fitted": size(self.fitted),
             "canvas": size(self.canvas),
             "grid": {"rows": self.rows, "columns": self.columns},
@@ -119,7 +119,7 @@ def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, m
         for pixels, (row, column, _, _) in zip(features["pixel_values"], positions, strict=True)
     )
     return Tiling(
-        picture=image,
+        image=image,
         fitted=image_processor.get_tiling(image.height, image.width, **settings)[0][::-1],
         canvas=get_canvas_size(rows, columns, image_processor.tile_size, stride)[::-1],
         rows=rows,

@@ -47,24 +47,24 @@ def text_turn(seed: int) -> Turn:
     return dataclasses.replace(turn, question=f"{describe(Page('shapes', scene), 'it').answer} {turn.question}")
 
 
-def write(output: Path, pictures: int, texts: int, held_out: int) -> None:
+def write(output: Path, images: int, texts: int, held_out: int) -> None:
     """Three files in a folder."""
     output.mkdir(parents=True, exist_ok=True)
-    trained = map(training_turns, range(pictures))
+    trained = map(training_turns, range(images))
     write_images(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
     asked = map(held_out_turn, range(held_out))
     write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
-    write_texts(output / "text.jsonl", map(text_turn, range(pictures, pictures + texts)))
+    write_texts(output / "text.jsonl", map(text_turn, range(images, images + texts)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--held-out", type=int, default=400)
     args = parser.parse_args()
-    write(args.output, args.pictures, args.texts, args.held_out)
+    write(args.output, args.images, args.texts, args.held_out)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ image, conversations    LLaVA-OneVision: one image or several, and turns {"from"
 messages                chats: {"role": ..., "content": ...}, their images inside, or beside them in `images`
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
+from jina_vlm.image_loading_jina_vlm import is_url, open_image
 from PIL import Image
 
 
@@ -29,8 +29,8 @@ def layout_of(columns) -> str | None:
 def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
     """
     Args:
-        row (`dict`): In one of the layouts. Images are PIL images, paths, or {"bytes": ..., "path": ...} as `datasets`
-            holds them undecoded.
+        row (`dict`): In one of the layouts. Images are PIL images, paths, URLs, or {"bytes": ..., "path": ...} as
+            `datasets` holds them undecoded.
         folder (`str` or `Path`, *optional*): What the paths of images are relative to.
 
     Returns:
@@ -140,26 +140,27 @@ def _fill_places(messages: list[dict], images: list, folder: str | Path) -> None
         place["image"] = image
     for part in parts:
         image = part.pop("image", None)
-        part["image"] = load_image(image if image is not None else part.pop("path", None), folder)
+        others = [part.pop(name, None) for name in ("path", "url")]
+        part["image"] = load_image(next((given for given in (image, *others) if given is not None), None), folder)
 
 
 def load_image(image: Any, folder: str | Path = ".") -> Image.Image:
-    """A PIL image of a PIL image, a path, or {"bytes": ..., "path": ...}; its pixels are not decoded yet.
+    """A PIL image of a PIL image, bytes, a path, a URL, or {"bytes": ..., "path": ...}; it is not decoded yet.
 
     Raises:
         BadSample: it cannot be opened.
     """
     if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image.get("path")
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, str):
+    if isinstance(image, str) and not is_url(image):
         image = Path(folder) / image
-    if not isinstance(image, (Path, io.BytesIO)):
-        raise BadSample(f"An image is {_short(image)}, expected an image, its bytes or a path.")
+    if not isinstance(image, (Path, str, bytes)):
+        raise BadSample(f"An image is {_short(image)}, expected an image, its bytes, a path or a URL.")
     try:
-        return Image.open(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return open_image(image)
+    except (OSError, ValueError) as error:
         raise BadSample(f"An image cannot be opened: {error}") from error
 
 

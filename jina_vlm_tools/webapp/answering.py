@@ -63,7 +63,7 @@ class ImageChat(Conversation):
 
     def __init__(self, model, processor, image: Image.Image, max_tiles: int):
         super().__init__(model, processor, max_new_tokens=0, max_tiles=max_tiles)  # which each question brings
-        self.picture = image
+        self.image = image
         self.image_tokens = describe_images(processor, [image], max_tiles)[0]["tokens"]
         self.features = None
         self.is_closed = False
@@ -117,7 +117,7 @@ class ImageChat(Conversation):
 
     def _stream(self, question: str, max_new_tokens: int, temperature: float) -> Iterator[Turn]:
         turn, start = Turn(image_tokens=self.image_tokens), time.perf_counter()
-        inputs = self.prepare(question, [self.picture] if self.ids is None else []).to(self.model.device)
+        inputs = self.prepare(question, [self.image] if self.ids is None else []).to(self.model.device)
         turn.prompt_tokens, turn.seconds_prepared = inputs["input_ids"].shape[1], time.perf_counter() - start
         pixels = {name: inputs.pop(name) for name in ("pixel_values", "tile_positions") if name in inputs}
         yield turn

@@ -61,7 +61,7 @@ class Page:
     def take_away(self, chat: ImageChat | None) -> dict:
         """As [`clear`], of an image that the browser has taken away by itself. The next one may be there by now."""
         cleared = self.clear(chat)
-        del cleared[self.picture]
+        del cleared[self.image]
         return cleared
 
     def take_example(self, index: int, max_tiles: int, chat: ImageChat | None) -> dict:
@@ -79,24 +79,22 @@ class Page:
             }
 
     def _show(self, chat: ImageChat) -> dict:
-        shown = chat.picture.copy()
+        shown = chat.image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        tiling = compute_tiling(chat.picture, self.processor.image_processor, chat.max_tiles)
-        return {self.chat: chat, self.picture: shown, self.tiling: show_tiling(tiling)}
+        tiling = compute_tiling(chat.image, self.processor.image_processor, chat.max_tiles)
+        return {self.chat: chat, self.image: shown, self.tiling: show_tiling(tiling)}
 
     def retile(self, max_tiles: int, chat: ImageChat | None) -> dict:
         """Another number of tiles: the same image, seen otherwise, in a new chat."""
         cleared = self.clear(chat)
-        return (
-            cleared | self._show(ImageChat(self.model, self.processor, chat.picture, max_tiles)) if chat else cleared
-        )
+        return cleared | self._show(ImageChat(self.model, self.processor, chat.image, max_tiles)) if chat else cleared
 
     def clear(self, chat: ImageChat | None) -> dict:
         if chat is not None:
             chat.close()
         return {
             self.chat: None,
-            self.picture: None,
+            self.image: None,
             self.chatbot: [],
             self.tiling: NO_TILING,
             self.turn: NO_TURN,
@@ -164,12 +162,12 @@ class Page:
             self.alert = gr.HTML("", elem_id="alert")
             with gr.Row(elem_id="talk"):
                 with gr.Column(scale=4, min_width=320):
-                    self.picture = gr.Image(
+                    self.image = gr.Image(
                         label="Image",
                         sources=["upload", "clipboard"],
                         buttons=["fullscreen"],
                         height=320,
-                        elem_id="picture",
+                        elem_id="image",
                         placeholder="Drop an image here, or click to choose one",
                     )
                     samples = gr.Dataset(
@@ -243,7 +241,7 @@ class Page:
                 gr.HTML("<h2>How the model sees the image</h2>")
                 self.tiling = gr.HTML(NO_TILING, elem_id="tiling")
 
-            seen = [self.chat, self.picture, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
+            seen = [self.chat, self.image, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
             quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             asking = {"fn": self.ask, "inputs": [self.question, self.chatbot, self.chat], **quick}
             asking["outputs"] = [self.question, self.chatbot, self.alert, self.turn, self.send, self.stop]
@@ -258,8 +256,8 @@ class Page:
                 "api_visibility": "private",
             }
             # Unprocessed: the component would open the image by itself, and fail in its own words.
-            self.picture.upload(self.take, [self.picture, max_tiles, self.chat], seen, preprocess=False, **quick)
-            self.picture.clear(self.take_away, self.chat, seen, **quick)
+            self.image.upload(self.take, [self.image, max_tiles, self.chat], seen, preprocess=False, **quick)
+            self.image.clear(self.take_away, self.chat, seen, **quick)
             for clearing in (clear.click, self.chatbot.clear):
                 clearing(self.clear, self.chat, seen, **quick).then(lambda: "", None, self.question, **quick)
             max_tiles.release(self.retile, [max_tiles, self.chat], seen, **quick)
@@ -271,8 +269,8 @@ class Page:
             ending = [
                 clear.click,
                 self.chatbot.clear,
-                self.picture.upload,
-                self.picture.clear,
+                self.image.upload,
+                self.image.clear,
                 max_tiles.release,
                 samples.click,
             ]

@@ -40,7 +40,7 @@ def show_tiling(tiling: Tiling) -> str:
     table = _table(
         "Tokens of the image",
         [
-            ("Size", f"{_size(tiling.picture.size)}"),
+            ("Size", f"{_size(tiling.image.size)}"),
             ("Fitted to", f"{_size(tiling.fitted)}"),
             ("Tiles", f"{tiling.rows} × {tiling.columns} and a thumbnail"),
             ("Tokens of the thumbnail", f"{tiling.thumbnail.tokens:,}"),

@@ -181,7 +181,7 @@ def test_pipeline_of_the_package(bundle, pipe, images):
 
 
 def test_pipeline_answers_batches_of_chats_as_it_answers_each(pipe, images):
-    chats = [about(images[0]), about(images[1], "And what is this?"), [{"role": "user", "content": "No picture."}]]
+    chats = [about(images[0]), about(images[1], "And what is this?"), [{"role": "user", "content": "No image."}]]
     alone = [pipe(text=one, **ARGUMENTS)[0]["generated_text"] for one in chats]
     assert [answer[0]["generated_text"] for answer in pipe(text=chats, **ARGUMENTS)] == alone
     assert [answer[0]["generated_text"] for answer in pipe(text=chats[:2], batch_size=2, **ARGUMENTS)] == alone[:2]

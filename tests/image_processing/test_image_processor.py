@@ -396,7 +396,7 @@ def ways_in(web):
     """The function `ways_in(data)`: the ways in which a file's bytes can be given, by name."""
     folder, url = web
 
-    def give(data: bytes, name: str = "picture.png") -> dict:
+    def give(data: bytes, name: str = "image.png") -> dict:
         path = folder / name
         path.write_bytes(data)
         encoded = base64.b64encode(data).decode()
@@ -427,9 +427,9 @@ def test_alpha_by_every_way_in(tiler, rgb, ways_in):
 
 
 def test_path_without_ending_and_relative(tiler, rgb, tmp_path, monkeypatch):
-    (tmp_path / "picture").write_bytes(png(rgb))
+    (tmp_path / "image").write_bytes(png(rgb))
     monkeypatch.chdir(tmp_path)
-    assert_shows(tiler, "picture", rgb)
+    assert_shows(tiler, "image", rgb)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -444,7 +444,7 @@ def test_first_frame(tiler, make_image, tmp_path, file_format):
 
 
 def test_jpeg(tiler, rgb, tmp_path):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     Image.fromarray(rgb[..., 0]).save(path, quality=90)
     with Image.open(path) as image:
         assert_shows(tiler, path, gray(np.asarray(image)))

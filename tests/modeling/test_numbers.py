@@ -43,9 +43,9 @@ def assert_near(model, exact_model, given: dict):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("name", list(numbers.pictures()))
+@pytest.mark.parametrize("name", list(numbers.sample_images()))
 def test_extreme_images(tiny_processor, exact_model, half_models, name, dtype):
-    assert_near(half_models[dtype], exact_model, numbers.inputs(tiny_processor, [numbers.pictures()[name]], 600))
+    assert_near(half_models[dtype], exact_model, numbers.inputs(tiny_processor, [numbers.sample_images()[name]], 600))
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -54,7 +54,7 @@ def test_both_attentions(tiny_processor, exact_model, half_models, attention, dt
     model = half_models[dtype]
     model.set_attn_implementation(attention)
     try:
-        assert_near(model, exact_model, numbers.inputs(tiny_processor, [numbers.pictures()["noise"]], 500))
+        assert_near(model, exact_model, numbers.inputs(tiny_processor, [numbers.sample_images()["noise"]], 500))
     finally:
         model.set_attn_implementation("sdpa")
 
@@ -62,13 +62,13 @@ def test_both_attentions(tiny_processor, exact_model, half_models, attention, dt
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_32k_tokens(tiny_processor, exact_model, half_models, dtype):
-    given = numbers.inputs(tiny_processor, list(numbers.pictures().values()), 32_768)
+    given = numbers.inputs(tiny_processor, list(numbers.sample_images().values()), 32_768)
     assert_near(half_models[dtype], exact_model, given)
 
 
 def test_features_past_the_end_of_float16(tiny_processor, exact_model, half_models):
     """The small checkpoint makes some; else the tests above would say little of it."""
-    given = numbers.inputs(tiny_processor, [numbers.pictures()["noise"]], 500)
+    given = numbers.inputs(tiny_processor, [numbers.sample_images()["noise"]], 500)
     pixels, places = given["pixel_values"], given["tile_positions"]
     with torch.inference_mode():
         exact, half = (

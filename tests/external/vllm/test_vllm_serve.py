@@ -71,8 +71,8 @@ def test_eight_at_a_time(client, reference):
 
 def test_from_a_url(client, reference, web):
     folder, url = web
-    shapes(2, 640, 480).save(folder / "picture.png")
-    chat = [user(f"{url}/picture.png", "Describe the picture.")]
+    shapes(2, 640, 480).save(folder / "image.png")
+    chat = [user(f"{url}/image.png", "Describe the picture.")]
     assert ask(client, chat) == reference.text([user(shapes(2, 640, 480), "Describe the picture.")])
 
 
@@ -131,7 +131,7 @@ def broken_images(web) -> dict[str, str]:
         "not base64": "data:image/png;base64,%%%",
         "no such page": f"{url}/nothing.png",
         "a page": f"{url}/page.html",
-        "nobody there": "http://127.0.0.1:9/picture.png",
+        "nobody there": "http://127.0.0.1:9/image.png",
         "a strip": as_uri(shapes(1).resize((1000, 2))),
     }
 

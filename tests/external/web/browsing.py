@@ -65,11 +65,11 @@ class User:
 
     def upload(self, file: Path | dict) -> None:
         """A path, or a dictionary of `name`, `mimeType` and `buffer`."""
-        remove = self.page.locator("#picture button[aria-label='Remove Image']")
+        remove = self.page.locator("#image button[aria-label='Remove Image']")
         if remove.count():
             remove.click()
             self.page.locator("#tiling .quiet").wait_for()
-        self.page.locator("#picture input[type=file]").set_input_files(file)
+        self.page.locator("#image input[type=file]").set_input_files(file)
 
     def ask(self, question: str) -> None:
         self.question.fill(question)

@@ -141,7 +141,7 @@ def test_an_example_is_asked_by_a_click(user, number):
     user.page.locator("#examples tbody tr").nth(number).click()
     assert user.wait() == right
     assert user.questions.all_inner_texts() == [EXAMPLES[number].question]
-    assert user.page.locator("#picture img").is_visible() and user.canvas.is_visible()
+    assert user.page.locator("#image img").is_visible() and user.canvas.is_visible()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_fewer_tiles_begin_a_new_chat(user, image_file, loaded):
     field.fill("4")
     field.press("Tab")
     user.page.wait_for_function("document.querySelectorAll('#tiling .kept figure').length === 4")
-    assert user.questions.count() == 0 and user.page.locator("#picture img").is_visible()
+    assert user.questions.count() == 0 and user.page.locator("#image img").is_visible()
     user.ask("How many shapes are there?")
     user.wait()
     tokens = loaded[1]._get_num_multimodal_tokens([(720, 1280)], max_tiles=4)["num_image_tokens"][0]
@@ -193,7 +193,7 @@ def test_an_image_is_shown_as_the_model_sees_it(user, tmp_path):
     user.upload(tmp_path / "turned.tiff")
     user.canvas.wait_for()
     assert user.table("#tiling")["Size"] == "200 × 400"
-    user.page.wait_for_function("document.querySelector('#picture img').naturalHeight === 400")
+    user.page.wait_for_function("document.querySelector('#image img').naturalHeight === 400")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_clear(user, image_file, model_work):
     assert (
         user.questions.count()
         == user.answers.count()
-        == user.page.locator("#picture img").count()
+        == user.page.locator("#image img").count()
         == user.canvas.count()
         == 0
     )
@@ -280,7 +280,7 @@ IMAGE = encode(EXAMPLES[0].draw(), "PNG")
 RUBBISH = {
     "text": (
         "notes.png",
-        b"This is no picture at all.\n" * 20,
+        b"This is no image at all.\n" * 20,
         "notes.png: not an image in a format that Pillow can read",
     ),
     "nothing": ("empty.png", b"", "empty.png: not an image in a format that Pillow can read"),
@@ -316,7 +316,7 @@ def test_rubbish_is_refused_in_the_processors_words(user, image_file, kind):
     assert shown.startswith("This image cannot be used.") and message in shown
     assert "gradio" not in shown and "/" not in shown.replace("http(s)", "")
     assert user.alert.locator("img").count() == 0
-    assert user.page.locator("#picture img").count() == user.canvas.count() == 0  # neither that one nor the last
+    assert user.page.locator("#image img").count() == user.canvas.count() == 0  # neither that one nor the last
     user.upload(image_file())
     user.canvas.wait_for()
     assert user.alert.count() == 0
@@ -376,7 +376,7 @@ def test_a_phones_width_is_enough(visit, image_file):
     user.page.locator("#settings button").first.tap()
     assert not user.is_wider_than_the_screen()
     for part in (
-        "#picture",
+        "#image",
         "#chat",
         "#question",
         "#send",

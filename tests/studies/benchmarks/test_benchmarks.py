@@ -59,7 +59,7 @@ def test_memory_is_seen_to_rise():
 def test_straight_torch_calls_make_the_same_tiles(monkeypatch):
     """But for rounding: they take another of torch's kernels."""
     monkeypatch.setattr(preprocessing, "SIZES", {"small": (300, 420), "wide": (300, 1200)})
-    tiler, image = JinaVLMImageProcessor(), preprocessing.picture("wide")
+    tiler, image = JinaVLMImageProcessor(), preprocessing.draw("wide")
     ours = tiler(image, return_tensors="pt")["pixel_values"]
     assert (preprocessing.straight(tiler, image) - ours).abs().max() <= 2 / 255
     threads = torch.get_num_threads()
@@ -67,8 +67,8 @@ def test_straight_torch_calls_make_the_same_tiles(monkeypatch):
         row = preprocessing.measure(["small", "wide"], threads=1, rounds=1)
     finally:
         torch.set_num_threads(threads)
-    assert row["picture"] == preprocessing.ALL and row["tiles"] == len(
-        tiler([preprocessing.picture(n) for n in preprocessing.SIZES])["pixel_values"]
+    assert row["image"] == preprocessing.ALL and row["tiles"] == len(
+        tiler([preprocessing.draw(n) for n in preprocessing.SIZES])["pixel_values"]
     )
     assert "| all five |" in preprocessing.table([row])
     assert row["without_fit_to_ours"] > 0 and "`do_resize=False`, ms" in preprocessing.table([row])
@@ -124,7 +124,7 @@ def test_the_large_model_knows_the_small_processors_images(tiny_processor):
 def test_prompts_are_the_processors(small, tiny_processor):
     """Structural tokens and all."""
     image = Image.new("RGB", (1920, 1080))
-    ids, features = decoder.prompt(small, pictures=2, rows=3, columns=4, text_tokens=0)
+    ids, features = decoder.prompt(small, images=2, rows=3, columns=4, text_tokens=0)
     expected = tiny_processor(text=tiny_processor.image_token * 2, images=[image, image], return_tensors="pt")[
         "input_ids"
     ]
@@ -138,7 +138,7 @@ def test_decoding_leaves_the_cache_as_it_was(small):
     assert set(row["seconds"]) == {"ours", "text", "limit"} and row["to_limit"] > 0
     cache = decoder.noise_cache(small.config.text_config, 100, "cpu", torch.float32)
     assert cache.get_seq_length() == 100
-    rows = [row, decoder.prefill(small, text, "prefill", 1, "cpu", pictures=1, rows=1, columns=1, text_tokens=3)]
+    rows = [row, decoder.prefill(small, text, "prefill", 1, "cpu", images=1, rows=1, columns=1, text_tokens=3)]
     assert rows[1]["tokens"] == 424 + 3
     assert decoder.table(rows).count("\n") == 3
 

@@ -164,7 +164,7 @@ def test_mmmb_rows():
     assert mmmb.doc_to_text(row).splitlines()[:-1] == ["<image>Which?", "A. None", "B. 7"]
     [image] = mmmb.doc_to_image(row)
     assert image.size == (3, 2)
-    for content in ("pictures/17.png", base64.b64encode(b"no picture").decode()):
+    for content in ("images/17.png", base64.b64encode(b"no image").decode()):
         with pytest.raises(ValueError, match="Expected an image in base64"):
             mmmb.doc_to_image({**row, "image": content})
 

@@ -97,7 +97,7 @@ def scene(seed: int) -> Image.Image:
 def images(tmp_path_factory) -> tuple[Path, Path]:
     """Two of the kind that checkpoints/tiny knows; the second is larger."""
     folder = tmp_path_factory.mktemp("images")
-    paths = folder / "first picture.png", folder / "second.png"
+    paths = folder / "first image.png", folder / "second.png"
     scene(1).save(paths[0])
     scene(2).resize((640, 500)).save(paths[1])
     return paths
@@ -300,7 +300,7 @@ def test_tiles_are_counted_and_drawn(started, empty, checkpoint, images):
     report = json.loads(out)
     processor = checkpoint[1]
     width, height = Image.open(images[1]).size
-    assert report["picture"] == {"width": width, "height": height} and not err
+    assert report["image"] == {"width": width, "height": height} and not err
     assert report["tokens"]["total"] == processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"][0]
     assert report["saved"] == "tiles.png" and Image.open(empty / "tiles.png").width >= 1740
 
@@ -378,28 +378,28 @@ def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
         ("tiles.xyz", ".xyz is no format"),
         ("tiles", "no ending is no format"),
         ("none/tiles.png", "its folder is not there"),
-        ("picture.png", "would replace the image"),
+        ("image.png", "would replace the image"),
     ],
 )
 def test_places_where_no_drawing_can_be(tmp_path, monkeypatch, target, message):
     monkeypatch.chdir(tmp_path)
-    scene(1).save("picture.png")
-    before = Path("picture.png").read_bytes()
+    scene(1).save("image.png")
+    before = Path("image.png").read_bytes()
     with pytest.raises(SystemExit) as stopped:
-        main(["tiles", "picture.png", "--save", target])
+        main(["tiles", "image.png", "--save", target])
     assert stopped.value.code.startswith("error: ") and message in stopped.value.code
-    assert os.listdir() == ["picture.png"] and Path("picture.png").read_bytes() == before
+    assert os.listdir() == ["image.png"] and Path("image.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "size", "message"),
     [
-        (["tiles", "{picture}", "--save", "{out}.png"], 10_000, "out.png could not be written"),
+        (["tiles", "{image}", "--save", "{out}.png"], 10_000, "out.png could not be written"),
         (["convert", str(TINY), "{out}"], 1_000_000, "bundle could not be written"),
     ],
 )
 def test_a_full_disk_leaves_nothing_behind(images, tmp_path, arguments, size, message):
-    arguments = [argument.format(picture=images[1], out=tmp_path / "out") for argument in arguments]
+    arguments = [argument.format(image=images[1], out=tmp_path / "out") for argument in arguments]
     with largest_file(size), pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert (
@@ -540,8 +540,8 @@ def test_mistakes_are_told_at_once(run, arguments, message):
 @pytest.mark.parametrize(
     ("stdin", "options", "message"),
     [
-        (b"just text", [], "What came on stdin is not an image"),
-        (b"", [], "What came on stdin is not an image"),
+        (b"just text", [], "What came on stdin: 9 bytes: not an image"),
+        (b"", [], "What came on stdin: 0 bytes: not an image"),
         (None, ["--device", "cuda:99"], "--device cuda:99: "),
         (None, ["--model", "{empty}"], "{empty}"),
     ],

@@ -37,9 +37,9 @@ DESCRIBE = {"type": "text", "text": "Describe the picture."}
 pytestmark = pytest.mark.skipif(not (ROOT / TINY).is_dir(), reason="checkpoints/tiny has not been trained yet")
 
 
-def png(picture: Image.Image) -> bytes:
+def png(given: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    given.save(file, "PNG")
     return file.getvalue()
 
 
@@ -47,9 +47,9 @@ def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def image(picture: Image.Image | bytes | str) -> dict:
+def image(given: Image.Image | bytes | str) -> dict:
     """The part of a message that holds an image, a file's content or a URL."""
-    content = png(picture) if isinstance(picture, Image.Image) else picture
+    content = png(given) if isinstance(given, Image.Image) else given
     return {"type": "image_url", "image_url": {"url": content if isinstance(content, str) else data_uri(content)}}
 
 
@@ -255,7 +255,7 @@ def test_concurrent_requests(server, generated):
             # every third one is refused, meanwhile
             if index % 3 == 0:
                 with pytest.raises(openai.BadRequestError):
-                    client.chat.completions.create(model=TINY, messages=[user(image(b"no picture"), DESCRIBE)])
+                    client.chat.completions.create(model=TINY, messages=[user(image(b"no image"), DESCRIBE)])
             stream = index % 2 == 0
             result = client.chat.completions.create(model=TINY, messages=messages, temperature=0, stream=stream)
             return text_of_stream(result) if stream else text_of(result)
@@ -319,7 +319,7 @@ def refused(message: str):
 @pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_bad_request(ask, generated, web, content, message, stream):
     folder, url = web
-    (folder / "page.png").write_text("<html>no picture</html>")
+    (folder / "page.png").write_text("<html>no image</html>")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}"

@@ -486,7 +486,7 @@ def test_italian_is_true_and_held_out_pairs_are_held_out():
 def test_drawn_data_are_in_the_sources_layouts(tmp_path):
     """Each of the three files in another one, and the same again."""
     for folder in ("a", "b"):
-        shapes_data.write(tmp_path / folder, pictures=3, texts=2, held_out=4)
+        shapes_data.write(tmp_path / folder, images=3, texts=2, held_out=4)
     names = ["held_out.parquet", "text.jsonl", "train.parquet"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)

@@ -1,5 +1,6 @@
 """`JinaVLMCollator`: rows of data sets in the sources' layouts to batches, with labels where assistants speak."""
 
+import base64
 import io
 
 import pytest
@@ -20,10 +21,10 @@ def image(height: int = 20, width: int = 30) -> Image.Image:
     return Image.fromarray(make_image(height, width, seed=height))
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> dict:
+def encoded(shown: Image.Image, kind: str = "PNG") -> dict:
     """As `datasets` holds images that are not decoded."""
     file = io.BytesIO()
-    picture.save(file, kind)
+    shown.save(file, kind)
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -104,18 +105,30 @@ def test_an_image_by_its_path(collator, tmp_path):
     assert torch.equal(collator([{"messages": found}])["pixel_values"], collator([LAYOUTS["llava"]])["pixel_values"])
 
 
+def test_an_image_by_its_url(collator, web):
+    """As the bundle opens it."""
+    folder, url = web
+    ONE.save(folder / "one.png")
+    expected = collator([{"images": [ONE], "texts": ANSWER}])["pixel_values"]
+    content = [{"type": "image", "url": f"{url}/one.png"}, {"type": "text", "text": "which?"}]
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": "this"}]
+    data = f"data:image/png;base64,{base64.b64encode((folder / 'one.png').read_bytes()).decode()}"
+    for row in ({"images": [f"{url}/one.png"], "texts": ANSWER}, {"messages": chat}, {"image": data, "texts": ANSWER}):
+        assert torch.equal(collator([row])["pixel_values"], expected)
+
+
 def test_images_stand_where_the_text_says(processor):
     row = {
         "image": [image(20, 30), image(40, 30)],
         "conversations": [
             {"from": "human", "value": "this <image> or <image>\nthat?"},
-            {"from": "gpt", "value": "an <image> is no picture"},
+            {"from": "gpt", "value": "an <image> is no image"},
         ],
     }
     parts = to_conversation(row)[0]["content"]
     assert [part.get("text", part["type"]) for part in parts] == ["this ", "image", " or ", "image", "that?"]
     assert [part["image"].height for part in parts if part["type"] == "image"] == [20, 40]
-    assert to_conversation(row)[1]["content"] == [{"type": "text", "text": "an <image> is no picture"}]
+    assert to_conversation(row)[1]["content"] == [{"type": "text", "text": "an <image> is no image"}]
 
 
 def test_labels_are_what_assistants_say_and_its_end(collator):
@@ -172,11 +185,11 @@ def test_measures_are_what_a_row_becomes(collator, layout):
 
 
 def test_measures_of_a_turned_image(collator):
-    picture = image(200, 900)
-    exif = picture.getexif()
+    turned = image(200, 900)
+    exif = turned.getexif()
     exif[0x0112] = 6  # a quarter to the right
     file = io.BytesIO()
-    picture.save(file, "PNG", exif=exif)
+    turned.save(file, "PNG", exif=exif)
     row = {"images": [{"bytes": file.getvalue(), "path": None}], "texts": LAYOUTS["finevision"]["texts"]}
     batch = collator([row])
     assert batch["tile_positions"][0, 2] > batch["tile_positions"][0, 3], "it stands upright"
@@ -208,6 +221,7 @@ BAD = {
         "1 places for images, but 0",
     ),
     "no image": ({"images": [{"bytes": b"junk", "path": None}], "texts": ANSWER}, "cannot be opened"),
+    "a program": ({"images": [encoded(ONE, "EPS")], "texts": ANSWER}, "cannot be opened"),
     "missing file": ({"image": "nowhere.png", "conversations": [{"from": "gpt", "value": "x"}]}, "cannot be opened"),
     "half an image": ({"images": [truncated()], "texts": ANSWER}, "cannot be decoded"),
     "a strip": ({"images": [image(1, 900)], "texts": ANSWER}, "200"),

@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
         for i in range(40)
     ]
     features = datasets.Features(images=datasets.List(datasets.Image()), texts=datasets.List(turn))
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "pictures.parquet")
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "images.parquet")
     datasets.Dataset.from_list(rows[:5], features=features).to_parquet(folder / "held_out.parquet")
     with open(folder / "text.jsonl", "w") as file:
         for i in range(20):
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
     mixture = {
         "text_share": 0.4,
         "sources": [
-            {"name": "pictures", "path": "pictures.parquet", "weight": 0.6, "modality": "image-text", **common},
+            {"name": "images", "path": "images.parquet", "weight": 0.6, "modality": "image-text", **common},
             {"name": "text", "path": "text.jsonl", "weight": 0.4, "modality": "text", **common},
         ],
     }
@@ -259,7 +259,7 @@ def test_a_plan_builds_no_model(write, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command.jina_vlm.JinaVLMForConditionalGeneration, "__init__", None)
     run(write(), "--output", tmp_path / "none", "--plan-only")
     printed = capsys.readouterr().out
-    assert "modality: image-text 60.0%, text 40.0%" in printed and "pictures: 0 of 40 samples are bad" in printed
+    assert "modality: image-text 60.0%, text 40.0%" in printed and "images: 0 of 40 samples are bad" in printed
     assert "padding: " in printed and not (tmp_path / "none").exists()
 
 

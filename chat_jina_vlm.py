@@ -1,7 +1,11 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the messages of a chat may look like. Without a check, templates print or skip what they cannot use."""
+"""Chats: what messages may look like, and what a template must bring with it.
+
+Unchecked, templates print or skip what they cannot use.
+"""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,3 +72,21 @@ def _as_dictionary(value: Any) -> dict | None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def make_self_contained(template: str, image_token: str, bos_token: str, always_start_with_space: bool) -> str:
+    """Give a release's template the variables and the `<|endoftext|>` that engines do not give it."""
+    variables = {
+        "image_prompt_token": f"'{image_token}'",
+        "always_start_with_space": str(always_start_with_space).lower(),
+    }
+    defaults = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+        for name, value in variables.items()
+        if name in template and f"{name} is not defined" not in template
+    ]
+    if not defaults:
+        return template
+    head = re.split(r"\{%-?\s*for\b", template)[0]
+    opening = "" if bos_token in head or "bos_token" in head else f"{{{{- '{bos_token}' }}}}"
+    return "".join([*defaults, opening, template])
