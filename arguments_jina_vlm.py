@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from transformers import GenerationConfig
 from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import ImagesKwargs
 
@@ -83,9 +84,10 @@ def get_given(arguments: dict[str, Any]) -> dict[str, Any]:
 def refuse_unknown(given: dict[str, Any], known: Iterable[str], where: str) -> None:
     """Raise TypeError if an argument is not known."""
     if unknown := sorted(set(given) - set(known)):
-        raise TypeError(
-            f"Unknown argument {', '.join(map(repr, unknown))} {where}. Known are: {', '.join(sorted(known))}."
-        )
+        message = f"Unknown argument {', '.join(map(repr, unknown))} {where}. Known are: {', '.join(sorted(known))}."
+        if not set(unknown).isdisjoint(GenerationConfig().to_dict()):  # pipelines hand on what they do not know
+            message += " Arguments of `generate` go to it; in a pipeline's call, as `generate_kwargs={...}`."
+        raise TypeError(message)
 
 
 def get_settings(processor: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class JinaVLMTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
 class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     text_kwargs: JinaVLMTextKwargs
     images_kwargs: JinaVLMImageProcessorKwargs
-    _defaults: dict[str, Any] = {}  # read by the library before 5.20
+    # Read by the library before 5.20, which takes what is annotated for a group of arguments.
+    _defaults = {}  # type: ignore[misc]
 
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")

@@ -234,6 +234,11 @@ def test_pipeline_goes_on_with_what_the_assistant_began(pipe, images):
     assert answer == pipe(images=images[1], text=prompt, **ARGUMENTS)[0]["generated_text"]
 
 
+def test_pipeline_says_where_arguments_of_generate_go(pipe, images):
+    with pytest.raises(TypeError, match="'do_sample' of .*in a pipeline's call, as `generate_kwargs="):
+        pipe(text=about(images[1]), do_sample=False)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "auto"])
 def test_pipeline_in_other_number_formats(bundle, images, dtype):
     pipe = pipeline("image-text-to-text", model=str(bundle), dtype=dtype)

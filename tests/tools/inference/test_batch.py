@@ -238,7 +238,7 @@ def test_bad_bytes_are_rows_with_errors(drawn, alone, tmp_path, capsys):
     datasets.Dataset.from_dict({"image": [*bad, drawn[0]]}).to_parquet(tmp_path / "bad.parquet")
     rows = answer(tmp_path / "bad.parquet", tmp_path / "answers")
     assert answers(rows) == [*[NONE] * 4, alone[QUESTION][0]]
-    expected = ["has no image", "Not an image", "Not an image", "damaged or incomplete"]
+    expected = ["has no image", "not an image", "not an image", "damaged or incomplete"]
     assert all(message in row["error"] for row, message in zip(rows, expected, strict=False))
     assert "5 rows: 1 answered, 4 with an error" in capsys.readouterr().out
 
