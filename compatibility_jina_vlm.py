@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transformers import __version__
+from transformers import Cache, __version__
 
 
 OLDEST = (5, 19)  # what the newest vLLM for CPUs, 0.32, runs on
@@ -24,6 +24,14 @@ if VERSION < OLDEST:
 
 # The cache's name among arguments and outputs of the library's models. Goes when 5.24 is the oldest version.
 CACHE_NAME = "cache" if VERSION >= (5, 24) else "past_key_values"
+
+
+def cache_argument(cache: Any) -> dict[str, Any]:
+    """Name a cache as the library's models take it. Goes when 5.24 is the oldest version: before it, `cache` was what
+    continuous batching hands through to attention."""
+    is_paged = cache is not None and not isinstance(cache, Cache)
+    return {"cache" if is_paged else CACHE_NAME: cache}
+
 
 # The prefix in `..._enable` and `..._kwargs`. Goes when 5.23 is the oldest version.
 CHECKPOINTING = "activation_checkpointing" if VERSION >= (5, 23) else "gradient_checkpointing"

@@ -12,11 +12,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_jina_vlm import CheckpointMixin
-from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values
+from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values, cache_argument
 from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import register_released_layout
 from .generation_jina_vlm import JinaVLMGenerationMixin
@@ -26,7 +26,7 @@ from .tiling_jina_vlm import get_image_lengths, get_image_token_indices, get_tok
 TILES_AT_A_TIME = 4  # in the tower, on a CPU
 
 
-class _WithImages:
+class _WithImages(ModelOutput):
     """What outputs of a model with images have in common."""
 
     image_outputs: BaseModelOutputWithPooling | None
@@ -380,7 +380,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **{CACHE_NAME: cache},
+            **cache_argument(cache),
             **kwargs,
         )
         return JinaVLMModelOutputWithPast(**outputs, image_outputs=image_outputs)

@@ -25,7 +25,7 @@ class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[cal
     text_kwargs: JinaVLMTextKwargs
     images_kwargs: JinaVLMImageProcessorKwargs
     # Read by the library before 5.20, which takes what is annotated for a group of arguments.
-    _defaults = {}  # type: ignore[misc]
+    _defaults = {}  # type: ignore[misc, var-annotated]
 
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
