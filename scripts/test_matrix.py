@@ -35,7 +35,7 @@ def pinned(name: str) -> str:
 
 # From the oldest that are supported (`pyproject.toml`) to the newest
 TRANSFORMERS = ("5.19.0", "5.22.2", "5.23.0", pinned("transformers"))
-TORCH = ("2.10.0", "2.13.0", "2.15.0")
+TORCH = ("2.9.1", "2.13.0", "2.15.0")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
