@@ -2,9 +2,10 @@
 
     python -m scripts.test_matrix --only 5.19.0 --only python3.12
 
-A cell is a Python, a transformers and a torch. Its environment, kept in `.venv/matrix`, holds what `requirements.txt`
-pins but for these two. A Python is looked for on the path, then among pyenv's: `pyenv install 3.12 3.13` is enough.
-One that this machine lacks, or a torch that has no build for it, is told as such and is no failure.
+A cell is a Python, a transformers and a torch. The oldest, the newest and the pinned one run all fast tests; those
+between them the bundle's own, which is where versions matter. A cell's environment, kept in `.venv/matrix`, holds what
+`requirements.txt` pins but for these two. A Python is looked for on the path, then among pyenv's: `pyenv install 3.12
+3.13` is enough. One that this machine lacks, or a torch that has no build for it, is told as such and is no failure.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def pinned(name: str) -> str:
 TRANSFORMERS = ("5.19.0", "5.22.2", "5.23.0", pinned("transformers"))
 TORCH = ("2.9.1", "2.13.0", "2.15.0")
 PYTHONS = ("3.11", "3.12", "3.13")
+NOT_THE_BUNDLES = ("--ignore=tests/tools", "--ignore=tests/studies")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"python{self.python}-transformers{self.transformers}-torch{self.torch}"
+
+    def is_corner(self) -> bool:
+        """Whether it runs all tests."""
+        newest, oldest = (PYTHONS[-1], TRANSFORMERS[-1]), (PYTHONS[0], TRANSFORMERS[0])
+        return (self.python, self.transformers) in (oldest, newest, (PYTHONS[0], TRANSFORMERS[-1]))
 
     def requirements(self) -> str:
         wanted = {"transformers": f"=={self.transformers}", "torch": f"=={self.torch}"}
@@ -102,7 +109,7 @@ def run_tests(cell: Cell, python: str, arguments: list[str]) -> dict:
     report.unlink(missing_ok=True)
     started = time.perf_counter()
     command = [python, "-m", "pytest", "tests", "-m", "not slow", "-n", "2", "--dist", "loadfile", "-q"]
-    command += [f"--junitxml={report}", *arguments]
+    command += [f"--junitxml={report}", *(() if cell.is_corner() else NOT_THE_BUNDLES), *arguments]
     returncode = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
     minutes = (time.perf_counter() - started) / 60
     if not report.is_file():
@@ -123,11 +130,12 @@ def commit() -> str:
 def table(results: dict[Cell, dict]) -> str:
     numbers = ["passed", "skipped", "failed", "minutes"]
     rows = [
-        [cell.python, cell.transformers, cell.torch, *(str(result.get(name, "")) for name in numbers)]
+        [cell.python, cell.transformers, cell.torch, "all" if cell.is_corner() else "bundle"]
+        + [str(result.get(name, "")) for name in numbers]
         for cell, result in results.items()
     ]
     notes = [f"\n{cell}: {result['note']}." for cell, result in results.items() if "note" in result]
-    return markdown.table(["Python", "transformers", "torch", *numbers], rows, figures=3) + "".join(notes)
+    return markdown.table(["Python", "transformers", "torch", "tests", *numbers], rows, figures=4) + "".join(notes)
 
 
 def main() -> None:
