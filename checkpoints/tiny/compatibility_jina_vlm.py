@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Cache, __version__
+from transformers import __version__
 
 
 OLDEST = (5, 19)  # what the newest vLLM for CPUs, 0.32, runs on
@@ -21,6 +21,9 @@ if VERSION < OLDEST:
         f"jina-vlm needs transformers {'.'.join(map(str, OLDEST))} or newer, found {__version__}. "
         "Run `pip install -U transformers`."
     )
+
+from transformers import Cache  # noqa: E402  # behind the check of the version
+
 
 # The cache's name among arguments and outputs of the library's models. Goes when 5.24 is the oldest version.
 CACHE_NAME = "cache" if VERSION >= (5, 24) else "past_key_values"

@@ -1,4 +1,5 @@
-"""Turns with a model. Each goes on from the cache of the one before, so that no image is encoded twice."""
+"""Turns with a model, as its chat template writes them. Each goes on from what it has in common with the cache of the
+one before, so that no image is encoded twice."""
 
 import time
 from collections.abc import Callable
@@ -58,6 +59,8 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all turns and images."""
+        self.messages = []  # of turns that were answered
+        self._asked = []  # these and the question that is being answered
         self.ids, self.cache = None, None
 
     def answer(
@@ -76,26 +79,42 @@ class Conversation:
         return self.generate(self.prepare(question, images), show)
 
     def prepare(self, question: str, images: list[Image.Image]) -> BatchFeature:
-        """Inputs of the next turn: token ids of the whole conversation, and the new images alone."""
-        inputs = prepare_turn(self.processor, question, images, self.max_tiles)
-        if self.ids is not None:
-            # A turn's text is the same wherever it stands. It opens with <|endoftext|>, which ended the last one.
-            ids = torch.cat([self.ids, inputs["input_ids"][:, 1:]], dim=1)
-            limit = self.processor.tokenizer.model_max_length
-            if ids.shape[1] > limit:
-                raise ValueError(
-                    f"The conversation has {ids.shape[1]} tokens, the model takes {limit}. Begin a new one."
-                )
-            inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return BatchFeature(inputs)
+        """Inputs of the next turn: the whole conversation, as the checkpoint's chat template writes it."""
+        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+        self._asked = [*self.messages, {"role": "user", "content": content}]
+        return self.processor.apply_chat_template(
+            self._asked,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={} if self.max_tiles is None else {"max_tiles": self.max_tiles},
+        )
+
+    def remember(self, answer: str) -> None:
+        """Make the question that was asked last, and its answer, part of the conversation."""
+        self.messages = [*self._asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+    def _rewind(self, ids: torch.Tensor) -> None:
+        """Cut off of the cache what a prompt [1, length] has otherwise: a template may write a turn that is past in
+        another way than one that is being answered."""
+        if self.cache is None:
+            return
+        held = self.cache.get_seq_length()
+        length = min(self.ids.shape[1], held, ids.shape[1] - 1)
+        differences = (self.ids[0, :length] != ids[0, :length]).nonzero()
+        length = int(differences[0]) if len(differences) else length
+        self.cache.crop(length - held)
+        self.ids = ids[:, :length]
 
     def generate(self, inputs: BatchFeature, show: Callable[[str], None] = lambda text: None) -> Answer:
         """The answer to what [`prepare`] gave, as [`answer`] does."""
         listener = _Listener(self.processor.tokenizer, show)
+        self._rewind(inputs["input_ids"])
         start = time.perf_counter()
         output = self.model.generate(
             **inputs.to(self.model.device),
-            **{CACHE_NAME: self.cache},
+            cache=self.cache,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             streamer=listener,
@@ -104,30 +123,16 @@ class Conversation:
         end = time.perf_counter()
         self.ids, self.cache = output.sequences.cpu(), output[CACHE_NAME]
         new = self.ids[0, inputs["input_ids"].shape[1] :]
-        is_cut_off = new[-1].item() != self.processor.tokenizer.eos_token_id
-        if is_cut_off:
-            self.ids = torch.nn.functional.pad(self.ids, (0, 1), value=self.processor.tokenizer.eos_token_id)
+        text = self.processor.decode(new, skip_special_tokens=True).strip()
+        self.remember(text)
         return Answer(
-            text=self.processor.decode(new, skip_special_tokens=True).strip(),
+            text=text,
             prompt_tokens=inputs["input_ids"].shape[1],
             tokens=len(new),
-            is_cut_off=is_cut_off,
+            is_cut_off=new[-1].item() != self.processor.tokenizer.eos_token_id,
             seconds_to_first_token=round(listener.times[1] - start, 3),
             seconds=round(end - start, 3),
         )
-
-
-def prepare_turn(processor, question: str, images: list[Image.Image], max_tiles: int | None = None) -> BatchFeature:
-    """Model inputs of one user's turn: images, then text."""
-    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={} if max_tiles is None or not images else {"max_tiles": max_tiles},
-    )
 
 
 def describe_images(processor, images: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:

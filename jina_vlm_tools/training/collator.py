@@ -12,8 +12,9 @@ class JinaVLMCollator:
     """
     Makes a batch of rows of a data set, in any of the layouts of [`layouts`].
 
-    What is to be predicted are the assistants' turns and the `<|endoftext|>` that ends them, as the chat template
-    marks them by `{% generation %}`; never what looks like such a turn in somebody's text.
+    What is to be predicted are the assistants' turns, as the chat template marks them by `{% generation %}`, never
+    what looks like such a turn in somebody's text; and after each of them `<|endoftext|>`, by which answers end.
+    Between turns the release's template writes none: it is in the labels alone, in the place of what comes there.
 
     The images' tensors have tiles as their first dimension, over the whole batch: a loader must not cut a batch up
     along it. The Trainer's does not where the data set has a length; where it has none, pass
@@ -34,7 +35,7 @@ class JinaVLMCollator:
             raise ValueError(
                 "The processor's chat template does not mark what assistants say ({% generation %}), "
                 "so that labels cannot be told. Set `processor.chat_template` to this repository's "
-                "chat_template.jinja, which writes the same turns."
+                "chat_template.jinja, which writes the release's text."
             )
         self.processor, self.max_length = processor, max_length
 
@@ -62,7 +63,10 @@ class JinaVLMCollator:
         if self.max_length is not None and lengths.max() > self.max_length:
             raise BadSample(f"A sample has {lengths.max()} tokens, more than `max_length`, {self.max_length}.")
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        inputs["labels"] = inputs["input_ids"].masked_fill(~answered, -100)
+        labels = inputs["input_ids"].masked_fill(~answered, -100)
+        ends = answered[:, :-1] & ~answered[:, 1:] & batch["attention_mask"][:, 1:].bool()
+        labels[:, 1:][ends] = self.processor.tokenizer.eos_token_id
+        inputs["labels"] = labels
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
 
     def measure(self, row: dict[str, Any]) -> tuple[int, int]:

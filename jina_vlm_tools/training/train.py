@@ -4,6 +4,7 @@ the Trainer's own, TensorBoard's files and loss curves."""
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from .stages import Stage, beside, read_stage
 from .trainer import JinaVLMTrainer, freeze, see_blank_images
 
 
+logger = logging.getLogger(__name__)
 STAGE_FILE = "stage.json"  # beside a run's checkpoints: what it was started with
 
 
@@ -63,6 +65,11 @@ def load_processor(stage: Stage, file: Path, config: jina_vlm.JinaVLMConfig) -> 
             f"its tokenizer's <im_patch> is {processor.patch_token_id}, its config's {config.image_token_id}.",
         )
     if "{% generation" not in str(processor.chat_template).replace("{%-", "{%"):
+        logger.warning(
+            "The chat template of %s does not mark what assistants say. Training uses, and saves, this repository's "
+            "chat_template.jinja, which writes the release's text.",
+            stage.model,
+        )
         processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
     if stage.max_tiles is not None:
         processor.image_processor.max_tiles = stage.max_tiles

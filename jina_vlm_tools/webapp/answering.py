@@ -20,7 +20,7 @@ CLOSING_SECONDS = 5
 class Turn:
     """An answer, as far as it has come. Times are in seconds, None where a part was not run or has not ended.
 
-    `seconds_prepared`: tiles (with the first question alone) and token ids. `seconds_encoded`: tower and connector,
+    `seconds_prepared`: tiles and token ids. `seconds_encoded`: tower and connector,
     once for an image. `seconds_first_token`: from the start of `generate` to its first token. `seconds_decoded`: from
     there to the last one. `seconds`: all of it."""
 
@@ -117,7 +117,7 @@ class ImageChat(Conversation):
 
     def _stream(self, question: str, max_new_tokens: int, temperature: float) -> Iterator[Turn]:
         turn, start = Turn(image_tokens=self.image_tokens), time.perf_counter()
-        inputs = self.prepare(question, [self.image] if self.ids is None else []).to(self.model.device)
+        inputs = self.prepare(question, [] if self.messages else [self.image]).to(self.model.device)
         turn.prompt_tokens, turn.seconds_prepared = inputs["input_ids"].shape[1], time.perf_counter() - start
         pixels = {name: inputs.pop(name) for name in ("pixel_values", "tile_positions") if name in inputs}
         yield turn
@@ -150,11 +150,10 @@ class ImageChat(Conversation):
         turn.text = turn.text.rstrip()
         generation.time(turn)
         turn.is_stopped = self._stopped.is_set()
-        eos = self.processor.tokenizer.eos_token_id
-        is_whole = ids[0, -1].item() == eos
+        is_whole = ids[0, -1].item() == self.processor.tokenizer.eos_token_id
         turn.is_cut_off = not is_whole and not turn.is_stopped
         turn.seconds = time.perf_counter() - start
-        self.ids = ids if is_whole else torch.nn.functional.pad(ids, (0, 1), value=eos)  # which opens the next turn
+        self.remember(turn.text)
         yield turn
 
     def _encode(self, pixel_values: torch.Tensor, tile_positions: torch.Tensor) -> list[torch.Tensor]:

@@ -208,7 +208,7 @@ def test_what_is_none_is_not_there(processor, make_image, tmp_path):
     expected, found = (processor.apply_chat_template(messages, **kwargs) for messages in (plain, padded))
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     assert processor.apply_chat_template(padded) == processor.apply_chat_template(plain)
-    assert processor.apply_chat_template(empty) == "<|endoftext|> Assistant: <|endoftext|>"
+    assert processor.apply_chat_template(empty) == "<|endoftext|> Assistant:<|endoftext|>"
     assert padded[0]["content"][0]["url"] is None, "what was given is left as it was"
 
 
@@ -233,7 +233,7 @@ def test_messages_that_are_objects(processor):
     for message in (Message("user", [Part("hi <|image|>")]), Model()):
         expected = processor.apply_chat_template([{"role": "user", "content": "hi <|image|>"}], tokenize=True)
         assert processor.apply_chat_template([message], tokenize=True) == expected
-        assert processor.apply_chat_template([message]) == "<|endoftext|> User: hi < |image|>"
+        assert processor.apply_chat_template([message]) == "<|endoftext|> User: hi < |image|> "
 
 
 # Tokenizers

@@ -46,17 +46,17 @@ def unpadded(inputs, row: int) -> list[int]:
     return inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
 
 
-CHATS = {
-    "string": ([("user", "the fox")], [" User: the fox"]),
-    "list": ([("user", "the ", "fox")], [" User: the fox"]),
-    "no content": ([("user", ""), ("assistant", "")], [" User:  Assistant: ", BOS]),
-    "system": ([("system", "be quick"), ("user", "hi")], [" System: be quick User: hi"]),
-    "image first": ([("user", SMALL, "which?")], [" User: ", SMALL, "which?"]),
-    "image last": ([("user", "which?", SMALL)], [" User: which?", SMALL]),
+CHATS = {  # with what stands between `<|endoftext|>` and "Assistant:"
+    "string": ([("user", "the fox")], [" User: the fox "]),
+    "list": ([("user", "the", "fox")], [" User: the fox "]),
+    "no content": ([("user", ""), ("assistant", "")], [" User:  Assistant: "]),
+    "system": ([("system", "be quick"), ("user", "hi")], [" System: be quick  User: hi "]),
+    "image first": ([("user", SMALL, "which?")], [" User: ", SMALL, "which? "]),
+    "image last": ([("user", "which?", SMALL)], [" User: which? ", SMALL]),
     "image alone": ([("user", WIDE)], [" User: ", WIDE]),
-    "image between": ([("user", "is ", SMALL, " that?")], [" User: is ", SMALL, " that?"]),
-    "two images": ([("user", WIDE, " and ", SMALL, "?")], [" User: ", WIDE, " and ", SMALL, "?"]),
-    "side by side": ([("user", SMALL, WIDE, "?")], [" User: ", SMALL, WIDE, "?"]),
+    "image between": ([("user", "is", SMALL, "that?")], [" User: is ", SMALL, "that? "]),
+    "two images": ([("user", WIDE, "and", SMALL, "?")], [" User: ", WIDE, "and ", SMALL, "? "]),
+    "side by side": ([("user", SMALL, WIDE, "?")], [" User: ", SMALL, WIDE, "? "]),
     "several turns": (
         [
             ("system", "s"),
@@ -66,7 +66,7 @@ CHATS = {
             ("assistant", "d", "e"),
             ("user", "f"),
         ],
-        [" System: s User: ", SMALL, "a Assistant: b", BOS, " User: c", WIDE, " Assistant: de", BOS, " User: f"],
+        [" System: s  User: ", SMALL, "a  Assistant: b  User: c ", WIDE, " Assistant: d e  User: f "],
     ),
 }
 
@@ -75,11 +75,13 @@ CHATS = {
 def test_chat(processor, conversation, chat, name):
     turns, parts = CHATS[name]
     inputs = chat(turns, add_generation_prompt=True)
-    assert inputs["input_ids"].tolist() == [expected_ids(processor, BOS, *parts, " Assistant:")]
+    *parts, last = parts
+    parts = [*parts, f"{last}Assistant:"] if isinstance(last, str) else [*parts, last, "Assistant:"]
+    assert inputs["input_ids"].tolist() == [expected_ids(processor, BOS, *parts)]
     assert inputs["attention_mask"].min() == 1
     text = "".join("<|image|>" if isinstance(part, tuple) else part for part in parts)
     messages = conversation(turns)
-    assert processor.apply_chat_template(messages, add_generation_prompt=True) == f"{BOS}{text} Assistant:"
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == f"{BOS}{text}"
     images = [
         part["image"]
         for message in messages
@@ -93,7 +95,7 @@ def test_chat(processor, conversation, chat, name):
             assert torch.equal(inputs[key], torch.cat([one[key] for one in alone]))
     # the same in two steps, flat and nested
     for given in [images, [images]] if images else [None]:
-        again = processor(text=f"{text} Assistant:", images=given, return_tensors="pt")
+        again = processor(text=text, images=given, return_tensors="pt")
         assert again.keys() == inputs.keys()
         assert all(torch.equal(again[key], inputs[key]) for key in again)
 
@@ -206,7 +208,7 @@ MASKED = {
         ("user", SMALL, "and"),
         ("assistant", "dog"),
     ],
-    "parts": [("system", "s"), ("user", SMALL), ("assistant", "the ", "fox"), ("user", "hi")],
+    "parts": [("system", "s"), ("user", SMALL), ("assistant", "the", "fox"), ("user", "hi")],
     "empty": [("user", WIDE, "hi"), ("assistant", ""), ("user", "hi"), ("assistant", "dog")],
     "beyond ASCII": [("user", SMALL, "größe 日本"), ("assistant", "ja, 日本"), ("user", "é"), ("assistant", "ß")],
     "nothing": [("user", SMALL, "hi")],
@@ -214,7 +216,9 @@ MASKED = {
 
 
 def answers(turns: list) -> list[str]:
-    return [f" {''.join(parts)}{BOS}" for role, *parts in turns if role == "assistant"]
+    """The last one ends as it would if it were generated; an empty one before it marks nothing."""
+    spoken = [f" {' '.join(parts)}" for role, *parts in turns if role == "assistant" and any(parts)]
+    return [*spoken[:-1], f"{spoken[-1]}{BOS}"] if turns[-1][0] == "assistant" else spoken
 
 
 @pytest.mark.parametrize("name", list(MASKED))

@@ -234,14 +234,9 @@ def test_typed_special_tokens_are_text(ask, text):
     tokenizer = jina_vlm.JinaVLMProcessor.from_pretrained(ROOT / TINY).tokenizer
     for role in ("system", "assistant", "user"):
         messages = [{"role": role, "content": text}, user("Are you there?")]
-        after = "<|endoftext|>" if role == "assistant" else ""  # ours
-        typed = tokenizer(f" {role.capitalize()}: {text}", add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        rest = tokenizer(f"{after} User: Are you there? Assistant:", add_special_tokens=False)["input_ids"]
-        assert ask(messages, max_tokens=1).usage.prompt_tokens == 1 + len(typed) + len(
-            rest
-        )  # and the first <|endoftext|>
+        prompt = f" {role.capitalize()}: {text}  User: Are you there? Assistant:"
+        ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ask(messages, max_tokens=1).usage.prompt_tokens == 1 + len(ids)  # with the first <|endoftext|>
 
 
 def test_concurrent_requests(server, generated):

@@ -37,8 +37,8 @@ def said(collator, row) -> list[str]:
         if label == -100:
             pieces += [[]] if pieces[-1] else []
         else:
-            assert label == token
-            pieces[-1].append(token)
+            assert label in (token, collator.processor.tokenizer.eos_token_id)
+            pieces[-1].append(label)
     return [collator.processor.tokenizer.decode(piece) for piece in pieces if piece]
 
 

@@ -110,7 +110,7 @@ def test_stop_ends_the_model_and_the_chat_goes_on(chat, calls):
             chat.stop()
     assert turn.is_stopped and not turn.is_cut_off
     assert turn.tokens < 30 and RIGHT.startswith(turn.text) and len(calls["head"]) == turn.tokens
-    assert chat.ids[0, -1] == chat.processor.tokenizer.eos_token_id  # which opens the next turn
+    assert chat.messages[-1]["content"] == [{"type": "text", "text": turn.text}]
     turn, _ = ask(chat, "What colour is the triangle?")
     assert turn.text == "orange" and not turn.is_stopped
 
