@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 ROOT = Path(__file__).parents[2]
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+REPORTERS = ("warnings", "_py_warnings", "logging", __name__)
 WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
@@ -88,9 +89,12 @@ def our_caller(frame: FrameType | None) -> str | None:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         called.add(frame.f_code.co_name)
         if owner == "python":
+            reports = frame.f_globals["__name__"] in REPORTERS
+            speaker = speaker or (None if reports else owner)
             continue
         speaker = speaker or owner
-        if owner not in (speaker, "torch"):  # torch calls modules, for whoever called them
+        calls_for_others = owner == "torch" and speaker != "python"  # it calls modules, for whoever called them
+        if owner != speaker and not calls_for_others:
             return None
     return None
 

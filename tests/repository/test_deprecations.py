@@ -16,6 +16,7 @@ def pytest_configure(config):
 """
 # By its name a module of the bundle, as the library runs copies of them from other folders.
 CASES = '''
+import locale
 import warnings
 import pytest
 from transformers.utils import logging
@@ -25,8 +26,12 @@ from transformers.utils.deprecation import deprecate_kwarg
 def deprecating(new=None):
     return new
 
-third_party = {"deprecating": deprecating}
-exec(compile("def call(): return deprecating(old=1)", "/lib/site-packages/trl/trainer.py", "exec"), third_party)
+third_party = {"deprecating": deprecating, "locale": locale}
+source = """
+def call(): return deprecating(old=1)
+def call_python(): return locale.getdefaultlocale()
+"""
+exec(compile(source, "/lib/site-packages/trl/trainer.py", "exec"), third_party)
 
 library = {"deprecating": deprecating}
 source = """
@@ -65,6 +70,12 @@ def test_warned_through_an_override():
 def test_passes_where_the_library_calls_an_override():
     assert library["assist"](Model()) == 1
 
+def test_warned_by_the_standard_library():
+    locale.getdefaultlocale()
+
+def test_passes_where_another_library_calls_the_standard_one():
+    third_party["call_python"]()
+
 def test_passes_where_it_is_asked_for():
     with pytest.warns(FutureWarning, match="old"):
         deprecating(old=1)
@@ -88,6 +99,7 @@ def test_deprecated_calls_of_ours_fail(tmp_path):
     failed = set(re.findall(r"^ERROR test_calls_jina_vlm.py::(\w+)", result.stdout, flags=re.MULTILINE))
     assert failed == {
         "test_warned",
+        "test_warned_by_the_standard_library",
         "test_warned_through_an_override",
         "test_warned_of_a_fixture",
         "test_logged_once",
@@ -95,4 +107,4 @@ def test_deprecated_calls_of_ours_fail(tmp_path):
     }, result.stdout
     line = 1 + CASES.splitlines().index("    assert deprecating(old=1) == 1")
     assert f"test_calls_jina_vlm.py:{line}: FutureWarning: `old` is deprecated" in result.stdout
-    assert re.search(r"^9 passed, .*5 errors", result.stdout, flags=re.MULTILINE), result.stdout
+    assert re.search(r"^11 passed, .*6 errors", result.stdout, flags=re.MULTILINE), result.stdout
