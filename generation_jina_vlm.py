@@ -58,6 +58,20 @@ class JinaVLMGenerationMixin(GenerationMixin):
         generation_config.suppress_tokens = self._with_structural_tokens(generation_config.suppress_tokens)
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
+    def generate_batch(self, inputs: list[list[int]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """
+        Generate by continuous batching as the library does. Of a prompt it takes the tokens alone.
+
+        Raises:
+            ValueError: a prompt has places for image features.
+        """
+        if any(self.config.image_token_id in prompt for prompt in inputs):
+            raise ValueError(
+                "A prompt shows an image, which continuous batching (`generate_batch`, `cache_implementation='paged'`) "
+                "would lose: it takes text alone. Call `generate`, with another cache."
+            )
+        return super().generate_batch(inputs, *args, **kwargs)
+
     def _with_structural_tokens(self, suppressed: list[int] | None) -> list[int]:
         if suppressed is None:
             suppressed = self.generation_config.suppress_tokens or []

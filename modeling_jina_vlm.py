@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_jina_vlm import CheckpointMixin
-from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values, cache_argument
+from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values, cache_argument, put_into_package
 from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import register_released_layout
 from .generation_jina_vlm import JinaVLMGenerationMixin
@@ -496,3 +496,5 @@ __all__ = [
     "JinaVLMPreTrainedModel",
     "JinaVLMVisionModel",
 ]
+
+put_into_package(__name__)

@@ -23,6 +23,7 @@ from .arguments_jina_vlm import (
     refuse_unknown,
     to_integer,
 )
+from .compatibility_jina_vlm import put_into_package
 from .conversion_jina_vlm import convert_image_processor_config, is_released_image_processor_config
 from .image_loading_jina_vlm import flatten, open_images, to_rgb, to_tensor
 from .resizing_jina_vlm import get_size, resize, resize_image
@@ -268,3 +269,5 @@ class JinaVLMImageProcessor(BaseImageProcessor):
 
 
 __all__ = ["JinaVLMImageProcessor"]
+
+put_into_package(__name__)

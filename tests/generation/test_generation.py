@@ -405,6 +405,15 @@ def test_nor_in_continuous_batches(eager_for_structure, processor):
     assert config.to_dict() == before, "the caller's config is left as it was"
 
 
+@pytest.mark.parametrize("how", ["generate_batch", "paged"])
+def test_continuous_batches_lose_no_image(model, one, how):
+    with pytest.raises(ValueError, match="shows an image, which continuous batching .* would lose"):
+        if how == "paged":
+            model.generate(**one, cache_implementation="paged", max_new_tokens=2)
+        else:
+            model.generate_batch(one["input_ids"].tolist(), max_new_tokens=2)
+
+
 def test_a_bundle_decodes_assisted_by_a_bundle(bundle, one, greedy_one):
     model, assistant = (
         AutoModelForImageTextToText.from_pretrained(bundle, trust_remote_code=True, dtype=torch.float32)

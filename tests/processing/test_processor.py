@@ -534,18 +534,23 @@ MAP_IN_PROCESSES = """
     import functools, sys
     import multiprocess
     from datasets import Dataset, disable_progress_bars
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     checkpoint, method, *kinds = sys.argv[1:]
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    config, image_processor, model = (
+        auto_class.from_pretrained(checkpoint, trust_remote_code=True)
+        for auto_class in (AutoConfig, AutoImageProcessor, AutoModelForImageTextToText)
+    )
+    others = [config, image_processor, type(model)]
 
-    def encode(row, processor, config):
+    def encode(row, processor, others):
         import sys
         from PIL import Image
 
-        for item in (processor, config):  # classes are found by their names, and are no copies
-            assert getattr(sys.modules[type(item).__module__], type(item).__name__) is type(item)
+        for item in (processor, *others):  # classes are found by their names, and are no copies
+            item_class = item if isinstance(item, type) else type(item)
+            assert getattr(sys.modules[item_class.__module__], item_class.__name__) is item_class
         return {"ids": processor(text=row["text"], images=Image.new("RGB", (20, 30)))["input_ids"][0]}
 
     class Encoder:
@@ -553,16 +558,16 @@ MAP_IN_PROCESSES = """
             self.processor = processor
 
         def __call__(self, row):
-            return encode(row, self.processor, config)
+            return encode(row, self.processor, others)
 
     disable_progress_bars()
     multiprocess.set_start_method(method)
     rows = Dataset.from_dict({"text": [f"<|image|>the {word}" for word in ("fox", "star", "ring", "cat")]})
-    expected = [encode(row, processor, config)["ids"] for row in rows]
-    given = {"processor": processor, "config": config}
+    expected = [encode(row, processor, others)["ids"] for row in rows]
+    given = {"processor": processor, "others": others}
     ways = {
         "arguments": (encode, given),
-        "closure": (lambda row: encode(row, processor, config), None),
+        "closure": (lambda row: encode(row, processor, others), None),
         "partial": (functools.partial(encode, **given), None),
         "callable": (Encoder(processor), None),
         "method": (Encoder(processor).__call__, None),
