@@ -67,8 +67,8 @@ class JinaVLMGenerationMixin(GenerationMixin):
         """
         if any(self.config.image_token_id in prompt for prompt in inputs):
             raise ValueError(
-                "A prompt shows an image, which continuous batching (`generate_batch`, `cache_implementation='paged'`) "
-                "would lose: it takes text alone. Call `generate`, with another cache."
+                "A prompt shows an image, which continuous batching (`generate_batch`, `cache_implementation='paged'`)"
+                " would lose: it takes text alone. Call `generate`, with another cache."
             )
         return super().generate_batch(inputs, *args, **kwargs)
 

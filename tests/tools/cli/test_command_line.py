@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import jina_vlm
 import pytest
@@ -279,6 +280,20 @@ def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, 
             )
     finally:
         hook.remove()
+
+
+def test_a_turn_that_failed_is_forgotten(checkpoint, images, monkeypatch):
+    """Though the cache may hold a part of it."""
+    model, processor = checkpoint
+    image = [Image.open(images[0])]
+    expected, conversation = [], Conversation(model, processor, max_new_tokens=9)
+    for question in (QUESTIONS[0], QUESTIONS[1]):
+        expected.append(conversation.answer(question, image if not expected else []).text)
+    conversation.reset()
+    assert conversation.answer(QUESTIONS[0], image).text == expected[0]
+    with pytest.raises(RuntimeError, match="nobody listens"):
+        conversation.answer("Is it raining?", image, show=Mock(side_effect=RuntimeError("nobody listens")))
+    assert conversation.answer(QUESTIONS[1], []).text == expected[1]
 
 
 def test_a_chat_that_is_too_long_says_so(checkpoint, monkeypatch):

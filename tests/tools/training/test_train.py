@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import jina_vlm
@@ -261,6 +262,18 @@ def test_a_plan_builds_no_model(write, monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "modality: image-text 60.0%, text 40.0%" in printed and "images: 0 of 40 samples are bad" in printed
     assert "padding: " in printed and not (tmp_path / "none").exists()
+
+
+def test_another_template_is_told(miniature, tmp_path, caplog):
+    """One that does not mark answers, as a release's, gives its place to ours, not silently; others are kept."""
+    folder = shutil.copytree(miniature, tmp_path / "released")
+    config, ours = jina_vlm.JinaVLMConfig.from_pretrained(folder), (folder / "chat_template.jinja").read_text()
+    for template, expected, said in (("{{ messages }}", ours, 1), (f"{ours} ", f"{ours} ", 0)):
+        (folder / "chat_template.jinja").write_text(template)
+        stage = SimpleNamespace(model=str(folder), max_tiles=None)
+        assert command.load_processor(stage, tmp_path / "stage.yaml", config).chat_template == expected
+        assert caplog.text.count("does not mark what assistants say") == said
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
