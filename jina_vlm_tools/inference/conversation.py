@@ -105,7 +105,6 @@ class Conversation:
         differences = (self.ids[0, :length] != ids[0, :length]).nonzero()
         length = int(differences[0]) if len(differences) else length
         self.cache.crop(length - held)
-        self.ids = ids[:, :length]
 
     def generate(self, inputs: BatchFeature, show: Callable[[str], None] = lambda text: None) -> Answer:
         """The answer to what [`prepare`] gave, as [`answer`] does."""
