@@ -5,6 +5,7 @@ was not run has no column, or an empty cell.
 """
 
 import argparse
+import fnmatch
 import json
 import math
 import sys
@@ -104,7 +105,7 @@ def _read_kit(path: Path, content: dict) -> Results:
         when=datetime.fromisoformat(content["updated_at"]).timestamp(),
         scores={name: found["metrics"] for name, found in content["datasets"].items() if "metrics" in found},
         samples={},
-        partial="--limit" in content.get("argv", []),
+        partial=any(argument.split("=")[0] == "--limit" for argument in content.get("argv", [])),
     )
 
 
@@ -120,13 +121,15 @@ def score(results: Results, benchmark: dict) -> Score | None:
     task = entry["task"]
     names = entry["metric"] if isinstance(entry["metric"], list) else [entry["metric"]]
     metrics = results.scores[task]
-    values = [_number(metrics.get(name)) for name in names]
-    for name, value in zip(names, values, strict=True):
-        if value is None:
+    values = []
+    for name in names:
+        found = [metrics[key] for key in fnmatch.filter(metrics, name)]
+        if len(found) != 1 or not _is_number(found[0]):
+            given = ", ".join(map(repr, found)) or None
             raise ValueError(
-                f"{results.path}: expected a number as {name!r} of {task!r}, got {metrics.get(name)!r}. "
-                f"There are {sorted(metrics)}."
+                f"{results.path}: expected a number as {name!r} of {task!r}, got {given}. There are {sorted(metrics)}."
             )
+        values += found
     return Score(
         value=sum(values) * entry.get("scale", 100),
         when=results.when,
@@ -136,9 +139,8 @@ def score(results: Results, benchmark: dict) -> Score | None:
     )
 
 
-def _number(value) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def collect(folder: Path, benchmarks: dict) -> dict[str, dict[tuple[str, str], Score]]:

@@ -230,7 +230,7 @@ BENCHMARKS = {
                     "name": "One",
                     "lm-eval": {"task": "one", "metric": "acc,none"},
                     "lmms-eval": {"task": "one", "metric": "right,none"},
-                    "vlmevalkit": {"task": "ONE_TEST", "metric": "split=test|Overall", "scale": 1},
+                    "vlmevalkit": {"task": "ONE_TEST", "metric": "split=*|Overall", "scale": 1},
                     "paper": {"ours": 68.25, "theirs": "50.0*", "theirs, thinking": 70},
                 },
                 {
@@ -315,7 +315,7 @@ def test_all_harnesses_all_models_and_the_newest_file(tmp_path):
         limit=8.0,
         samples=8,
     )
-    kit_file(tmp_path / "h" / "status.json", "tiny", {"ONE_TEST": {"split=test|Overall": 99}}, ("--limit", "8"))
+    kit_file(tmp_path / "h" / "status.json", "tiny", {"ONE_TEST": {"split=test|Overall": 99}}, ("--limit=8",))
     assert cells(tmp_path) == {
         "First": [
             ["Benchmark", "ours", "ours, here", "theirs", "theirs, thinking", "tiny, here"],
@@ -346,6 +346,15 @@ def test_files_that_are_no_results(tmp_path, content):
 def test_scores_that_are_not_there(tmp_path, metrics):
     result_file(tmp_path / "results_1.json", "lm-eval", "jina-vlm", {"one": metrics})
     with pytest.raises(ValueError, match=r"results_1\.json: expected a number as 'acc,none' of 'one', got"):
+        table.collect(tmp_path, BENCHMARKS)
+
+
+def test_a_metric_that_several_are(tmp_path):
+    metrics = {"split=test|Overall": 1, "split=dev|Overall": 2}
+    kit_file(tmp_path / "status.json", "jina-vlm", {"ONE_TEST": metrics})
+    with pytest.raises(
+        ValueError, match=r"expected a number as 'split=\*\|Overall' of 'ONE_TEST', got 1, 2\. There are"
+    ):
         table.collect(tmp_path, BENCHMARKS)
 
 
