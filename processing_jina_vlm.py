@@ -1,6 +1,7 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of jina-vlm: text and images become model inputs."""
 
+import inspect
 import re
 import threading
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
-from .arguments_jina_vlm import JinaVLMImageProcessorKwargs, refuse_unknown
+from .arguments_jina_vlm import OF_LOADERS, JinaVLMImageProcessorKwargs, refuse_unknown
 from .chat_jina_vlm import check_conversation, make_self_contained
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
@@ -29,6 +30,16 @@ class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[cal
 
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+# Arguments of tokenizers that they do not keep as attributes
+_OF_TOKENIZERS = (
+    "additional_special_tokens",
+    "chat_control_tokens",
+    "fix_mistral_regex",
+    "from_slow",
+    "gguf_file",
+    "legacy",
+    "tokenizer_type",
+)
 # Known to `apply_chat_template` itself
 _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
@@ -381,7 +392,7 @@ class JinaVLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Auto classes would ask to run the code that a released folder names.
         kwargs.pop("trust_remote_code", None)
-        image_processor, _ = JinaVLMImageProcessor.from_pretrained(
+        image_processor, others = JinaVLMImageProcessor.from_pretrained(
             pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
         )
         try:
@@ -392,6 +403,14 @@ class JinaVLMProcessor(ProcessorMixin):
                 "and `tokenizer_config.json` there. Take them from the checkpoint that the weights come from. "
                 f"({error})"
             ) from error
+        # The tokenizer keeps whatever it is given, and nobody would read it.
+        asked_for = {
+            name: value
+            for name, value in others.items()
+            if name not in (*OF_LOADERS, *_OF_TOKENIZERS) and name[0] != "_" and not hasattr(tokenizer, name)
+        }
+        known = {*inspect.signature(cls.__init__).parameters, *JinaVLMImageProcessor.valid_kwargs.__annotations__}
+        refuse_unknown(asked_for, known - {"self"}, f"of {cls.__name__}, nor of its tokenizer")
         if "padding_side" not in tokenizer.init_kwargs:
             # For those who call the tokenizer alone, also once it is saved
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
