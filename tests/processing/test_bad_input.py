@@ -78,7 +78,7 @@ def test_video_and_audio(processor, chat, make_image):
     ("texts", "images", "sample", "places", "number"),
     [
         ("<|image|>", None, 0, 1, 0),
-        ("hi", 1, 0, 0, 1),
+        ("hi", [1, 1], 0, 0, 2),
         ("<|image|><|image|>", [1], 0, 2, 1),
         ("<|image|>", [1, 1], 0, 1, 2),
         (["hi", "<|image|>"], None, 1, 1, 0),
