@@ -59,8 +59,9 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
 
-test-evaluation: $(VENV)/evaluation/ready  ## run lm-eval and lmms-eval on checkpoints/tiny (its own environment, some GB)
+test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-eval, lmms-eval and VLMEvalKit on checkpoints/tiny (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/vlmevalkit/bin/python -m pytest tests/external/harnesses/vlmevalkit $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
@@ -157,6 +158,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	$(environment)
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
+
+$(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
+	$(environment)
 
 tests/external/web/node_modules/ready: tests/external/web/package-lock.json
 	npm ci --prefix tests/external/web

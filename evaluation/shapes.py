@@ -13,6 +13,7 @@ from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_samp
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
+PATH = Path("build/evaluation/shapes.parquet")
 FEATURES = Features(
     {"image": Image(), **{name: Value("string") for name in ("question", "answer", "task", "language")}}
 )
@@ -45,9 +46,7 @@ def write(path: Path, samples: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--output", type=Path, default=Path("build/evaluation/shapes.parquet"), help="(default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=PATH, help="(default: %(default)s)")
     parser.add_argument("--samples", type=int, default=240, help="(default: %(default)s)")
     args = parser.parse_args()
     if args.samples < 1:

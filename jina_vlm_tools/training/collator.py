@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from .layouts import BadSample, to_conversation
+from .layouts import BadSample, is_document, to_conversation
 
 
 class JinaVLMCollator:
@@ -23,7 +23,8 @@ class JinaVLMCollator:
 
     Args:
         processor ([`JinaVLMProcessor`]): Its chat template must have generation marks.
-        max_length (`int`, *optional*): The longest sample, in tokens. Longer ones are an error: none is ever cut.
+        max_length (`int`, *optional*): The longest sample, in tokens. Of a longer document, a text alone that nobody
+            asked for, the beginning is taken. Other samples that are longer are an error: none of them is ever cut.
 
     Raises:
         ValueError: the chat template has no generation marks.
@@ -49,8 +50,9 @@ class JinaVLMCollator:
         Raises:
             BadSample: a row cannot be used.
         """
+        conversations = [to_conversation(row) for row in rows]
         batch = self.processor.apply_chat_template(
-            [to_conversation(row) for row in rows],
+            conversations,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -58,13 +60,13 @@ class JinaVLMCollator:
             padding=True,
             padding_side="right",
         )
-        answered = batch.pop("assistant_masks").bool() & batch["attention_mask"].bool()
-        lengths = batch["attention_mask"].sum(dim=1)
-        if self.max_length is not None and lengths.max() > self.max_length:
-            raise BadSample(f"A sample has {lengths.max()} tokens, more than `max_length`, {self.max_length}.")
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        for conversation, length in zip(conversations, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
+            self._check_length(conversation, length, self.max_length)
+        inputs = {name: batch[name][:, : self.max_length] for name in ("input_ids", "attention_mask")}
+        attended = inputs["attention_mask"].bool()
+        answered = batch["assistant_masks"][:, : self.max_length].bool() & attended
         labels = inputs["input_ids"].masked_fill(~answered, -100)
-        ends = answered[:, :-1] & ~answered[:, 1:] & batch["attention_mask"][:, 1:].bool()
+        ends = answered[:, :-1] & ~answered[:, 1:] & attended[:, 1:]
         labels[:, 1:][ends] = self.processor.tokenizer.eos_token_id
         inputs["labels"] = labels
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
@@ -87,10 +89,14 @@ class JinaVLMCollator:
         except ValueError as error:  # too long for its width
             raise BadSample(str(error)) from error
         tokens = len(ids) + sum(numbers.num_image_tokens or []) - len(sizes)
-        limit = self.max_length or self.processor.tokenizer.model_max_length
-        if tokens > limit:
-            raise BadSample(f"{tokens} tokens, more than {limit}.")
-        return tokens, sum(numbers.num_image_patches or [])
+        limit = self.processor.tokenizer.model_max_length if self.max_length is None else self.max_length
+        self._check_length(conversation, tokens, limit)
+        return min(tokens, limit), sum(numbers.num_image_patches or [])
+
+    def _check_length(self, conversation: list[dict], tokens: int, limit: int | None) -> None:
+        can_be_cut = self.max_length is not None and is_document(conversation)
+        if limit is not None and tokens > limit and not can_be_cut:
+            raise BadSample(f"A sample has {tokens} tokens, more than {limit}.")
 
 
 def _size(image: Image.Image) -> tuple[int, int]:

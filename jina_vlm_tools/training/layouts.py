@@ -3,8 +3,14 @@
 images, texts           FineVision and the Cauldron: images, and pairs {"user": ..., "assistant": ...}
 image, conversations    LLaVA-OneVision: one image or several, and turns {"from": "human", "value": ...}
 messages                chats: {"role": ..., "content": ...}, their images inside, or beside them in `images`
+image_url, caption      PixMo-Cap: an image, by its URL or in `image`, and what it shows
+inputs, targets         Aya: a question and its answer
+text                    common_corpus: a document, which nobody asked for
+
+A layout goes by its last column, but for Aya's. Other columns do not matter.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,10 @@ from jina_vlm.image_loading_jina_vlm import is_url, open_image
 from PIL import Image
 
 
-LAYOUTS = ("texts", "conversations", "messages")  # the column that tells them apart
+IMAGES = ("images", "image", "image_url")
 LLAVA_PLACE = "<image>"  # in LLaVA's texts
 _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CAPTION_QUESTION = "Describe this image in detail."  # ours: such rows bring none
 
 
 class BadSample(ValueError):
@@ -26,6 +33,13 @@ def layout_of(columns) -> str | None:
     return next((layout for layout in LAYOUTS if layout in columns), None)
 
 
+def is_document(conversation: list[dict]) -> bool:
+    """Whether a conversation is one text that nobody asked for."""
+    return [message["role"] for message in conversation] == ["assistant"] and all(
+        part["type"] == "text" for part in conversation[0]["content"]
+    )
+
+
 def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
     """
     Args:
@@ -35,7 +49,7 @@ def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
 
     Returns:
         `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images
-        without a place of their own come first.
+        without a place of their own come first. A document is an assistant's only turn.
 
     Raises:
         BadSample: the row has none of the layouts, its images and their places do not agree, an image cannot be
@@ -46,19 +60,44 @@ def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
         raise BadSample(
             f"Expected a column {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {', '.join(map(str, row)) or 'none'}."
         )
-    turns = row[layout]
-    if not isinstance(turns, (list, tuple)) or not turns:
-        raise BadSample(f"`{layout}` is {_short(turns)}, expected a list of turns.")
-    messages = [message for turn in turns for message in _READERS[layout](turn)]
+    messages = _READERS[layout](row)
     if not any(message["role"] == "assistant" and _says_something(message) for message in messages):
         raise BadSample("No assistant says anything: there is nothing to learn.")
-    _fill_places(messages, _images(row), folder)
+    images = _images(row)
+    if layout == "caption" and not images:
+        raise BadSample(f"It has a caption, but no image: expected one in {', '.join(IMAGES[:-1])} or {IMAGES[-1]}.")
+    if layout == "text" and images:
+        raise BadSample("A document in `text` has no images. Call the column `caption` if it says what they show.")
+    _fill_places(messages, images, folder)
     return messages
 
 
+def _of_turns(column: str, read: Callable[[Any], list[dict]]) -> Callable[[dict], list[dict]]:
+    """The reader of rows whose column holds a list of turns."""
+
+    def messages(row: dict) -> list[dict]:
+        turns = row[column]
+        if not isinstance(turns, (list, tuple)) or not turns:
+            raise BadSample(f"`{column}` is {_short(turns)}, expected a list of turns.")
+        return [message for turn in turns for message in read(turn)]
+
+    return messages
+
+
+def _from_caption(row: dict) -> list[dict]:
+    return _exchange(CAPTION_QUESTION, _column(row, "caption"))
+
+
+def _from_aya(row: dict) -> list[dict]:
+    return _exchange(_column(row, "inputs"), _column(row, "targets"))
+
+
+def _from_document(row: dict) -> list[dict]:
+    return [_message("assistant", [_text_part(_column(row, "text"))])]
+
+
 def _from_texts(turn: Any) -> list[dict]:
-    user, assistant = (_text(turn, name, "texts") for name in ("user", "assistant"))
-    return [_message("user", [_text_part(user)]), _message("assistant", [_text_part(assistant)])]
+    return _exchange(*(_text(turn, name, "texts") for name in ("user", "assistant")))
 
 
 def _from_llava(turn: Any) -> list[dict]:
@@ -95,7 +134,20 @@ def _from_messages(turn: Any) -> list[dict]:
     return [_message(role, parts)]
 
 
-_READERS = {"texts": _from_texts, "conversations": _from_llava, "messages": _from_messages}
+# By the column that tells them apart. Of several the first counts: chats may have a `text` or a `caption` beside them.
+_READERS: dict[str, Callable[[dict], list[dict]]] = {
+    "texts": _of_turns("texts", _from_texts),
+    "conversations": _of_turns("conversations", _from_llava),
+    "messages": _of_turns("messages", _from_messages),
+    "caption": _from_caption,
+    "inputs": _from_aya,
+    "text": _from_document,
+}
+LAYOUTS = tuple(_READERS)
+
+
+def _exchange(question: str, answer: str) -> list[dict]:
+    return [_message("user", [_text_part(question)]), _message("assistant", [_text_part(answer)])]
 
 
 def _message(role: str, content: list[dict]) -> dict:
@@ -113,15 +165,22 @@ def _text(turn: Any, name: str, column: str) -> str:
     return value
 
 
+def _column(row: dict, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise BadSample(f"`{name}` is {_short(value)}, expected a text.")
+    return value
+
+
 def _says_something(message: dict) -> bool:
     return any(part.get("text", "").strip() for part in message["content"])
 
 
 def _images(row: dict) -> list:
-    given = [row[name] for name in ("images", "image") if row.get(name) is not None]
+    given = [name for name in IMAGES if row.get(name) is not None]
     if len(given) > 1:
-        raise BadSample("Got images both in `images` and in `image`.")
-    images = given[0] if given else []
+        raise BadSample(f"Got images both in `{given[0]}` and in `{given[1]}`.")
+    images = row[given[0]] if given else []
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 

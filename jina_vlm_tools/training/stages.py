@@ -56,9 +56,11 @@ class Stage:
         encoder, connector, decoder (`PartSettings`): How each part is trained.
         lora (`LoraSettings`, *optional*): Train adapters instead.
         evaluation (`EvaluationSettings`, *optional*): Questions asked during training.
-        max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad.
+        max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad, but that documents
+            (layout `text`) are cut.
         max_tiles (`int`, *optional*): Of an image, in the place of the checkpoint's own setting.
         optimizer (`str`): "muon" for small models from nothing: learning rates are those of matrices, see `muon`.
+        beta2, eps (`float`): Of AdamW, whose first beta is 0.9; "muon" has its own.
         precision (`str`): "bf16": weights are kept in float32, or in bfloat16 beside adapters, and computed with in
             bfloat16.
         workers (`int`): Processes beside each that load samples, and that measure them before.
@@ -85,6 +87,7 @@ class Stage:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     beta2: float = 0.999
+    eps: float = 1e-8
     workers: int = 0
     log_every: int = 10
     save_every: int = 1000
@@ -127,6 +130,14 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
         raise SettingsError(
             file, "encoder, connector, decoder", 0.0, "no part that is trained has a learning rate above 0."
         )
+    if not 0 <= stage.beta2 < 1:
+        raise SettingsError(file, "beta2", stage.beta2, "expected a number from 0 to below 1.")
+    if not stage.eps > 0:
+        raise SettingsError(file, "eps", stage.eps, "expected a number above 0.")
+    if stage.optimizer == "muon":
+        for name in ("beta2", "eps"):
+            if getattr(stage, name) != getattr(Stage, name):
+                raise SettingsError(file, name, getattr(stage, name), "the optimizer muon has its own. Leave it out.")
     if stage.evaluation and not beside(file, stage.evaluation.path).is_file():
         raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
     mixture_file = beside(file, stage.mixture)

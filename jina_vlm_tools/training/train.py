@@ -139,6 +139,7 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
         ),  # each part's own is set in the trainer
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
+        adam_epsilon=stage.eps,
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         use_cpu=on_cpu,

@@ -73,10 +73,8 @@ def test_lmms_eval_on_a_server(server, own, tmp_path):
     )
     assert [sample["filtered_resps"].strip() for sample in samples] == [result["given"] for result in own]
     assert [bool(sample["exact_words"]) for sample in samples] == [result["right"] for result in own]
-    benchmarks = {
-        "models": {},
-        "benchmarks": [{"name": "shapes", "lmms-eval": {"task": "shapes", "metric": "exact_words,none"}}],
-    }
+    shapes_row = {"name": "shapes", "lmms-eval": {"task": "shapes", "metric": "exact_words,none"}}
+    benchmarks = {"models": {}, "sections": [{"title": "Drawn shapes", "benchmarks": [shapes_row]}]}
     score = table.collect(tmp_path / "results", benchmarks)[CHECKPOINT.name]["shapes", "lmms-eval"]
     assert score.value == pytest.approx(100 * sum(result["right"] for result in own) / SAMPLES)
     assert score.samples == (SAMPLES, SAMPLES) and not score.partial

@@ -4,6 +4,7 @@ be installed is in `tests/external/harnesses`."""
 import base64
 import importlib.util
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -219,16 +220,29 @@ def test_no_shapes_are_refused(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 BENCHMARKS = {
-    "models": {"ours": ["jina-vlm", "jina-vlm-native"], "theirs": ["Other-2B"]},
-    "benchmarks": [
+    "models": {"ours": ["jina-vlm", "jina-vlm-native"], "theirs": ["Other-2B"], "theirs, thinking": []},
+    "sections": [
         {
-            "name": "One",
-            "lm-eval": {"task": "one", "metric": "acc,none"},
-            "lmms-eval": {"task": "one", "metric": "right,none"},
-            "paper": {"ours": 68.25},
+            "title": "First",
+            "note": "A note.",
+            "benchmarks": [
+                {
+                    "name": "One",
+                    "lm-eval": {"task": "one", "metric": "acc,none"},
+                    "lmms-eval": {"task": "one", "metric": "right,none"},
+                    "vlmevalkit": {"task": "ONE_TEST", "metric": "split=*|Overall", "scale": 1},
+                    "paper": {"ours": 68.25, "theirs": "50.0*", "theirs, thinking": 70},
+                },
+                {
+                    "name": "Two",
+                    "lm-eval": {"task": "two", "metric": ["acc,none", "more,none"], "scale": 1000},
+                    "decimals": 0,
+                    "paper": {"ours": 778, "theirs": 800},
+                },
+                {"name": "Overall", "paper": {"ours": 60.0}},
+            ],
         },
-        {"name": "Two", "lm-eval": {"task": "two", "metric": "acc,none"}, "scale": 1000, "paper": {"ours": 778}},
-        {"name": "Three", "lmms-eval": {"task": "three", "metric": "acc,none"}},
+        {"title": "Second", "benchmarks": [{"name": "Three", "lmms-eval": {"task": "three", "metric": "acc,none"}}]},
     ],
 }
 
@@ -244,9 +258,28 @@ def result_file(path: Path, harness: str, model: str, results: dict, day: int = 
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def cells(folder: Path) -> list[list[str]]:
-    lines = table.table(table.collect(folder, BENCHMARKS), BENCHMARKS).splitlines()
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]
+def kit_file(path: Path, model: str, datasets: dict, argv: tuple = ()) -> None:
+    """As VLMEvalKit writes it."""
+    content = {
+        "model_name": model,
+        "updated_at": "2026-11-20T12:00:00.000000+00:00",
+        "argv": ["run.py", *argv],
+        "datasets": {name: {"status": "done", "metrics": metrics} for name, metrics in datasets.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def cells(folder: Path) -> dict[str, list[list[str]]]:
+    """The lines of each section's table, but for the rule."""
+    result = {}
+    for part in table.page(table.collect(folder, BENCHMARKS), BENCHMARKS).split("## ")[1:]:
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len({len(line) for line in lines}) == 1, "a terminal shows columns"
+        rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+        assert set("".join(rows.pop(1))) == set("-:")
+        result[part.splitlines()[0]] = rows
+    return result
 
 
 def test_only_what_was_run_is_filled(tmp_path):
@@ -254,22 +287,26 @@ def test_only_what_was_run_is_filled(tmp_path):
         tmp_path / "a" / "results_1.json",
         "lm-eval",
         "me/jina-vlm-native",
-        {"two": {"acc,none": 0.7654}, "else": {"acc,none": 1}},
+        {"two": {"acc,none": 0.7, "more,none": 0.0654}, "else": {"acc,none": 1}},
     )
-    assert cells(tmp_path) == [
-        ["Benchmark", "ours, paper", "ours, here", "theirs, here"],
-        ["---", "---:", "---:", "---:"],
-        ["One", "68.2", "", ""],
-        ["Two", "778", "765", ""],
-        ["Three", "", "", ""],
-    ]
+    assert cells(tmp_path) == {
+        "First": [
+            ["Benchmark", "ours", "ours, here", "theirs", "theirs, thinking"],
+            ["One", "68.2", "", "50.0*", "70.0"],
+            ["Two", "778", "765", "800", ""],
+            ["Overall", "60.0", "", "", ""],
+        ]
+    }
+    text = table.page(table.collect(tmp_path, BENCHMARKS), BENCHMARKS)
+    assert "A note." in text and "measured by the paper's authors" in text and table.PARTIAL not in text
 
 
-def test_both_harnesses_all_models_and_the_newest_file(tmp_path):
+def test_all_harnesses_all_models_and_the_newest_file(tmp_path):
     result_file(tmp_path / "b" / "results_2.json", "lm-eval", "jina-vlm", {"one": {"acc,none": 0.5}}, day=2)
     result_file(tmp_path / "c" / "results_3.json", "lm-eval", "JINA-VLM", {"one": {"acc,none": 0.4}}, day=1)
     result_file(tmp_path / "d" / "1_results.json", "lmms-eval", "jina-vlm", {"one": {"right,none": 0.6}}, day=1)
     result_file(tmp_path / "e" / "2_results.json", "lmms-eval", "hub/Other-2B", {"three": {"acc,none": 0.25}})
+    kit_file(tmp_path / "g" / "status.json", "jina-vlm", {"ONE_TEST": {"split=test|Overall": 55.55}, "X": {}})
     result_file(
         tmp_path / "f" / "results_4.json",
         "lm-eval",
@@ -278,23 +315,28 @@ def test_both_harnesses_all_models_and_the_newest_file(tmp_path):
         limit=8.0,
         samples=8,
     )
-    found = cells(tmp_path)
-    assert found[0] == ["Benchmark", "ours, paper", "ours, here", "theirs, here", "tiny, here"]
-    assert found[2:] == [
-        ["One", "68.2", "50.0 / 60.0", "", "100.0*"],
-        ["Two", "778", "", "", ""],
-        ["Three", "", "", "25.0", ""],
-    ]
-    text = table.table(table.collect(tmp_path, BENCHMARKS), BENCHMARKS)
-    assert "on a part of the benchmark" in text
+    kit_file(tmp_path / "h" / "status.json", "tiny", {"ONE_TEST": {"split=test|Overall": 99}}, ("--limit=8",))
+    assert cells(tmp_path) == {
+        "First": [
+            ["Benchmark", "ours", "ours, here", "theirs", "theirs, thinking", "tiny, here"],
+            ["One", "68.2", "50.0 / 60.0 / 55.5", "50.0*", "70.0", "100.0† / 99.0†"],
+            ["Two", "778", "", "800", "", ""],
+            ["Overall", "60.0", "", "", "", ""],
+        ],
+        "Second": [["Benchmark", "theirs, here"], ["Three", "25.0"]],
+    }
+    text = table.page(table.collect(tmp_path, BENCHMARKS), BENCHMARKS)
+    assert "† on a part of the benchmark" in text
     assert re.search(r"- tiny, One: 8 of 500 questions, lm-eval, one, acc,none: .*results_4\.json", text)
     assert "results_3.json" not in text
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "{", '{"lm_eval_version": "1", "date": "x", "model_name": "y"}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "{", '{"datasets": []}', '{"lm_eval_version": "1", "date": "x", "model_name": "y"}']
+)
 def test_files_that_are_no_results(tmp_path, content):
     (tmp_path / "results_1.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"results_1\.json: expected a result file of lm-eval or lmms-eval"):
+    with pytest.raises(ValueError, match=r"results_1\.json: expected a result file of lm-eval or lmms-eval, .*VLMEv"):
         table.collect(tmp_path, BENCHMARKS)
 
 
@@ -304,6 +346,15 @@ def test_files_that_are_no_results(tmp_path, content):
 def test_scores_that_are_not_there(tmp_path, metrics):
     result_file(tmp_path / "results_1.json", "lm-eval", "jina-vlm", {"one": metrics})
     with pytest.raises(ValueError, match=r"results_1\.json: expected a number as 'acc,none' of 'one', got"):
+        table.collect(tmp_path, BENCHMARKS)
+
+
+def test_a_metric_that_several_are(tmp_path):
+    metrics = {"split=test|Overall": 1, "split=dev|Overall": 2}
+    kit_file(tmp_path / "status.json", "jina-vlm", {"ONE_TEST": metrics})
+    with pytest.raises(
+        ValueError, match=r"expected a number as 'split=\*\|Overall' of 'ONE_TEST', got 1, 2\. There are"
+    ):
         table.collect(tmp_path, BENCHMARKS)
 
 
@@ -322,12 +373,53 @@ def test_command(tmp_path):
     result_file(tmp_path / "results_1.json", "lm-eval", "jinaai/jina-vlm", {"docvqa_val": {"anls,none": 0.5}})
     filled = run()
     assert filled.returncode == 0, filled.stderr
-    assert re.search(r"^\| DocVQA \| 90\.6 \| 50\.0 \|", filled.stdout, flags=re.MULTILINE)
+    assert re.search(r"^\| DocVQA +\| +90\.6 \| +50\.0 \| +89\.2\* \|", filled.stdout, flags=re.MULTILINE)
+
+
+def all_entries() -> list[dict]:
+    sections = yaml.safe_load(table.BENCHMARKS.read_text(encoding="utf-8"))["sections"]
+    return [entry for section in sections for entry in section["benchmarks"]]
+
+
+def test_the_papers_figures_are_whole():
+    """Tables 3 to 8: nothing is missing, and its means follow from what they are means of, where they do in the
+    paper. A figure that was copied wrong does not pass."""
+    found = yaml.safe_load(table.BENCHMARKS.read_text(encoding="utf-8"))
+    models = list(found["models"])
+
+    def figures(entry: dict, model: str) -> float | None:
+        figure = entry.get("paper", {}).get(model)
+        return None if figure is None else float(str(figure).removesuffix("*")) / {"MME": 28}.get(entry["name"], 1)
+
+    count = 0
+    for section in found["sections"]:
+        entries = {entry["name"]: entry for entry in section["benchmarks"]}
+        count += sum(len(entry.get("paper", {})) for entry in entries.values())
+        means = {m: [n for n in entries if n.startswith(f"{m}, ")] for m in ("MMMB", "Multilingual MMBench")}
+        means["Overall"] = [name for name in entries if name != "Overall" and "," not in name]
+        for name, model in itertools.product(means.keys() & entries.keys(), models):
+            mean = figures(entries[name], model)
+            if mean is None or {section["title"], (name, model)} & DO_NOT_FOLLOW:
+                continue
+            own = [figures(entries[part], model) for part in means[name]]
+            assert mean == pytest.approx(sum(own) / len(own), abs=0.08), (section["title"], name, model)
+    # Rows of five models; of mathematics, where one of them answers in two ways; of text, with two models
+    assert count == 5 * (10 + 4 + 4 + 4 + 3 + 16) + (6 * 5 + 5 + 5) + 2 * 6
+    assert {entry["paper"]["jina-vlm"] for entry in all_entries() if entry["name"] in ("MMMU", "MathVista")} == {
+        45.6,
+        59.5,
+    }
+
+
+DO_NOT_FOLLOW = {"Diagrams, charts, documents", ("MMMB", "Qwen3-VL-2B"), ("Overall", "InternVL3.5-2B, thinking")}
+
+
+def test_no_mean_of_ours_stands_beside_the_papers():
+    assert all(entry.keys() == {"name", "paper"} for entry in all_entries() if entry["name"] == "Overall")
 
 
 def test_benchmarks_name_the_metrics_of_our_tasks():
-    entries = yaml.safe_load(table.BENCHMARKS.read_text(encoding="utf-8"))["benchmarks"]
-    by_task = {entry["lm-eval"]["task"]: entry["lm-eval"]["metric"] for entry in entries if "lm-eval" in entry}
+    by_task = {entry["lm-eval"]["task"]: entry["lm-eval"]["metric"] for entry in all_entries() if "lm-eval" in entry}
     known = set()
     for path in TASKS.glob("*/*.yaml"):
         config = task_file(path)

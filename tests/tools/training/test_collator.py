@@ -9,7 +9,7 @@ from conftest import make_image
 from PIL import Image
 
 from jina_vlm_tools.training import JinaVLMCollator
-from jina_vlm_tools.training.layouts import BadSample, to_conversation
+from jina_vlm_tools.training.layouts import CAPTION_QUESTION, BadSample, to_conversation
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,63 @@ def test_layouts_say_the_same(collator, layout):
     )
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+CAPTION = {"image_url": ONE, "caption": "the fox", "transcripts": ["a fox, well"]}  # PixMo-Cap's columns
+AYA = {"inputs": "which?", "targets": "the fox", "language": "English", "language_code": "eng", "user_id": "1"}
+DOCUMENT = {"identifier": "1", "collection": "some", "title": "A", "text": "the fox", "word_count": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "chat", "expected"),
+    [
+        (
+            CAPTION,
+            [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": CAPTION_QUESTION}]},
+                {"role": "assistant", "content": "the fox"},
+            ],
+            ["the fox<|endoftext|>"],
+        ),
+        (
+            AYA,
+            [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "the fox"}],
+            ["the fox<|endoftext|>"],
+        ),
+        (DOCUMENT, [{"role": "assistant", "content": "the fox"}], ["the fox<|endoftext|>"]),
+    ],
+    ids=["pixmo", "aya", "common_corpus"],
+)
+def test_rows_that_are_no_chats(collator, row, chat, expected):
+    """The same batch as the chat that they stand for."""
+    same = {"messages": chat, **({"images": [ONE]} if row is CAPTION else {})}
+    found, other = collator([row]), collator([same])
+    assert found.keys() == other.keys() and all(torch.equal(found[name], other[name]) for name in found)
+    assert [text.strip() for text in said(collator, row)] == expected
+
+
+def test_captions_name_their_image_in_any_column(collator, web):
+    folder, url = web
+    ONE.save(folder / "one.png")
+    expected = collator([CAPTION])["pixel_values"]
+    for column, image in (("image_url", f"{url}/one.png"), ("image", ONE), ("images", [encoded(ONE)])):
+        assert torch.equal(collator([{column: image, "caption": "the fox"}])["pixel_values"], expected)
+
+
+def test_documents_are_cut(processor):
+    """Of a long one the beginning is learned, with no end; beside samples that are whole."""
+    document = {"text": "the quick brown fox jumps over the lazy dog " * 50}
+    whole, collator = JinaVLMCollator(processor)([document]), JinaVLMCollator(processor, max_length=64)
+    batch = collator([document, {"text": "the fox"}])
+    assert collator.measure(document) == (64, 0) and batch["input_ids"].shape == (2, 64)
+    assert torch.equal(batch["input_ids"][0], whole["input_ids"][0, :64])
+    assert torch.equal(batch["labels"][0], whole["labels"][0, :64])
+    eos = processor.tokenizer.eos_token_id
+    assert eos not in batch["labels"][0] and batch["labels"][1].tolist().count(eos) == 1
+    answer = {"inputs": "which?", "targets": document["text"]}
+    for use in (lambda: collator.measure(answer), lambda: collator([answer, document])):
+        with pytest.raises(BadSample, match="tokens, more than 64"):
+            use()
 
 
 def test_an_image_by_its_path(collator, tmp_path):
@@ -203,9 +260,15 @@ def truncated() -> dict:
 ANSWER = [{"user": "which?", "assistant": "this"}]
 BAD = {
     "no layout": (
-        {"image": ONE, "caption": "x"},
-        "Expected a column texts, conversations or messages, got image, caption",
+        {"image": ONE, "shows": "x"},
+        "Expected a column texts, conversations, messages, caption, inputs or text, got image, shows",
     ),
+    "a caption of nothing": ({"caption": "x"}, "no image: expected one in images, image or image_url"),
+    "no caption": ({"image_url": ONE, "caption": None}, "`caption` is None, expected a text"),
+    "no target": ({"inputs": "x"}, "`targets` is None, expected a text"),
+    "an empty document": ({"text": " "}, "No assistant says anything"),
+    "a document with an image": ({"image": ONE, "text": "x"}, "Call the column `caption`"),
+    "images twice": ({"image": ONE, "image_url": ONE, "caption": "x"}, "both in `image` and in `image_url`"),
     "no turns": ({"texts": []}, "expected a list of turns"),
     "no answer": ({"messages": [{"role": "user", "content": "hi"}]}, "No assistant says anything"),
     "empty answer": ({"texts": [{"user": "which?", "assistant": " "}]}, "No assistant says anything"),

@@ -336,11 +336,11 @@ def test_a_missing_key(write, folder):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_missing_column(write, folder, collator, streaming):
-    (folder / "captions.jsonl").write_text('{"image": "a.png", "caption": "a fox"}\n')
+    (folder / "captions.jsonl").write_text('{"image": "a.png", "shows": "a fox"}\n')
     file = write(path="captions.jsonl", streaming=streaming)
     with pytest.raises(
         SettingsError,
-        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, caption, "
+        match=r"mixture.yaml: `sources\[0\].path` is 'captions.jsonl': it has the columns image, shows, "
         "but none of texts",
     ):
         open_all(file, collator)

@@ -1,0 +1,1 @@
+"""jina-vlm in VLMEvalKit, which the paper was measured with: `python -m evaluation.vlmevalkit --help`."""
