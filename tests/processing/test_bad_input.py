@@ -10,6 +10,7 @@ import torch
 from conftest import refused
 from jina_vlm import JinaVLMProcessor
 from PIL import Image
+from transformers import AutoProcessor
 
 
 SMALL = (20, 20)
@@ -32,6 +33,18 @@ def test_unknown_arguments(tiler, processor, chat, make_image):
     ):
         with refused("Unknown argument 'max_tile' (of|in) .* Known are: ", TypeError):
             attempt()
+
+
+@pytest.mark.parametrize("auto_class", [JinaVLMProcessor, AutoProcessor])
+def test_unknown_arguments_of_loading(auto_class, bundle):
+    for name, value in {"foo": 2, "max_tile": 3, "images_kwargs": {"max_tiles": 3}}.items():
+        with refused(f"Unknown argument '{name}' of JinaVLMProcessor.* Known are: .*max_tiles", TypeError):
+            auto_class.from_pretrained(bundle, **{name: value})
+    given = {"max_tiles": 3, "padding_side": "right", "model_max_length": 900, "chat_template": "hi", "use_fast": True}
+    given |= {"chat_control_tokens": ["<box>"], "trust_remote_code": True, "local_files_only": True}
+    processor = auto_class.from_pretrained(bundle, **given)
+    assert processor.image_processor.max_tiles == 3 and processor.chat_template == "hi"
+    assert processor.tokenizer.padding_side == "right" and processor.tokenizer.model_max_length == 900
 
 
 def test_nothing_given(processor):
@@ -65,7 +78,7 @@ def test_video_and_audio(processor, chat, make_image):
     ("texts", "images", "sample", "places", "number"),
     [
         ("<|image|>", None, 0, 1, 0),
-        ("hi", 1, 0, 0, 1),
+        ("hi", [1, 1], 0, 0, 2),
         ("<|image|><|image|>", [1], 0, 2, 1),
         ("<|image|>", [1, 1], 0, 1, 2),
         (["hi", "<|image|>"], None, 1, 1, 0),

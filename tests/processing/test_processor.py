@@ -242,6 +242,43 @@ def test_assistant_masks_of_a_batch(processor, chat, side, sanitize):
     assert masked(processor, inputs) == [answers(turns) for turns in MASKED.values()]
 
 
+# Texts without places for images
+
+
+@pytest.mark.parametrize("bos", ["", BOS])
+def test_one_image_needs_no_place(processor, make_image, bos):
+    """It stands in front, as in the release."""
+    image, text = make_image(*SMALL), " User: which? Assistant:"
+    kwargs = {"images": image, "return_tensors": "pt", "return_offsets_mapping": True}
+    placed = processor(text=f"{bos}<|image|>{text}", **kwargs)
+    found = processor(text=f"{bos}{text}", **kwargs)
+    assert torch.equal(found["input_ids"], placed["input_ids"])
+    assert found["input_ids"][0].tolist() == expected_ids(processor, BOS, SMALL, text)
+    start, length = len(bos), len(BLOCKS[SMALL])
+    spans = found["offset_mapping"][0].tolist()
+    assert spans[0] == [0, start] and spans[1 : 1 + length] == [[start, start]] * length
+    whole = bos + text
+    assert "".join(whole[a:b] for a, b in spans[1 + length :]) == text
+
+
+def test_texts_without_places_in_a_batch(processor, make_image):
+    images, texts = [make_image(*SMALL), make_image(*WIDE)], ["which?", "the fox"]
+    expected = processor(text=[f"<|image|>{text}" for text in texts], images=images)
+    for given in (images, [[image] for image in images]):
+        assert processor(text=texts, images=given)["input_ids"] == expected["input_ids"]
+    mixed = processor(text=["which?", "hi", "a <|image|>"], images=[images[:1], [], images[1:]])
+    alone = [processor(text="which?", images=images[0]), processor(text="hi")]
+    alone.append(processor(text="a <|image|>", images=images[1]))
+    assert mixed["input_ids"] == [one["input_ids"][0] for one in alone]
+
+
+def test_several_images_need_their_places(processor, make_image):
+    images = [make_image(*SMALL)] * 2
+    for text, given in (("which?", images), (["a", "b"], [images, []]), (["a", "b", "c"], images)):
+        with pytest.raises(ValueError, match="has 0 .* 2 images. Write .* once for each image, where it belongs"):
+            processor(text=text, images=given)
+
+
 # Marks on request
 
 

@@ -267,7 +267,7 @@ def test_imports_go_one_way():
         "tiling": set(),
         "image_loading": set(),
         "resizing": {"image_loading"},
-        "image_processing": {"arguments", "conversion", "image_loading", "resizing", "tiling"},
+        "image_processing": {"arguments", "compatibility", "conversion", "image_loading", "resizing", "tiling"},
         "processing": {
             "arguments",
             "chat",
