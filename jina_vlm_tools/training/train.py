@@ -260,6 +260,14 @@ def train(args: argparse.Namespace) -> None:
         SystemExit: a setting is wrong, or too many samples are.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
+    try:
+        train_stage(args, state)
+    finally:
+        # A process that ends with gloo's threads alive is aborted, its work done or not.
+        state.destroy_process_group()
+
+
+def train_stage(args: argparse.Namespace, state: PartialState) -> None:
     run = args.output / "run"
     try:
         stage, mixture = read_stage(args.stage, state.num_processes)

@@ -502,6 +502,7 @@ trainer = Trainer(
 found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_outputs"])
 if trainer.is_world_process_zero():
     print("FOUND" + json.dumps({key: found[key] for key in ("eval_labels", "eval_guesses")}))
+trainer.accelerator.end_training()
 """
 
 
