@@ -80,12 +80,13 @@ def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: st
         return Assembled(changes + _write(weights, revision, folder, dtype, max_shard_size), commit)
     if commit:
         weights = snapshot_download(weights, revision=commit, allow_patterns=READ)
+    has_template = writes_images(JinaVLMProcessor.from_pretrained(weights))
     with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
         try:
             changes = [restore_released(Path(weights), Path(whole))]
         except (OSError, SafetensorError) as error:
             raise PublishingError(_no_room(folder, str(error))) from error
-        if not writes_images(JinaVLMProcessor.from_pretrained(whole)):
+        if not has_template:
             shutil.copyfile(TEMPLATE, Path(whole, TEMPLATE.name))
             changes.append("MLX's copy had no chat template that writes images: this one comes with the code.")
         return Assembled(changes + _write(whole, revision, folder, dtype, max_shard_size), commit)

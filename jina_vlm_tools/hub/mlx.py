@@ -121,7 +121,7 @@ def restore_released(source: Path, target: Path) -> str:
     dropped = ("quantization", "quantization_config", "dtype", "torch_dtype")
     released = {key: value for key, value in config.items() if key not in dropped}
     convert_config(released)  # raises where a setting is missing
-    names = _list_names(released)
+    names = list_names(released)
     with ExitStack() as stack:
         copy = _Copy(source, _get_quantization(config), stack)
         copy.check(names)
@@ -267,7 +267,7 @@ def _get_quantization(config: dict) -> dict:
     return settings if isinstance(settings, dict) and "quant_method" not in settings else {}
 
 
-def _list_names(released: dict) -> dict[str, tuple[str, ...]]:
+def list_names(released: dict) -> dict[str, tuple[str, ...]]:
     """Every tensor of mlx-vlm's model of this config, before quantization, with the released ones that it holds."""
     names = dict(_FIXED_NAMES)
     for part, config in (("vision_model", released["vision_config"]), ("language_model", released["text_config"])):

@@ -93,9 +93,9 @@ def test_a_copy_answers_as_the_checkpoint_does_that_it_was_made_of(released_fold
     given = []
     for folder in (TINY, tmp_path / "converted"):
         processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
-        given.append([result["given"] for result in evaluate(model, processor, samples=12, batch_size=12)])
-    assert sum(before == after for before, after in zip(*given, strict=True)) >= 11
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
+        given.append([result["given"] for result in evaluate(model, processor, samples=8, batch_size=8)])
+    assert given[0] == given[1]
 
 
 def test_numbers_lie_in_words_from_the_lowest_bits_on():
@@ -230,6 +230,15 @@ def test_a_damaged_file_and_another_config_are_named(copy, tmp_path):
     edit_json(copy / "config.json", lambda config: config["text_config"].pop("n_layers"))
     with refused("`text_config.n_layers` is missing"):
         assemble(str(copy), tmp_path / "converted")
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_missing_setting_or_tokenizer_is_named_with_the_folder(copy, tmp_path, name):
+    (copy / name).unlink()
+    (tmp_path / "converted").mkdir()
+    with pytest.raises(OSError) as raised:
+        assemble(str(copy), tmp_path / "converted")
+    assert name in str(raised.value) and str(copy) in str(raised.value)
 
 
 def test_a_full_disk_leaves_nothing(copy, tmp_path):
