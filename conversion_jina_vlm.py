@@ -138,8 +138,8 @@ def convert_config(released: dict) -> dict:
     for key in ("quantization", "quantization_config"):
         if released.get(key):
             raise ValueError(
-                f"Released config: `{key}` is {released[key]!r}; its weights are read whole. `jina-vlm convert` makes "
-                "whole weights of a copy for MLX (`jinaai/jina-vlm-mlx`): convert it, and load what that wrote."
+                f"Released config: `{key}` is {released[key]!r}; quantized weights are not read in this layout. If "
+                "this is a copy for MLX (`jinaai/jina-vlm-mlx`), `jina-vlm convert` makes a folder of it that loads."
             )
     _check_supported(released, _SUPPORTED)
     vision, connector, text = "vision_config", "vision_config.vl_connector_config", "text_config"
