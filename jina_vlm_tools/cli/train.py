@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from . import options
+
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 DESCRIPTION = """\
@@ -42,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    try:
+    with options.needing("train"):
         from jina_vlm_tools.training.train import train
-    except ImportError as error:
-        raise OSError(f"`jina-vlm train` needs `pip install 'jina-vlm-transformers[train]'` ({error}).") from error
     train(args)
