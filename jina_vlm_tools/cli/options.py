@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jina_vlm_tools.files import TINY
 
+from .progress import Progress
+
 
 RELEASED = "jinaai/jina-vlm"
 MODEL_VARIABLE = "JINA_VLM_MODEL"
@@ -104,6 +106,15 @@ def add_model_options(parser: argparse.ArgumentParser, max_new_tokens: int = 256
 def is_tiny(model: str) -> bool:
     """Whether it is the small checkpoint of a checkout."""
     return Path(model).resolve() == TINY.resolve()
+
+
+def note_tiny(model: str, progress: Progress) -> None:
+    """Say what the small checkpoint cannot do."""
+    if is_tiny(model):
+        progress.say(
+            "  checkpoints/tiny knows drawn shapes and nothing else. For other images: "
+            f"--model {RELEASED}, or the variable {MODEL_VARIABLE}."
+        )
 
 
 def default_question(model: str) -> str:
