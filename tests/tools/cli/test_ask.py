@@ -296,8 +296,10 @@ def test_what_is_not_installed_is_told_in_a_line(verb, monkeypatch, tmp_path):
             patch.setitem(sys.modules, module, None)
             with pytest.raises(SystemExit) as stopped:
                 main([verb, *NEEDING[verb]])
-        message = rf"error: `jina-vlm {verb}` needs `pip install \"jina-vlm-transformers\[{verb}\]`"
-        assert re.fullmatch(rf"{message} \(not installed: .*\b{module}\b.*\)\.", stopped.value.code)
+        # others may be missing here as well
+        needed, missing = stopped.value.code.split(" (not installed: ")
+        assert needed == f'error: `jina-vlm {verb}` needs `pip install "jina-vlm-transformers[{verb}]"`'
+        assert module in missing.removesuffix(").").split(", ")
     assert not list(tmp_path.iterdir())
 
 
