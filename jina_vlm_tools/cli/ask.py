@@ -97,7 +97,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def names_image(text: str) -> bool:
-    is_name = " " not in text and (mimetypes.guess_type(text)[0] or "").startswith("image/")
+    """Whether somebody who writes this has forgotten the question."""
+    has_ending = (mimetypes.guess_type(text)[0] or "").startswith("image/")
+    is_name = len(text.split()) == 1 and (has_ending or options.is_url(text))
     return text == options.STDIN or is_name or os.path.isfile(text)
 
 

@@ -29,6 +29,12 @@ def find_images(names: list[str]) -> list[str]:
     """
     found = []
     for name in names:
+        if os.path.isdir(name):
+            pattern = os.path.join(name, "*.png")
+            raise IsADirectoryError(
+                f'{name} is a folder. Name one image in it, or a quoted pattern such as "{pattern}"; '
+                "`jina-vlm batch` asks about whole folders."
+            )
         if name == STDIN or is_url(name) or os.path.exists(name) or not has_magic(name):
             found.append(name)
         elif matched := sorted(path for path in glob(name, recursive=True) if os.path.isfile(path)):

@@ -44,16 +44,23 @@ def photos(tmp_path_factory) -> Path:
 def ask(monkeypatch, capsys, checkpoint):
     """The function `ask(*arguments)`: for each answer what the command reports and the inputs of the model."""
     model, _ = checkpoint
-    seen = []
+    seen, encoded = [], []
     generate = Conversation.generate
 
     def spy(conversation, inputs, show):
         seen.append({**inputs, "max_new_tokens": conversation.max_new_tokens})
         conversation.max_new_tokens = min(conversation.max_new_tokens, 6)
-        return generate(conversation, inputs, show)
+        encoded.clear()
+        answer = generate(conversation, inputs, show)
+        seen[-1]["tiles_encoded"] = sum(encoded)
+        return answer
 
     monkeypatch.setattr(Conversation, "generate", spy)
     monkeypatch.setattr(loading, "load_on_device", lambda *_: model)
+    hook = model.model.vision_model.register_forward_pre_hook(
+        lambda module, arguments, keywords: encoded.append(len(keywords.get("pixel_values", *arguments[:1]))),
+        with_kwargs=True,
+    )
 
     def ask(*arguments):
         seen.clear()
@@ -62,7 +69,8 @@ def ask(monkeypatch, capsys, checkpoint):
         assert len(reports) == len(seen)
         return list(zip(reports, seen, strict=True))
 
-    return ask
+    yield ask
+    hook.remove()
 
 
 def check(checkpoint, asked: tuple[dict, dict], content: list, **settings) -> None:
@@ -124,6 +132,7 @@ def test_several_prompts_are_asked_apart_about_all_images(ask, checkpoint, photo
     for one, prompt in zip(asked, (MORE, FEWER, FEWER), strict=True):
         content = [prompt, *images] if order else [*images, prompt]
         check(checkpoint, one, content, max_tiles=1, **NATIVE)
+    assert [seen["tiles_encoded"] for _, seen in asked] == ([4, 4, 0] if order else [4, 0, 0])
 
 
 def test_map_asks_each_prompt_about_each_image(ask, checkpoint, photos):
@@ -176,6 +185,7 @@ def test_answers_are_told_apart_and_counted(photos, checkpoint, monkeypatch, cap
         (["photo.png"], "photo.png is an image. Say what to ask about it"),
         (["a.png", str(ROOT / "docs" / "shapes.png")], "shapes.png is an image. Say what to ask"),
         (["-"], "- is an image"),
+        (["https://none.example/photo"], "https://none.example/photo is an image"),
         (["a.png", " "], "a question is empty"),
         (["a.png", "-p", ""], "a question is empty"),
         (["a.png", "-i", "b.png", "Why?"], "named in two ways, a.png and --image b.png"),

@@ -553,7 +553,8 @@ def test_ctrl_c(environment, empty):
     ("arguments", "message"),
     [
         (["ask", "no.png", "Why?"], "no.png: no such image. Expected a path"),
-        (["ask", ".", "Why?"], ". is a folder. Name one image in it."),
+        (["ask", ".", "Why?"], '. is a folder. Name one image in it, or a quoted pattern such as "./*.png"'),
+        (["chat", "."], ". is a folder. Name one image in it."),
         (["ask", "-", "-", "Why?"], "was given several times"),
         (["ask", "-", "Why?", "--model", "nowhere"], "--model nowhere: neither a folder nor the name of a repository"),
         (["ask", "Why?", "-m", "nowhere"], "Give --model, or the environment variable JINA_VLM_MODEL, a folder"),
