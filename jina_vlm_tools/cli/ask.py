@@ -145,34 +145,46 @@ def run(args: argparse.Namespace) -> None:
             print(f"{', '.join(names)}: {question.prompt}" if names else question.prompt, flush=True)
         is_streamed = not args.json and args.stream is not False
         answer = conversation.generate(inputs, show if is_streamed else (lambda text: None))
-        total = round(time.perf_counter() - started, 3)
+        seconds = {
+            **progress.seconds,
+            "first_token": answer.seconds_to_first_token,
+            "answer": answer.seconds,
+            "total": round(time.perf_counter() - started, 3),
+        }
         if args.json:
-            report = {
-                "answer": answer.text,
-                "is_cut_off": answer.is_cut_off,
-                "question": question.prompt,
-                "model": args.model,
-                "device": str(model.device),
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "images": [{"name": name, **facts} for name, facts in zip(names, described, strict=True)],
-                "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
-                "seconds": {
-                    **progress.seconds,
-                    "first_token": answer.seconds_to_first_token,
-                    "answer": answer.seconds,
-                    "total": total,
-                },
-            }
-            print(json.dumps(report, ensure_ascii=False), flush=True)
+            described = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
+            print(
+                json.dumps(report(args, model, question, described, answer, seconds), ensure_ascii=False), flush=True
+            )
             continue
         print("" if is_streamed else answer.text, end="\n" if len(questions) == 1 else "\n\n", flush=True)
-        of_images = sum(image["tokens"] for image in described)
-        progress.say(
-            f"{answer.prompt_tokens} tokens in, {of_images} of them for images; {answer.tokens} out, the first after "
-            f"{answer.seconds_to_first_token:.2f} s, all after {answer.seconds:.2f} s; {total:.1f} s in all."
-        )
+        progress.say(count(described, answer, seconds))
         if answer.is_cut_off:
             progress.say("The answer is cut off: raise --max-new-tokens.")
+
+
+def report(args: argparse.Namespace, model, question, images: list[dict], answer, seconds: dict) -> dict:
+    """An answer and all that is known of it, for JSON."""
+    return {
+        "answer": answer.text,
+        "is_cut_off": answer.is_cut_off,
+        "question": question.prompt,
+        "model": args.model,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "images": images,
+        "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
+        "seconds": seconds,
+    }
+
+
+def count(images: list[dict], answer, seconds: dict) -> str:
+    """Tokens and time of an answer, for people."""
+    of_images = sum(image["tokens"] for image in images)
+    return (
+        f"{answer.prompt_tokens} tokens in, {of_images} of them for images; {answer.tokens} out, the first after "
+        f"{seconds['first_token']:.2f} s, all after {seconds['answer']:.2f} s; {seconds['total']:.1f} s in all."
+    )
 
 
 def show(text: str) -> None:
