@@ -83,7 +83,8 @@ def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: st
     if cover_structural_rows(model):
         changes.append(
             "The `lm_head` rows of the structural tokens, which are never an answer, "
-            "were made equal to that of a filler entry, for engines with a head of their own, which do not know that."
+            "were made equal to that of an unused entry: engines that ignore `suppress_tokens`, as vLLM does, could "
+            "sample them otherwise."
         )
     if processor.chat_template is None:
         processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")

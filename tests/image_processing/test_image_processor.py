@@ -312,9 +312,9 @@ def pil_kinds(rgb: np.ndarray) -> dict[str, tuple[Image.Image, np.ndarray, int]]
         "LA": (Image.fromarray(np.dstack([one, alpha]), "LA"), with_alpha(gray(one), alpha), 1),
         "RGBA": (Image.fromarray(np.dstack([rgb, one]), "RGBA"), with_alpha(rgb, one), 1),
         "P": (paletted(), seen, 0),
-        "P, one colour transparent": (paletted(transparency=7), np.where((one == 7)[..., None], 255, seen), 0),
-        "P, alpha for each colour": (paletted(transparency=bytes(range(256))), with_alpha(seen, one), 1),
-        "RGB, one colour transparent": (keyed, np.where((rgb == key).all(-1, keepdims=True), 255, rgb), 0),
+        "P, one color transparent": (paletted(transparency=7), np.where((one == 7)[..., None], 255, seen), 0),
+        "P, alpha for each color": (paletted(transparency=bytes(range(256))), with_alpha(seen, one), 1),
+        "RGB, one color transparent": (keyed, np.where((rgb == key).all(-1, keepdims=True), 255, rgb), 0),
         "CMYK": (
             Image.fromarray(cmyk, "CMYK"),
             np.rint((255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255).astype(np.uint8),
