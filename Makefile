@@ -24,7 +24,7 @@ help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## show an image to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
-	@$(RUN) -m jina_vlm_tools demo --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+	@$(RUN) -m jina_vlm_tools demo --model $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
 	@$(RUN) -m jina_vlm_tools serve $(CHECKPOINT) $(ARGS)

@@ -22,8 +22,3 @@ def write_whole(path: Path, content: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-
-
-def default_checkpoint() -> str:
-    """The small checkpoint in a checkout, else the released one."""
-    return str(TINY) if TINY.is_dir() else "jinaai/jina-vlm"

@@ -22,7 +22,7 @@ Questions may come from a pipe. Then the first error ends the chat.
 EXAMPLES = """\
 examples:
   jina-vlm chat photo.png
-  printf 'What is this?\\nWhich colour is it?\\n' | jina-vlm chat photo.png --json
+  printf 'What is this?\\nWhich color is it?\\n' | jina-vlm chat photo.png --json
 """
 
 
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     with progress.step("processor", f"Loading the processor of {args.model}"):
         processor, load_model = load_processor_and_class(args.model)
     images = [load_image(source, processor.image_processor) for source in args.images]
+    options.note_tiny(args.model, progress)
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
 

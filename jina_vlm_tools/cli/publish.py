@@ -108,7 +108,7 @@ def convert(args: argparse.Namespace) -> None:
     from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
 
     progress = quiet_or_not()
-    options.check_model(args.weights)
+    options.check_model(args.weights, "WEIGHTS", "")
     check_output(args.output, args.yes)
     check_shards(args.weights)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -31,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_max_tiles(parser)
     parser.add_argument(
+        "-m",
         "--model",
-        help=f"take this checkpoint's settings: {options.MODEL_HELP} (default: the released one's, built in)",
+        default=os.environ.get(options.MODEL_VARIABLE),
+        help=(
+            f"take this checkpoint's settings: {options.MODEL_HELP} (default: the environment variable "
+            f"{options.MODEL_VARIABLE}; without it the released one's, built in)"
+        ),
     )
     options.add_json(
         parser, "one JSON object (sizes in pixels, grid, each tile's box on the canvas, tokens and kept region)"
@@ -51,10 +57,10 @@ def run(args: argparse.Namespace) -> None:
         from jina_vlm import JinaVLMImageProcessor
 
         from jina_vlm_tools.inference.drawing import draw_page
-        from jina_vlm_tools.inference.loading import load_image
+        from jina_vlm_tools.inference.loading import load_image, load_image_processor
         from jina_vlm_tools.inference.tiling import compute_tiling
 
-    image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
+    image_processor = load_image_processor(args.model) if args.model else JinaVLMImageProcessor()
     image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
         tiling = compute_tiling(image, image_processor, args.max_tiles)

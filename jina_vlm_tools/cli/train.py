@@ -4,6 +4,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from . import options
+
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 DESCRIPTION = """\
@@ -70,10 +72,8 @@ def copy_recipe(recipe: Path, folder: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    try:
+    with options.needing("train"):
         from jina_vlm_tools.training.train import train
-    except ImportError as error:
-        raise OSError(f"`jina-vlm train` needs `pip install 'jina-vlm-transformers[train]'` ({error}).") from error
     if args.copy:
         copy_recipe(args.stage, args.copy)
     else:

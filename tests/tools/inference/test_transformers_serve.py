@@ -24,7 +24,7 @@ from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 for package in ("fastapi", "uvicorn", "openai"):
-    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'transformers[serving]'")
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[serve]'")
 import openai  # noqa: E402
 
 
