@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -406,6 +407,7 @@ def ways_in(web):
             "str": str(path),
             "URL": f"{url}/{name}",
             "data URI": f"data:image/png;base64,{encoded}",
+            "data URI as browsers take it": f"DATA:image/png;name=a.png;BASE64,{quote(encoded, safe='')}",
             "base64": encoded,
             "base64 in lines": "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)),
         }
