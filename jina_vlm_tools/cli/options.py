@@ -74,8 +74,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help=(
             "of the computation; auto is the checkpoint's own (default: bfloat16 for models of a billion parameters "
-            "and more, as the release, whose float32 shards would take 9.9 GB of memory and take half of it so; for "
-            "smaller ones float32 on a CPU, auto elsewhere)"
+            "and more: the release's float32 shards would take 9.9 GB of memory, and take half of that; for smaller "
+            "ones float32 on a CPU, auto elsewhere)"
         ),
     )
 
