@@ -40,6 +40,8 @@ _OF_TOKENIZERS = (
     "legacy",
     "tokenizer_type",
 )
+# What Python makes of bytes that it cannot decode, and JSON of half an emoji
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Known to `apply_chat_template` itself
 _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
@@ -143,6 +145,12 @@ class JinaVLMProcessor(ProcessorMixin):
             raise TypeError(f"`text` must be a string or a list of strings, got {text!r}.")
         if texts == []:
             raise ValueError("Got an empty list of texts.")
+        for index, sample in enumerate(texts or ()):
+            if broken := _SURROGATE.search(sample):
+                raise ValueError(
+                    f"Sample {index} has {broken[0]!r} at character {broken.start()}, half of a character, which no "
+                    "tokenizer takes. Decode the text as what it was encoded in, or take that out."
+                )
 
         images, placed = self._place_images(images, texts)
         kwargs = self._merge_kwargs(

@@ -3,6 +3,7 @@ is a space, the role, a colon and a space, then its parts; a space follows each 
 none."""
 
 import pytest
+from jinja2 import TemplateError
 
 
 def release(messages: list[dict]) -> str:
@@ -41,6 +42,8 @@ CHATS = {
     "two turns": [user(IMAGE, text("What?")), assistant(text("A cat.")), user(text("Where?"))],
     "an image later": [user(text("Hi")), assistant(text("Hello.")), user(IMAGE), {**assistant(), "content": "A dog."}]
     + [user(text("Sure?"))],
+    "an image in an answer": [user(text("Draw.")), assistant(text("Here:"), IMAGE), user(text("Thanks."))],
+    "an image for an answer": [user(text("Draw.")), assistant(IMAGE), user(text("Again, like"), IMAGE)],
     "lines": [user(text("a\n")), assistant(text(" b\n\n")), user(text("c"))],
 }
 WRITTEN = {
@@ -69,3 +72,22 @@ def test_system_is_a_turn_of_its_own(processor):
     chat = [{"role": "system", "content": "Be brief."}, user(IMAGE, text("What?"))]
     expected = "<|endoftext|> System: Be brief.  User: <|image|>What? Assistant:"
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == expected
+
+
+def test_an_image_ends_an_answer(processor):
+    """As a text does, but for the space that follows texts alone."""
+    chat = [user(text("Draw.")), assistant(text("Here:"), IMAGE)]
+    expected = "<|endoftext|> User: Draw. Assistant: Here: <|image|><|endoftext|>"
+    assert processor.apply_chat_template(chat) == expected
+
+
+@pytest.mark.parametrize("given", ["tools", "documents", "tool_calls"])
+def test_what_the_model_was_not_taught_is_refused(processor, given):
+    function = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [function]}
+    chat, more = [user(text("Hi"))], {given: [function]}
+    if given == "tool_calls":
+        chat, more = [*chat, called, user(text("And?"))], {}
+    with pytest.raises(TemplateError, match="The model was not taught to "):
+        processor.apply_chat_template(chat, **more)
+    assert processor.apply_chat_template([user(text("Hi"))], **dict.fromkeys(more))
