@@ -18,6 +18,7 @@ from jina_vlm_tools.cli import options
 from jina_vlm_tools.cli.main import main, make_parser, parse_args
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.inference import loading
+from jina_vlm_tools.inference.asking import find_images
 from jina_vlm_tools.inference.conversation import Conversation
 
 
@@ -139,6 +140,23 @@ def test_map_asks_each_prompt_about_each_image(ask, checkpoint, photos):
     expected = [[photos / name, prompt] for name in ("a.png", "b.png") for prompt in (MORE, FEWER)]
     for one, content in zip(asked, expected, strict=True):
         check(checkpoint, one, content, max_tiles=1, **NATIVE)
+    assert [seen["tiles_encoded"] for _, seen in asked] == [2, 0, 2, 0]
+
+
+def test_which_images_patterns_stand_for(photos, tmp_path, monkeypatch):
+    """Folders within are looked through by **; a file is meant by its own name, whatever is in it."""
+    names = ["a.png", "x[1].png", "x1.png", "deep/er/b.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "a.png", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["x[1].png", "-"]) == ["x[1].png", "-"]
+    assert find_images(["**/*.png"]) == sorted(names)
+    assert find_images(["[a]*.png", "data:image/png;base64,[a]"]) == ["a.png", "data:image/png;base64,[a]"]
+    with pytest.raises(ValueError, match="given several times"):
+        find_images(["-", "a.png", "-"])
+    with pytest.raises(FileNotFoundError, match="What is it\\?: no such image.* If it is a question, put it last"):
+        find_images(["What is it?"])
 
 
 def test_labels_of_images(ask, checkpoint, photos):
@@ -163,7 +181,7 @@ def test_answers_are_told_apart_and_counted(photos, checkpoint, monkeypatch, cap
     """As text: several have headings, and come piece by piece or, if it is wished, as a whole."""
     monkeypatch.setattr(loading, "load_on_device", lambda *_: checkpoint[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    arguments = ["ask", str(photos / "a.png"), "-p", MORE, "-p", "Why?", "--max-tiles", "1", "--max-tokens", "4"]
+    arguments = ["ask", str(photos / "a.png"), "-p", MORE, "-p", "Why?", "--max-tiles", "1", "--max-tokens", "1"]
     said = []
     for more in ([], ["--no-stream"]):
         main([*arguments, "--model", str(TINY), *more])
@@ -174,6 +192,7 @@ def test_answers_are_told_apart_and_counted(photos, checkpoint, monkeypatch, cap
     reports = re.findall(r"(\d+) tokens in, 424 of them for images; (\d+) out", said[0].err)
     assert len(reports) == 2 and all(int(tokens) > 424 for tokens, _ in reports)
     assert "checkpoints/tiny knows drawn shapes and nothing else" in said[0].err
+    assert said[0].err.count("The answer is cut off: raise --max-new-tokens.") == 2
 
 
 @pytest.mark.parametrize("question", ["OCR:", "Caption:short", "data: what?", "图片:这是什么？"])

@@ -251,12 +251,17 @@ def test_a_full_disk_leaves_nothing(copy, tmp_path):
 # The template -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["none", "tokenizer", "file"])
+TEXT_ALONE = "{% for m in messages %} {{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("place", ["none", "tokenizer", "file", "text alone"])
 def test_mlx_vlms_stand_in_for_a_template_is_replaced(copy, tmp_path, chat_template, place):
     if place == "tokenizer":
         edit_json(copy / "tokenizer_config.json", lambda config: config.update(chat_template=STAND_IN))
     if place == "file":
         (copy / "chat_template.jinja").write_text(STAND_IN)
+    if place == "text alone":
+        (copy / "chat_template.jinja").write_text(TEXT_ALONE)
     (tmp_path / "converted").mkdir()
     changes = assemble(str(copy), tmp_path / "converted").changes
     assert (tmp_path / "converted" / "chat_template.jinja").read_text() == chat_template
