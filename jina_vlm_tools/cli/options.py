@@ -151,8 +151,8 @@ def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) 
 
 
 def is_url(source: str) -> bool:
-    """Whether it is judged where it is opened."""
-    return re.match("[a-z]{2,}:", source, flags=re.IGNORECASE) is not None
+    """Whether it is judged where it is opened. "OCR:" is no URL."""
+    return re.match("[a-z]{2,}://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
 
 
 def check_image(source: str) -> None:

@@ -176,6 +176,12 @@ def test_answers_are_told_apart_and_counted(photos, checkpoint, monkeypatch, cap
     assert "checkpoints/tiny knows drawn shapes and nothing else" in said[0].err
 
 
+@pytest.mark.parametrize("question", ["OCR:", "Caption:short", "data: what?", "图片:这是什么？"])
+def test_a_colon_makes_no_url(question):
+    args = parse_args(["ask", "a.png", question])
+    assert (args.image, args.prompt) == (["a.png"], [question])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
