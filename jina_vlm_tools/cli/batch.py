@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_dtype(parser)
     options.add_max_tiles(parser)
+    options.add_no_resize(parser)
     options.add_max_new_tokens(parser, 256)
     parser.add_argument(
         "--batch-size",

@@ -51,6 +51,19 @@ def add_max_tiles(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_no_resize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-resize",
+        dest="do_resize",
+        action="store_false",
+        default=None,
+        help=(
+            "choose an image's tiles by its own size, as `jina-vlm ask` and the release's own command do, without a "
+            "fit to a budget of pixels (default: the checkpoint's setting, a fit)"
+        ),
+    )
+
+
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}, and nothing else, on stdout")
 

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save", type=Path, metavar="FILE", help="draw it here; the ending says the format, such as .png"
     )
     options.add_max_tiles(parser)
+    options.add_no_resize(parser)
     parser.add_argument(
         "-m",
         "--model",
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     image_processor = load_image_processor(args.model) if args.model else JinaVLMImageProcessor()
     image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(image, image_processor, args.max_tiles)
+        tiling = compute_tiling(image, image_processor, args.max_tiles, args.do_resize)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         return
     rows, columns = tiling.token_grid
     print(
-        f"{tiling.image.width} x {tiling.image.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, "
+        f"{tiling.image.width} x {tiling.image.height} pixels, {tiling.fit}, "
         f"stretched to {tiling.canvas[0]} x {tiling.canvas[1]}\n"
         f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, "
         f"one every {tiling.stride}, and a thumbnail\n"

@@ -40,7 +40,10 @@ def find_images(names: list[str]) -> list[str]:
         elif matched := sorted(path for path in glob(name, recursive=True) if os.path.isfile(path)):
             found += matched
         else:
-            raise FileNotFoundError(f"{name}: no such image, and no file that this pattern matches.")
+            raise FileNotFoundError(
+                f"{name}: no such image, and no file that this pattern matches. If it is a question, put it last, or "
+                "each of several behind --prompt."
+            )
     check_images(found)
     return found
 

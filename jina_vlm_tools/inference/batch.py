@@ -259,11 +259,20 @@ class Answerer:
         max_new_tokens: Longest answer.
         max_tiles: At most so many tiles of each image; None for the processor's own setting.
         batch_size: At most so many at a time; becomes less where memory does not suffice.
+        do_resize: Whether images are fitted before their tiles are chosen; None for the processor's own setting.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None, batch_size: int):
+    def __init__(
+        self,
+        model,
+        processor,
+        max_new_tokens: int,
+        max_tiles: int | None,
+        batch_size: int,
+        do_resize: bool | None = None,
+    ):
         self.model, self.processor, self.max_new_tokens, self.batch_size = model, processor, max_new_tokens, batch_size
-        self.limits = {} if max_tiles is None else {"max_tiles": max_tiles}
+        self.limits = {"max_tiles": max_tiles, "do_resize": do_resize}
         # What fails for this one is no fault of any image.
         self.inputs(Image.new("RGB", (64, 64)), "?")
 
@@ -547,7 +556,7 @@ def answer_parts(
     """Answers these parts, one after the other."""
     processor, load_model = load_processor_and_class(args.model)
     model = load_model(dtype=args.dtype).eval().to(device)
-    answerer = Answerer(model, processor, args.max_new_tokens, args.max_tiles, args.batch_size)
+    answerer = Answerer(model, processor, args.max_new_tokens, args.max_tiles, args.batch_size, args.do_resize)
     batches = [
         (part, output.numbers(part)[start : start + args.batch_size])
         for part in parts

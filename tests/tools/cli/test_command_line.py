@@ -383,6 +383,19 @@ def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
     assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
 
 
+def test_tiles_without_a_fit(tmp_path, capsys):
+    """What `ask` makes of an image, where that differs from what the other verbs do."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(make_image(186, 1177)).save(photo)
+    said = []
+    for more in ([], ["--no-resize"]):
+        main(["tiles", str(photo), *more])
+        said.append(capsys.readouterr().out.splitlines())
+    assert said[0][0].startswith("1177 x 186 pixels, fitted to 1176 x 182, ")
+    assert said[1][0].startswith("1177 x 186 pixels, not resized, ")
+    assert said[0][1].startswith("1 x 4 tiles") and said[1][1].startswith("1 x 5 tiles")
+
+
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
     image = Image.new("RGB", (900, 640), "white")
     image.paste((250, 220, 0), (0, 0, 450, 640))

@@ -362,6 +362,7 @@ def test_other_settings_are_refused(photos, drawn, tmp_path):
     for options, message in {
         ("--question", "What is it?"): f"question was '{QUESTION}', is 'What is it?'",
         ("--max-tiles", 2): "max_tiles was None, is 2",
+        ("--no-resize",): "do_resize was None, is False",
         ("--rows-per-part", 4): "rows_per_part was 3, is 4",
         ("--format", "jsonl"): "format was 'parquet', is 'jsonl'",
         ("--dtype", "bfloat16"): "dtype was 'float32', is 'bfloat16'",
@@ -428,3 +429,11 @@ def test_output_that_is_something_else(photos, tmp_path):
     assert "Another run is at work" in refused(photos, tmp_path / "new")
     lock.close()
     assert len(answer(photos, tmp_path / "new")) == 7
+
+
+def test_without_a_fit(checkpoint):
+    model, processor = checkpoint
+    wide = Image.new("RGB", (1177, 186))
+    for do_resize, tiles in ((None, 5), (True, 5), (False, 6)):
+        answerer = Answerer(model, processor, max_new_tokens=20, max_tiles=None, batch_size=7, do_resize=do_resize)
+        assert len(answerer.inputs(wide, QUESTION)["pixel_values"]) == tiles
