@@ -10,7 +10,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .arguments_jina_vlm import OF_LOADERS, JinaVLMImageProcessorKwargs, refuse_unknown
-from .chat_jina_vlm import check_conversation, make_self_contained
+from .chat_jina_vlm import check_conversation, check_template_uses, make_self_contained
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
@@ -361,13 +361,14 @@ class JinaVLMProcessor(ProcessorMixin):
 
         Raises:
             TypeError, ValueError: the conversation is not made of messages, content and parts as a template expects
-                them, or as from a call.
+                them; the template has no place for `tools` or `documents`; or as from a call.
         """
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
         conversation = check_conversation(conversation)
         template = self._template(chat_template)
+        check_template_uses(template, conversation, kwargs)
         tokens = self._control_tokens
         variables: dict[str, Any] = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
         if not tokenize:

@@ -82,12 +82,14 @@ def test_an_image_ends_an_answer(processor):
 
 
 @pytest.mark.parametrize("given", ["tools", "documents", "tool_calls"])
-def test_what_the_model_was_not_taught_is_refused(processor, given):
+def test_what_a_template_has_no_place_for_is_refused(processor, given):
     function = {"type": "function", "function": {"name": "look", "arguments": {}}}
-    called = {"role": "assistant", "content": "", "tool_calls": [function]}
     chat, more = [user(text("Hi"))], {given: [function]}
     if given == "tool_calls":
-        chat, more = [*chat, called, user(text("And?"))], {}
-    with pytest.raises(TemplateError, match="The model was not taught to "):
-        processor.apply_chat_template(chat, **more)
+        chat, more = [*chat, {"role": "assistant", "content": "", **more}, user(text("And?"))], {}
+    for conversation in (chat, [chat, chat]):
+        with pytest.raises(ValueError, match=f"Got `{given}`, which the chat template does not use"):
+            processor.apply_chat_template(conversation, **more)
+    own = "{{ messages | map(attribute='tool_calls') | list }}{{ tools }}{{ documents }}"
+    assert "look" in processor.apply_chat_template(chat, chat_template=own, **more)
     assert processor.apply_chat_template([user(text("Hi"))], **dict.fromkeys(more))
