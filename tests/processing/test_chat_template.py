@@ -3,7 +3,6 @@ is a space, the role, a colon and a space, then its parts; a space follows each 
 none."""
 
 import pytest
-from jinja2 import TemplateError
 
 
 def release(messages: list[dict]) -> str:
