@@ -201,12 +201,6 @@ def test_a_colon_makes_no_url(question):
     assert (args.image, args.prompt) == (["a.png"], [question])
 
 
-@pytest.mark.parametrize("question", ["OCR:", "Caption:short", "data: what?", "图片:这是什么？"])
-def test_a_colon_makes_no_url(question):
-    args = parse_args(["ask", "a.png", question])
-    assert (args.image, args.prompt) == (["a.png"], [question])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
