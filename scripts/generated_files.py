@@ -9,11 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jina_vlm_tools.files import ROOT, TINY
+from jina_vlm_tools.files import ROOT, TEMPLATE, TINY
 from jina_vlm_tools.hub.check import MODULES, bundle_files  # noqa: F401  the names for the tests
-
-
-TEMPLATE = "chat_template.jinja"
 
 
 ARCHITECTURE = "JinaVLMForConditionalGeneration"
@@ -21,7 +18,7 @@ ARCHITECTURE = "JinaVLMForConditionalGeneration"
 
 def tiny_files() -> dict[str, bytes]:
     """What checkpoints/tiny has of the root: contents by file name."""
-    return {**bundle_files(), TEMPLATE: (ROOT / TEMPLATE).read_bytes()}
+    return {**bundle_files(), TEMPLATE.name: TEMPLATE.read_bytes()}
 
 
 def root_files() -> dict[str, str]:

@@ -10,7 +10,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .arguments_jina_vlm import OF_LOADERS, JinaVLMImageProcessorKwargs, refuse_unknown
-from .chat_jina_vlm import check_conversation, check_template_uses, make_self_contained
+from .chat_jina_vlm import check_conversation, check_template_uses, make_self_contained, uses
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
@@ -374,7 +374,7 @@ class JinaVLMProcessor(ProcessorMixin):
         if not tokenize:
             variables["control_tokens"] = typed_tokens(conversation, tokens)
         # The library would pass a variable that the template does not use to our call.
-        variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
+        variables = {name: value for name, value in variables.items() if uses(template, name)}
         if tokenize and sanitize_control_tokens:
             conversation = mark_chat(conversation, tokens)
             kwargs = {

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 from . import options
 from .progress import Progress
+from .steps import load_processor
 
 
 USAGE = (
@@ -104,72 +105,63 @@ def names_image(text: str) -> bool:
 
 
 def run(args: argparse.Namespace) -> None:
-    from jina_vlm_tools.inference.asking import find_images, make_content, make_questions, open_in_turn
+    from jina_vlm_tools.inference.asking import find_images, make_content
 
     options.check_model(args.model)
-    questions = make_questions(args.prompt, find_images(args.image), args.map)
+    images = find_images(args.image)
+    shown_together = [[image] for image in images] if args.map else [images]
+    has_one_answer = len(shown_together) * len(args.prompt) == 1
+    is_streamed = not args.json and args.stream is not False
     started, progress = time.perf_counter(), Progress()
-    with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_images
-        from jina_vlm_tools.inference.loading import (
-            load_image,
-            load_on_device,
-            load_processor_and_class,
-            quiet_libraries,
-        )
+    processor, load_model = load_processor(args.model, progress)
+    from jina_vlm_tools.inference.conversation import Conversation, describe_images
+    from jina_vlm_tools.inference.loading import load_image, load_on_device
 
-        quiet_libraries()
-
-    with progress.step("processor", f"Loading the processor of {args.model}"):
-        processor, load_model = load_processor_and_class(args.model)
     # As the release's own command: no fit, unless it is told what to fit to.
     settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
-    turns = open_in_turn(questions, lambda name: load_image(name, processor.image_processor))
-    conversation, shown = None, None
-    for _ in questions:
-        with progress.step("image", "Opening the image") if args.image else nullcontext():
-            question, images = next(turns)
-            described = describe_images(processor, images, **settings)
-        if conversation is None:
-            options.note_tiny(args.model, progress)
-            with progress.step("model", "Loading the model"):
-                model = load_on_device(load_model, args.device, args.dtype)
-            conversation = Conversation(model, processor, args.max_new_tokens, **settings)
-        with progress.step("tokens", "Making tiles and tokens"):
-            conversation.begin_anew() if images is shown else conversation.reset()
-            shown = images
-            content = make_content(question.prompt, images, args.prompt_first, args.image_labels)
-            inputs = conversation.prepare_turn(content)
-        names = [shorten(name) for name in question.images]
-        if len(questions) > 1 and not args.json:
-            print(f"{', '.join(names)}: {question.prompt}" if names else question.prompt, flush=True)
-        is_streamed = not args.json and args.stream is not False
-        answer = conversation.generate(inputs, show if is_streamed else (lambda text: None))
-        seconds = {
-            **progress.seconds,
-            "first_token": answer.seconds_to_first_token,
-            "answer": answer.seconds,
-            "total": round(time.perf_counter() - started, 3),
-        }
-        if args.json:
-            described = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
-            print(
-                json.dumps(report(args, model, question, described, answer, seconds), ensure_ascii=False), flush=True
-            )
-            continue
-        print("" if is_streamed else answer.text, end="\n" if len(questions) == 1 else "\n\n", flush=True)
-        progress.say(count(described, answer, seconds))
-        if answer.is_cut_off:
-            progress.say("The answer is cut off: raise --max-new-tokens.")
+    conversation = None
+    for paths in shown_together:
+        opened, names = None, [shorten(path) for path in paths]
+        for prompt in args.prompt:
+            with progress.step("image", "Opening the image") if paths else nullcontext():
+                opened = opened or [load_image(path, processor.image_processor) for path in paths]
+                described = describe_images(processor, opened, **settings)
+            if conversation is None:
+                options.note_tiny(args.model, progress)
+                with progress.step("model", "Loading the model"):
+                    model = load_on_device(load_model, args.device, args.dtype)
+                conversation = Conversation(model, processor, args.max_new_tokens, **settings)
+            with progress.step("tokens", "Making tiles and tokens"):
+                conversation.begin_anew()
+                inputs = conversation.prepare_turn(make_content(prompt, opened, args.prompt_first, args.image_labels))
+            if not has_one_answer and not args.json:
+                print(f"{', '.join(names)}: {prompt}" if names else prompt, flush=True)
+            answer = conversation.generate(inputs, show if is_streamed else (lambda text: None))
+            seconds = {
+                **progress.seconds,
+                "first_token": answer.seconds_to_first_token,
+                "answer": answer.seconds,
+                "total": round(time.perf_counter() - started, 3),
+            }
+            if args.json:
+                described = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
+                line = report(args.model, model, prompt, described, answer, seconds)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+                continue
+            print("" if is_streamed else answer.text, end="\n" if has_one_answer else "\n\n", flush=True)
+            progress.say(count(described, answer, seconds))
+            if answer.is_cut_off:
+                progress.say("The answer is cut off: raise --max-new-tokens.")
+        conversation.reset()  # other images of the same size have the same ids
 
 
-def report(args: argparse.Namespace, model, question, images: list[dict], answer, seconds: dict) -> dict:
+def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seconds: dict) -> dict:
     """An answer and all that is known of it, for JSON."""
     return {
         "answer": answer.text,
         "is_cut_off": answer.is_cut_off,
-        "question": question.prompt,
-        "model": args.model,
+        "question": prompt,
+        "model": checkpoint,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "images": images,

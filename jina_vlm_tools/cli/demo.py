@@ -8,6 +8,7 @@ from pathlib import Path
 from . import options
 from .ask import show
 from .progress import Progress
+from .steps import load_processor
 
 
 DESCRIPTION = """\
@@ -57,18 +58,9 @@ def run(args: argparse.Namespace) -> None:
         options.check_image(args.image)
     options.check_model(args.model)
     started, progress = time.perf_counter(), Progress(sys.stdout)
-    with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_images
-        from jina_vlm_tools.inference.loading import (
-            load_image,
-            load_on_device,
-            load_processor_and_class,
-            quiet_libraries,
-        )
-
-        quiet_libraries()
-    with progress.step("processor", f"Loading the processor of {args.model}"):
-        processor, load_model = load_processor_and_class(args.model)
+    processor, load_model = load_processor(args.model, progress)
+    from jina_vlm_tools.inference.conversation import Conversation, describe_images
+    from jina_vlm_tools.inference.loading import load_image, load_on_device
 
     expected = None
     if args.image:
@@ -83,10 +75,10 @@ def run(args: argparse.Namespace) -> None:
         model = load_on_device(load_model, args.device, args.dtype)
         print(f"  {model.num_parameters():,} parameters on {model.device}, {model.dtype}")
 
-    conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
+    conversation = Conversation(model, processor, args.max_new_tokens, max_tiles=args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
         inputs = conversation.prepare(question, [image])
-        (made,) = describe_images(processor, [image], args.max_tiles)
+        (made,) = describe_images(processor, [image], **conversation.settings)
         print(
             f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of "
             f"{processor.image_processor.tile_size} pixels "

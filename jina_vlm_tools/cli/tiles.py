@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     image_processor = load_image_processor(args.model) if args.model else JinaVLMImageProcessor()
     image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(image, image_processor, args.max_tiles, args.do_resize)
+        tiling = compute_tiling(image, image_processor, max_tiles=args.max_tiles, do_resize=args.do_resize)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)

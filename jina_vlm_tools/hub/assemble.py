@@ -14,7 +14,7 @@ from jina_vlm.conversion_jina_vlm import is_released_config
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.files import ROOT, TEMPLATE
 
 from . import PublishingError
 from .mlx import READ, is_mlx_config, restore_released, writes_images
@@ -22,7 +22,6 @@ from .mlx import READ, is_mlx_config, restore_released, writes_images
 
 # Tokenizer, settings and modules take about 15 MB with the released vocabulary.
 ROOM_BESIDE_WEIGHTS = 32 * 1024**2
-TEMPLATE = ROOT / "chat_template.jinja"
 RENAMED = (
     "They were converted from the released layout: "
     "tensors were renamed and split, and the tower's last blocks, which are never used, left out. "

@@ -1,21 +1,10 @@
-"""Questions about images, as the release's own command asks them: which images belong to which, and how they are put.
+"""Questions about images, as the release's own command asks them: which images are meant, and how questions are put.
 Imports nothing that takes time: names of images are judged before anything is loaded."""
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from glob import glob, has_magic
-from typing import Any
 
 from jina_vlm_tools.cli.options import STDIN, check_images, is_url
-
-
-@dataclass(frozen=True)
-class Question:
-    """`images`: by their names, in the order in which they are shown."""
-
-    prompt: str
-    images: tuple[str, ...] = ()
 
 
 def find_images(names: list[str]) -> list[str]:
@@ -46,28 +35,6 @@ def find_images(names: list[str]) -> list[str]:
             )
     check_images(found)
     return found
-
-
-def make_questions(prompts: list[str], images: list[str], each: bool = False) -> list[Question]:
-    """Every prompt about all images together or, with `each`, about each image alone: image by image."""
-    if each:
-        return [Question(prompt, (image,)) for image in images for prompt in prompts]
-    return [Question(prompt, tuple(images)) for prompt in prompts]
-
-
-def open_in_turn(questions: list[Question], open_image: Callable[[str], Any]) -> Iterator[tuple[Question, list]]:
-    """
-    Each question with its images, which are opened when it is its turn. Questions about the same images that follow
-    each other get the same list.
-
-    Raises:
-        OSError, ValueError: an image cannot be read; the message says why.
-    """
-    names, images = None, []
-    for question in questions:
-        if question.images != names:
-            names, images = question.images, [open_image(name) for name in question.images]
-        yield question, images
 
 
 def make_content(prompt: str, images: list, prompt_first: bool = False, label_images: bool = False) -> list[dict]:

@@ -49,14 +49,12 @@ class Conversation:
     Args:
         model, processor: Of one checkpoint.
         max_new_tokens (`int`): Longest answer.
-        max_tiles (`int`, *optional*): At most so many tiles of an image beside its thumbnail.
-        settings: More of the image processor's arguments, such as `do_resize`.
+        settings: Arguments of the image processor, such as `max_tiles` and `do_resize`; None for its own.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None = None, **settings):
+    def __init__(self, model, processor, max_new_tokens: int, **settings):
         self.model, self.processor = model, processor
-        self.max_new_tokens, self.max_tiles = max_new_tokens, max_tiles
-        self.settings = {"max_tiles": max_tiles, **settings}
+        self.max_new_tokens, self.settings = max_new_tokens, settings
         self.reset()
 
     def reset(self) -> None:
@@ -145,12 +143,9 @@ class Conversation:
         )
 
 
-def describe_images(
-    processor, images: list[Image.Image], max_tiles: int | None = None, **settings
-) -> list[dict[str, int]]:
+def describe_images(processor, images: list[Image.Image], **settings) -> list[dict[str, int]]:
     """What becomes of each with these arguments of the image processor: `width` and `height` in pixels, `rows` and
     `columns` of tiles, `tiles` with the thumbnail, and `tokens` of the prompt."""
-    settings = {"max_tiles": max_tiles, **settings}
     described = []
     for image in images:
         size = (image.height, image.width)

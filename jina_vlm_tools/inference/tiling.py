@@ -100,20 +100,14 @@ class Tiling:
         }
 
 
-def compute_tiling(
-    image: Image.Image,
-    image_processor: JinaVLMImageProcessor,
-    max_tiles: int | None = None,
-    do_resize: bool | None = None,
-) -> Tiling:
+def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, **settings) -> Tiling:
     """
     Args:
-        max_tiles, do_resize: None for the image processor's own settings.
+        settings: Arguments of the image processor, such as `max_tiles` and `do_resize`; None for its own.
 
     Raises:
         ValueError: the image is too elongated.
     """
-    settings = {"max_tiles": max_tiles, "do_resize": do_resize}
     features = image_processor(image, return_tensors="pt", **settings)
     positions = features["tile_positions"].tolist()
     rows, columns = positions[0][2:]

@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from answers import answer_greedily, prepare
 from conftest import ROOT, make_image
 from PIL import Image
 
@@ -77,26 +78,13 @@ def ask(monkeypatch, capsys, checkpoint):
 def check(checkpoint, asked: tuple[dict, dict], content: list, **settings) -> None:
     """That it was asked this, of strings and paths of images, and answered as the library alone answers it."""
     model, processor = checkpoint
-    parts = [
-        {"type": "image", "image": str(part)} if isinstance(part, Path) else {"type": "text", "text": part}
-        for part in content
-    ]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": parts}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=settings,
-    )
+    inputs = prepare(processor, content, **settings)
     report, seen = asked
     assert report["tokens"]["prompt"] == inputs["input_ids"].shape[1]
     assert [image["name"] for image in report["images"]] == [str(part) for part in content if isinstance(part, Path)]
     for name, tensor in inputs.items():
         assert torch.equal(seen[name], tensor), name
-    ids = model.generate(**inputs, do_sample=False, max_new_tokens=min(6, seen["max_new_tokens"]))
-    ids = ids[0, inputs["input_ids"].shape[1] :]
-    assert report["answer"] == processor.decode(ids, skip_special_tokens=True).strip()
+    assert report["answer"] == answer_greedily(model, processor, inputs, min(6, seen["max_new_tokens"])).strip()
 
 
 NATIVE = {"do_resize": False}

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import jina_vlm
 import pytest
 import torch
+from answers import answer_greedily, prepare
 from conftest import ROOT, largest_file, make_image
 from hub_server import serve_hub
 from PIL import Image
@@ -135,24 +136,13 @@ def ended(future: Future, code: int = 0) -> tuple[str, str]:
     return result.stdout.decode(), result.stderr.decode()
 
 
-def expected_answer(checkpoint, images: list[Path], question: str, do_resize: bool = True, **kwargs) -> str:
+def expected_answer(
+    checkpoint, images: list[Path], question: str, do_resize: bool = True, max_new_tokens: int = 256
+) -> str:
     """By the library alone."""
-    content = [{"type": "image", "image": str(path)} for path in images] + [{"type": "text", "text": question}]
-    return expected_answer_to(checkpoint, content, {"do_resize": do_resize}, **kwargs)
-
-
-def expected_answer_to(checkpoint, content: list[dict], settings: dict, **kwargs) -> str:
     model, processor = checkpoint
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=settings,
-    )
-    ids = model.generate(**inputs, do_sample=False, **{"max_new_tokens": 256, **kwargs})
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    inputs = prepare(processor, [*images, question], do_resize=do_resize)
+    return answer_greedily(model, processor, inputs, max_new_tokens).strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

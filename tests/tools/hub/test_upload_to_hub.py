@@ -15,6 +15,7 @@ import huggingface_hub
 import jina_vlm
 import pytest
 import torch
+from answers import prepare
 from conftest import ROOT, largest_file, make_image, python
 from hub_server import GITATTRIBUTES, Fault, serve_hub
 from huggingface_hub import HfApi, constants
@@ -220,14 +221,7 @@ def test_answers_stay_what_they_were(bundle):
     models = [
         jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)
     ]
-    content = [{"type": "image", "image": make_image(200, 260)}, {"type": "text", "text": "Describe the picture."}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = prepare(processor, [make_image(200, 260), "Describe the picture."])
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0}):
         answers = []
         for model in models:
