@@ -122,7 +122,8 @@ def get_settings(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
     settings |= {name: to_integer(name, settings[name]) for name in ("max_tiles", "min_pixels", "max_pixels")}
     if settings["min_pixels"] > settings["max_pixels"]:
         raise ValueError(
-            f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and {settings['max_pixels']}."
+            f"Expected 1 <= `min_pixels` <= `max_pixels`, got {settings['min_pixels']} and {settings['max_pixels']}. "
+            f"Give at least {settings['min_pixels']} as `max_pixels`, or a smaller `min_pixels` beside it."
         )
     return settings
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import mimetypes
 import os
+import sys
 import time
 from contextlib import nullcontext
 
@@ -18,7 +19,8 @@ USAGE = (
 DESCRIPTION = """\
 Ask a question about one image, several, or none. The answer is printed while
 it is generated. Several prompts are asked apart, each about all images; with
---map, each about each image.
+--map, each about each image; an image that cannot be opened is named, and
+the others are asked about.
 
 Images are cut into tiles at their own size, as by the release's own command,
 unless --max-pixels says what to fit them to first.
@@ -119,13 +121,20 @@ def run(args: argparse.Namespace) -> None:
 
     # As the release's own command: no fit, unless it is told what to fit to.
     settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
-    conversation = None
+    conversation, failed = None, 0
     for paths in shown_together:
-        opened, names = None, [shorten(path) for path in paths]
-        for prompt in args.prompt:
+        names = [shorten(path) for path in paths]
+        try:
             with progress.step("image", "Opening the image") if paths else nullcontext():
-                opened = opened or [load_image(path, processor.image_processor) for path in paths]
+                opened = [load_image(path, processor.image_processor) for path in paths]
                 described = describe_images(processor, opened, **settings)
+        except (OSError, ValueError) as error:
+            if len(shown_together) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        for prompt in args.prompt:
             if conversation is None:
                 options.note_tiny(args.model, progress)
                 with progress.step("model", "Loading the model"):
@@ -144,8 +153,8 @@ def run(args: argparse.Namespace) -> None:
                 "total": round(time.perf_counter() - started, 3),
             }
             if args.json:
-                described = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
-                line = report(args.model, model, prompt, described, answer, seconds)
+                named = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
+                line = report(args.model, model, prompt, named, answer, seconds)
                 print(json.dumps(line, ensure_ascii=False), flush=True)
                 continue
             print("" if is_streamed else answer.text, end="\n" if has_one_answer else "\n\n", flush=True)
@@ -153,6 +162,10 @@ def run(args: argparse.Namespace) -> None:
             if answer.is_cut_off:
                 progress.say("The answer is cut off: raise --max-new-tokens.")
         conversation.reset()  # other images of the same size have the same ids
+    if failed:
+        raise ValueError(
+            f"{failed} of {len(shown_together)} images could not be asked about; what is wrong is said above."
+        )
 
 
 def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seconds: dict) -> dict:

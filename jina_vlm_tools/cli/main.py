@@ -117,10 +117,25 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nInterrupted. {getattr(args, 'interrupted', None) or ''}".rstrip(), file=sys.stderr)
         sys.exit(STOPPED)
     except Exception as error:
-        from jina_vlm_tools.hub import PublishingError
-
-        if message := publish.explain_hub_error(error):
+        if message := explain(error):
             sys.exit(f"error: {message}")
-        if isinstance(error, (PublishingError, OSError, ValueError)):
-            sys.exit(f"error: {error}")
         raise
+
+
+def explain(error: Exception) -> str | None:
+    """What to tell a user of an error; None if its traceback tells more, as that of a fault of ours does."""
+    from jina_vlm_tools.hub import PublishingError
+
+    if message := publish.explain_hub_error(error):
+        return message
+    if isinstance(error, (PublishingError, OSError, ValueError)):
+        return str(error)
+    # Only libraries that are loaded can have raised something.
+    if "jinja2" in sys.modules and isinstance(error, sys.modules["jinja2"].TemplateError):
+        return f"the checkpoint's chat template refuses this conversation, or is not valid: {error}"
+    if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+        return (
+            f"the device's memory is full: {str(error).splitlines()[0]}\n"
+            "Fewer tiles (--max-tiles), fewer images at once, --dtype bfloat16 or --device cpu need less of it."
+        )
+    return None

@@ -131,6 +131,21 @@ def test_map_asks_each_prompt_about_each_image(ask, checkpoint, photos):
     assert [seen["tiles_encoded"] for _, seen in asked] == [2, 0, 2, 0]
 
 
+def test_map_goes_on_behind_a_broken_image(photos, tmp_path, checkpoint, monkeypatch, capsys):
+    """What is wrong with it is said, the others are answered, and the command has failed."""
+    monkeypatch.setattr(loading, "load_on_device", lambda *_: checkpoint[0])
+    for name in ("1.png", "3.png"):
+        shutil.copy(photos / "a.png", tmp_path / name)
+    (tmp_path / "2.png").write_bytes((photos / "a.png").read_bytes()[:400])
+    command = ["ask", str(tmp_path / "*.png"), "--map", MORE, "--json", "--model", str(TINY), "--max-tokens", "1"]
+    with pytest.raises(SystemExit, match="error: 1 of 3 images could not be asked about"):
+        main([*command, "--max-tiles", "1"])
+    said = capsys.readouterr()
+    answered = [json.loads(line)["images"][0]["name"] for line in said.out.splitlines()]
+    assert answered == [str(tmp_path / "1.png"), str(tmp_path / "3.png")]
+    assert re.search(f"^error: .*{re.escape(str(tmp_path / '2.png'))}", said.err, re.M)
+
+
 def test_which_images_patterns_stand_for(photos, tmp_path, monkeypatch):
     """Folders within are looked through by **; a file is meant by its own name, whatever is in it."""
     names = ["a.png", "x[1].png", "x1.png", "deep/er/b.png"]
@@ -217,7 +232,7 @@ def test_what_makes_no_sense_is_refused(arguments, message, capsys):
 
 
 def test_a_budget_that_is_too_small_says_so(photos):
-    with pytest.raises(SystemExit, match="`min_pixels` <= `max_pixels`, got 3136 and 5"):
+    with pytest.raises(SystemExit, match="got 3136 and 5. Give at least 3136 as `max_pixels`"):
         main(["ask", str(photos / "a.png"), "Why?", "--model", str(TINY), "--max-pixels", "5"])
 
 

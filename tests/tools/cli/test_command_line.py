@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import jina_vlm
+import jinja2
 import pytest
 import torch
 from answers import answer_greedily, prepare
@@ -598,3 +599,24 @@ def test_mistakes_that_are_found_later(stdin, options, message, tmp_path, monkey
         monkeypatch.setattr(sys, "stdin", file)
         main(["ask", "-", "Why?", "--model", str(TINY), *options])
     assert stopped.value.code.startswith("error: ") and message.format(empty=tmp_path) in stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (jinja2.TemplateError("roles must alternate"), "chat template refuses this .*: roles must alternate"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nSee docs"),
+            r"memory is full: CUDA out of memory\.\n.*--max-tiles",
+        ),
+    ],
+)
+def test_errors_of_libraries_say_what_to_do(error, message, monkeypatch, images):
+    """A template of somebody else's and a full GPU, neither of which is a fault of ours."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Conversation, "prepare_turn", fail)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        main(["ask", str(images[0]), "Why?", "--model", str(TINY)])
