@@ -143,12 +143,11 @@ def test_the_model_stops_when_nobody_reads(chat, loaded, calls):
         while next(answer).tokens < 3:
             pass
         answer.close()
-        closed = time.monotonic()
+        begun = len(calls["head"])
         time.sleep(0.5)
     finally:
         handle.remove()
-    assert not [moment for moment in calls["head"] if moment > closed + 0.2]
-    assert len(calls["head"]) < 12
+    assert len(calls["head"]) <= begun + 1 < 30  # a step may be under way
 
 
 @pytest.mark.parametrize("failing", ["vision_model", "language_model"])
