@@ -20,10 +20,10 @@ from .compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values, cache_a
 from .configuration_jina_vlm import JinaVLMConfig
 from .conversion_jina_vlm import register_released_layout
 from .generation_jina_vlm import JinaVLMGenerationMixin
-from .tiling_jina_vlm import get_image_lengths, get_image_token_indices, get_tokens_per_side
+from .tiling_jina_vlm import find_distinct_tiles, get_image_lengths, get_image_token_indices, get_tokens_per_side
 
 
-TILES_AT_A_TIME = 4  # in the tower, on a CPU
+TILES_AT_A_TIME = 4  # in the tower, on a CPU, for its caches
 
 
 class _WithImages(ModelOutput):
@@ -137,18 +137,21 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
         Returns:
             `last_hidden_state` [tiles, patches, width * number of feature layers], zero for black tiles.
         """
-        features = [self._encode(tiles, **kwargs) for tiles in self._in_parts(pixel_values, kwargs)]
-        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(features) if len(features) > 1 else features[0])
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._captures(kwargs):
+            return BaseModelOutputWithPooling(last_hidden_state=self._encode(pixel_values, **kwargs))
+        distinct, places = find_distinct_tiles(pixel_values)
+        if len(distinct) < len(places):
+            pixel_values = pixel_values[distinct]
+        parts = -(-len(distinct) // TILES_AT_A_TIME) if self.device.type == "cpu" else 1
+        features = torch.cat([self._encode(tiles, **kwargs) for tiles in pixel_values.tensor_split(parts)])
+        if len(distinct) < len(places):
+            features = features[places]
+        return BaseModelOutputWithPooling(last_hidden_state=features)
 
-    def _in_parts(self, pixel_values: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
-        """Split tiles for a CPU's caches; not on other devices, nor for gradients, graphs or captured outputs."""
-        captures = any(
-            kwargs.get(name, getattr(self.config, name, False))
-            for name in ("output_hidden_states", "output_attentions")
-        )
-        on_cpu = self.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        parts = -(-len(pixel_values) // TILES_AT_A_TIME) if on_cpu and not captures else 1
-        return pixel_values.tensor_split(max(1, parts))
+    def _captures(self, kwargs: dict) -> bool:
+        """Whether outputs of blocks are asked for, which are those of all tiles."""
+        names = ("output_hidden_states", "output_attentions")
+        return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         hidden_states = self.tower.embeddings(pixel_values)
