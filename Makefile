@@ -8,7 +8,7 @@ RUFF := 0.17.6
 MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
-BENCHMARKS := preprocessing tower decoder batches loading training_step efficiency growth
+BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -110,12 +110,12 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 	$(RUN) -m benchmarks.report
 
 bench-full: $(VENV)/ready  ## the same with more rounds and eight images, and the table of 1,000 images (hours)
-	for name in preprocessing "tower --rounds 7" "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
+	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 	$(RUN) -m benchmarks.many_images
 
 bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the share of the card's rate
-	for name in preprocessing tower "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
+	for name in preprocessing tower distinct_tiles "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
 	$(RUN) -m benchmarks.report --device cuda
 
 bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny

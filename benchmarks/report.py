@@ -25,6 +25,7 @@ PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "report.p
 BENCHMARKS = {
     "preprocessing": "From images to tiles",
     "tower": "Tower and connector",
+    "distinct_tiles": "No tile twice",
     "decoder": "Prefill and decoding",
     "batches": "Batches",
     "loading": "Loading",
@@ -127,6 +128,12 @@ def summary() -> str:
         ["preprocessing", "Memory for the first five", "their tiles", values("preprocessing", "memory")],
         ["tower", f"Tower and connector: {tiles} tiles", tower, values("tower", "to_library")],
         ["tower", "Its matrix products and attention alone", tower, values("tower", "limit_to_library")],
+        [
+            "distinct_tiles",
+            f"Tower: {', '.join(row['image'].replace(',', '') for row in rows['distinct_tiles'] if 'image' in row)}",
+            "as many tiles that all differ",
+            values("distinct_tiles", "to_before"),
+        ],
         *(
             ["decoder", row["what"].capitalize(), "the library's Qwen3 with these weights", f"{row['to_text']:.2f}"]
             for row in rows["decoder"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jina_vlm import JinaVLMImageProcessor
-from jina_vlm.tiling_jina_vlm import get_canvas_size, get_kept_tokens
+from jina_vlm.tiling_jina_vlm import find_distinct_tiles, get_canvas_size, get_kept_tokens
 from PIL import Image
 
 
@@ -31,7 +31,8 @@ class Tile:
 @dataclass(frozen=True)
 class Tiling:
     """Sizes are (width, height) in pixels. A tile begins every `stride` pixels of the canvas, and a token stands for
-    `token_side` x `token_side` of them. Rows and columns of `token_grid` are those of all tiles together."""
+    `token_side` x `token_side` of them. Rows and columns of `token_grid` are those of all tiles together. `distinct`
+    counts the tiles, with the thumbnail, that the tower computes: those with the same pixels count once."""
 
     image: Image.Image
     fitted: tuple[int, int]
@@ -44,6 +45,7 @@ class Tiling:
     token_grid: tuple[int, int]
     thumbnail: Tile
     tiles: list[Tile]
+    distinct: int
 
     @property
     def fit(self) -> str:
@@ -91,6 +93,7 @@ class Tiling:
                 }
                 for index, tile in enumerate(self.tiles)
             ],
+            "distinct": self.distinct,
             "tokens": {
                 "thumbnail": self.thumbnail.tokens,
                 "tiles": self.tile_tokens,
@@ -137,6 +140,7 @@ def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, *
         token_grid=image_processor.get_token_grid(rows, columns),
         thumbnail=thumbnail,
         tiles=tiles,
+        distinct=len(find_distinct_tiles(features["pixel_values"])[0]),
     )
 
 

@@ -43,6 +43,7 @@ def show_tiling(tiling: Tiling) -> str:
             ("Size", f"{_size(tiling.image.size)}"),
             ("Fitted to", f"{_size(tiling.fitted)}"),
             ("Tiles", f"{tiling.rows} × {tiling.columns} and a thumbnail"),
+            ("Distinct tiles, computed once each", f"{tiling.distinct} of {1 + number}"),
             ("Tokens of the thumbnail", f"{tiling.thumbnail.tokens:,}"),
             (f"Tokens of the tiles, {rows} × {columns}", f"{tiling.tile_tokens:,}"),
             ("Tokens that begin, end and break rows", f"{tiling.structural_tokens:,}"),

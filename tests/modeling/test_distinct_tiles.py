@@ -83,9 +83,7 @@ def test_answers_and_logits_are_the_same(model, processor):
 def test_captured_outputs_are_those_of_all_tiles(model, processor, make_image):
     inputs = processor(text="<|image|>", images=make_image(300, 300), return_tensors="pt")
     with torch.no_grad():
-        outputs = model.get_image_features(
-            inputs["pixel_values"], inputs["tile_positions"], output_hidden_states=True
-        )
+        outputs = model.get_image_features(inputs["pixel_values"], inputs["tile_positions"], output_hidden_states=True)
     assert {len(states) for states in outputs.hidden_states} == {2}
 
 

@@ -5,12 +5,14 @@ import mmap
 import pytest
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor, JinaVLMProcessor
+from jina_vlm.modeling_jina_vlm import JinaVLMVisionModel
 from PIL import Image
 from transformers import Qwen3VLConfig
 
 from benchmarks import (
     batches,
     decoder,
+    distinct_tiles,
     efficiency,
     full_model,
     growth,
@@ -102,6 +104,27 @@ def test_tower_is_measured():
     row = tower.measure(2, 1, ours, plain, config, "cpu")
     assert set(row["seconds"]) == {"ours", "library", "products", "attention", "limit"}
     assert tower.table([{**row, "memory": {"ours": 1, "library": 2}}]).count("\n") == 2
+
+
+def test_distinct_tiles_are_counted_and_timed(tmp_path):
+    """A drawn page, and a real PDF's where pypdfium2 is installed: a white one's tiles are all the same."""
+    config = JinaVLMConfig.from_pretrained(CHECKPOINT)
+    vision = full_model.build(lambda: JinaVLMVisionModel(config), torch.bfloat16, "cpu")
+    images = distinct_tiles.images()
+    one = distinct_tiles.measure("300 x 300", images["300 x 300"], vision, 1, "cpu")
+    assert (one["tiles"], one["distinct"], one["difference"]) == (2, 1, 0)
+    page = JinaVLMImageProcessor()(images["A4 page, text in its upper third"], return_tensors="pt")["pixel_values"]
+    assert len(page) == 13 and len({tile.numpy().tobytes() for tile in page}) == 8
+    counted = [{"file": "a.pdf", "pages": 2, "tiles": 26, "distinct": 13}]
+    assert "13 of 26 tiles (50.0%) are not computed" in distinct_tiles.table([one, *counted])
+    pytest.importorskip("pypdfium2")
+    Image.new("RGB", (827, 1169), "white").save(tmp_path / "white.pdf")
+    assert distinct_tiles.count(tmp_path / "white.pdf", 3) == {
+        "file": "white.pdf",
+        "pages": 1,
+        "tiles": 13,
+        "distinct": 1,
+    }
 
 
 @torch.no_grad()

@@ -387,6 +387,21 @@ def test_tiles_without_a_fit(tmp_path, capsys):
     assert said[0][1].startswith("1 x 4 tiles") and said[1][1].startswith("1 x 5 tiles")
 
 
+def test_distinct_tiles_are_counted(tmp_path, capsys):
+    """A white page and its thumbnail look the same everywhere; a drawing is told apart from its thumbnail."""
+    for name, image, distinct, number in (
+        ("page.png", Image.new("RGB", (900, 640), "white"), 1, 7),
+        ("texture.png", Image.fromarray(make_image(640, 900)), 7, 7),
+        ("small.png", Image.fromarray(make_image(300, 300)), 1, 2),
+    ):
+        image.save(tmp_path / name)
+        main(["tiles", str(tmp_path / name)])
+        said = capsys.readouterr().out.splitlines()
+        assert said[2] == f"{distinct:>6,} of these {number} distinct: no tile is computed twice"
+        main(["tiles", str(tmp_path / name), "--json"])
+        assert json.loads(capsys.readouterr().out)["distinct"] == distinct
+
+
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
     image = Image.new("RGB", (900, 640), "white")
     image.paste((250, 220, 0), (0, 0, 450, 640))

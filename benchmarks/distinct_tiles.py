@@ -1,0 +1,131 @@
+"""What is saved by computing no tile twice: `python -m benchmarks.distinct_tiles`.
+
+The 2.4B model's tower with random weights in bfloat16, on an image's tiles, beside as many tiles that all differ: what
+the image cost before. Finding the ones that look the same is timed alone. The features are compared with those of each
+tile in a pass of its own. With `--pdfs FOLDER` (and `pip install pypdfium2`) up to `--pages` pages of each PDF
+file there, at 100 dots an inch, are cut into tiles, too, to count how many differ.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jina_vlm import JinaVLMConfig, JinaVLMImageProcessor
+from jina_vlm.modeling_jina_vlm import JinaVLMVisionModel
+from jina_vlm.tiling_jina_vlm import find_distinct_tiles
+from PIL import Image
+
+from jina_vlm_tools import markdown
+from jina_vlm_tools.files import ROOT
+
+from .full_model import build
+from .results import arguments, save
+from .side_by_side import medians, ratio, take_turns
+from .tower import make_tiles
+
+
+DOTS_AN_INCH = 100
+
+
+def images() -> dict[str, Image.Image]:
+    """Noise stands for what tells tiles apart."""
+    noise = np.random.default_rng(0).integers(0, 256, (1169, 827, 3), np.uint8)
+    page = np.full_like(noise, 255)
+    page[80:390, 80:-80] = noise[80:390, 80:-80]
+    return {
+        "300 x 300": Image.fromarray(noise[:300, :300]),
+        "A4 page, text in its upper third": Image.fromarray(page),
+        "photo of that size": Image.fromarray(noise),
+    }
+
+
+@torch.inference_mode()
+def measure(name: str, image: Image.Image, tower: JinaVLMVisionModel, rounds: int, device: str) -> dict:
+    pixels = JinaVLMImageProcessor()(image, return_tensors="pt")["pixel_values"].to(device, torch.bfloat16)
+    all_differ = make_tiles(len(pixels), device)
+    seconds = take_turns(
+        {
+            "ours": lambda: tower(pixels),
+            "before": lambda: tower(all_differ),
+            "finding": lambda: find_distinct_tiles(pixels),
+        },
+        rounds,
+        device,
+    )
+    alone = torch.cat([tower(tile).last_hidden_state for tile in pixels.split(1)])
+    return {
+        "image": name,
+        "tiles": len(pixels),
+        "distinct": len(find_distinct_tiles(pixels)[0]),
+        "seconds": medians(seconds),
+        "to_before": ratio(seconds, "ours", "before"),
+        "finding_to_before": ratio(seconds, "finding", "before"),
+        "difference": (tower(pixels).last_hidden_state - alone).abs().max().item(),
+    }
+
+
+def count(file: Path, most: int) -> dict:
+    """Tiles of a file's pages, and how many of each page differ."""
+    import pypdfium2
+
+    tiler, tiles, distinct = JinaVLMImageProcessor(), 0, 0
+    document = pypdfium2.PdfDocument(file)
+    pages = min(most, len(document))
+    for number in range(pages):
+        image = document[number].render(scale=DOTS_AN_INCH / 72).to_pil()
+        pixels = tiler(image, return_tensors="pt")["pixel_values"]
+        tiles, distinct = tiles + len(pixels), distinct + len(find_distinct_tiles(pixels)[0])
+    return {"file": file.name, "pages": pages, "tiles": tiles, "distinct": distinct}
+
+
+def table(rows: list[dict]) -> str:
+    timed = [row for row in rows if "image" in row]
+    counted = [row for row in rows if "file" in row]
+    text = markdown.table(
+        [
+            "Image",
+            "Distinct tiles",
+            "Tower, s",
+            "As many that differ, s",
+            "Ratio",
+            "Finding them",
+            "Largest difference",
+        ],
+        [
+            [
+                row["image"],
+                f"{row['distinct']} of {row['tiles']}",
+                *(f"{row['seconds'][name]:.3g}" for name in ("ours", "before")),
+                f"**{row['to_before']:.2f}**",
+                f"{row['finding_to_before']:.2%}",
+                f"{row['difference']:.2g}",
+            ]
+            for row in timed
+        ],
+    )
+    if not counted:
+        return text
+    pages, tiles, distinct = (sum(row[name] for row in counted) for name in ("pages", "tiles", "distinct"))
+    shares = sorted(1 - row["distinct"] / row["tiles"] for row in counted)
+    return (
+        f"{text}\n\nOf {pages} pages of {len(counted)} PDF files {tiles - distinct:,} of {tiles:,} tiles "
+        f"({1 - distinct / tiles:.1%}) are not computed: by file {shares[0]:.0%} to {shares[-1]:.0%}, median "
+        f"{shares[len(shares) // 2]:.0%}."
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--pdfs", type=Path, help="folder with files whose pages are counted, too")
+    parser.add_argument("--pages", type=int, default=5, help="of each file, at most (default: %(default)s)")
+    args = parser.parse_args()
+    config = JinaVLMConfig.from_pretrained(ROOT)
+    tower = build(lambda: JinaVLMVisionModel(config), torch.bfloat16, args.device)
+    rows = [measure(name, image, tower, args.rounds, args.device) for name, image in images().items()]
+    rows += [count(file, args.pages) for file in sorted(args.pdfs.rglob("*.pdf") if args.pdfs else ())]
+    print(table(rows))
+    save("distinct_tiles", rows, args.device)
+
+
+if __name__ == "__main__":
+    main()
