@@ -4,7 +4,7 @@ Draws images of colored shapes in many sizes, some of them broken, and runs the 
 start-up included: one worker on one core; two workers on two; and two that are all killed (SIGKILL) once half of the
 parts are there, after which one worker goes on.
 
-    python -m benchmarks.answer_images [--images 1000]
+    python -m benchmarks.many_images [--images 1000]
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Nothing is allocated: the model is made on the meta device.
 """
 
-import sys
+import argparse
 
 import torch
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration
@@ -37,4 +37,6 @@ def table(parts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(count(JinaVLMConfig.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else ROOT))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default=ROOT, help="its config (default: the release's)")
+    print(table(count(JinaVLMConfig.from_pretrained(parser.parse_args().checkpoint))))

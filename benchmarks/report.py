@@ -38,7 +38,8 @@ This page is written by `python -m benchmarks.report` from the files in `benchma
 of it anew in half an hour of two cores; `make bench-full` takes more rounds; `make bench-gpu` adds absolute figures
 and the share of a card's rate, and has not been run: no GPU was at hand.
 
-Every ratio is the median of runs in turns: below 1 is faster, or less. The 2.4B model has random weights here."""
+Every ratio is the median of the ratios of runs in turns, not the quotient of two medians that stand beside it: below 1
+is faster, or less. The 2.4B model has random weights here."""
 NOTES = """\
 What is not as fast as one could wish, and why:
 

@@ -1,5 +1,7 @@
-"""Draw the guide's images: `make images`. `docs/tiling.png` shows how an image becomes tiles and tokens, as `jina-vlm
+"""Draw the guide's images: `make figures`. `docs/tiling.png` shows how an image becomes tiles and tokens, as `jina-vlm
 tiles` shows it for any image; `docs/shapes.png` is one that the guide's examples ask about."""
+
+import argparse
 
 from jina_vlm import JinaVLMImageProcessor
 from PIL import Image, ImageDraw
@@ -65,6 +67,7 @@ def draw_landscape() -> Image.Image:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     page = draw_page(compute_tiling(draw_landscape(), JinaVLMImageProcessor()))
     # 128 colors are plenty for a drawing
     page.quantize(128, dither=Image.Dither.NONE).save(TILING, optimize=True)

@@ -1,4 +1,4 @@
-"""Write the files that are made from others, which `tests/test_repository.py` keeps in step:
+"""Write the files that are made from others, which `tests/repository/test_repository.py` keeps in step:
 
 python -m scripts.generated_files root      config.json, generation_config.json, processor_config.json at the root
 python -m scripts.generated_files bundle    the modules and the chat template, into checkpoints/tiny

@@ -23,7 +23,7 @@ Questions may come from a pipe. Then the first error ends the chat.
 EXAMPLES = """\
 examples:
   jina-vlm chat photo.png
-  printf 'What is this?\\nWhich color is it?\\n' | jina-vlm chat photo.png --json
+  printf 'What is this?\\nHow many stars are there?\\n' | jina-vlm chat photo.png --json
 """
 
 

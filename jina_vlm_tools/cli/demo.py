@@ -19,7 +19,7 @@ seed and of pairs of color and shape that training never drew.
 EXAMPLES = """\
 examples:
   jina-vlm demo
-  jina-vlm demo --image photo.png --question "What color is the star?"
+  jina-vlm demo --image photo.png --question "How many stars are there?"
 """
 DRAWN = Path("demo.png")
 

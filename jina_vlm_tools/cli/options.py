@@ -149,7 +149,7 @@ def needing(extra: str) -> Iterator[None]:
             raise ImportError(f"not installed: {missing}")
         yield
     except ImportError as error:
-        raise OSError(f'`jina-vlm {extra}` needs `pip install "jina-vlm-transformers[{extra}]"` ({error}).') from error
+        raise OSError(f'`jina-vlm {extra}` needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
 
 
 def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:
@@ -165,7 +165,7 @@ def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) 
 
 def is_url(source: str) -> bool:
     """Whether it is judged where it is opened. "OCR:" is no URL."""
-    return re.match("[a-z]{2,}://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
+    return re.match("[a-z][a-z0-9+.-]+://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
 
 
 def check_image(source: str) -> None:

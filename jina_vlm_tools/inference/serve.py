@@ -2,7 +2,7 @@
 
 The server and its options (`--help`) are the library's own. It knows only architectures that come with the library, so
 that before it starts this module enters ours where it looks, and registers a processor that answers bad requests over
-HTTP. Needs `pip install "jina-vlm-transformers[serve]"`.
+HTTP. Needs `pip install ".[serve]"`.
 """
 
 import jina_vlm

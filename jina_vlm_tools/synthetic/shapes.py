@@ -27,7 +27,7 @@ COLORS = {
 }
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 MAX_SHAPES = 5
-GREYISH = 60  # the most that channels differ in a shade that nobody would call by a color's name
+GRAYISH = 60  # the most that channels differ in a shade that nobody would call by a color's name
 NAMELESS_DISTANCE = 60  # of a color without a name from all that have one, as points of RGB
 SIDES = (250, 378)  # shortest and longest side of an image, in pixels
 
@@ -66,7 +66,7 @@ def make_scene(
     equally likely.
 
     In half of the scenes of up to 5, shapes are drawn from two pairs only, so that there are repetitions to be
-    counted. `nameless` is the share of shapes that are drawn in a shade that has no name in `COLOURS`; their color is
+    counted. `nameless` is the share of shapes that are drawn in a shade that has no name in `COLORS`; their color is
     "".
     """
     number = number or rng.randint(1, MAX_SHAPES)
@@ -96,7 +96,7 @@ def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, i
         nearest = min(distances, key=distances.get)
         if min(distances[nearest], math.dist(shade, background)) < NAMELESS_DISTANCE:
             continue
-        if (nearest, kind) not in HELD_OUT_PAIRS or max(shade) - min(shade) < GREYISH:
+        if (nearest, kind) not in HELD_OUT_PAIRS or max(shade) - min(shade) < GRAYISH:
             return shade
 
 

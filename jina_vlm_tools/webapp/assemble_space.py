@@ -5,6 +5,7 @@ Then upload it: `hf upload OWNER/NAME FOLDER . --repo-type space`.
 The repository itself is none: its front page is a model's, and its requirements are those of its tests.
 """
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -47,9 +48,10 @@ def assemble(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new one")
+    folder = parser.parse_args().folder
     try:
-        print(f"{len(assemble(Path(sys.argv[1])))} files in {sys.argv[1]}")
+        print(f"{len(assemble(folder))} files in {folder}")
     except OSError as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,5 @@
 """What saving leaves in a folder; and work that is killed, downloading and converting, leaves no half that loads. The
-bulk command's own tests of this are in `test_answer_images.py`, the publisher's in `test_upload_to_hub.py`."""
+bulk command's own tests of this are in `test_batch.py`, the publisher's in `test_upload_to_hub.py`."""
 
 import os
 import signal

@@ -204,6 +204,12 @@ def test_a_colon_makes_no_url(question):
     assert (args.image, args.prompt) == (["a.png"], [question])
 
 
+@pytest.mark.parametrize("name", ["s3://bucket/a.png", "HTTP://host/a.png", "git+ssh://host/a.png", "data:image/png,"])
+def test_urls_of_any_scheme_are_judged_where_they_are_opened(name):
+    """A new source of images is added in one place, and the command line knows it."""
+    assert options.is_url(name) and find_images([name]) == [name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -334,7 +340,7 @@ def test_what_is_not_installed_is_told_in_a_line(verb, monkeypatch, tmp_path):
                 main([verb, *NEEDING[verb]])
         # others may be missing here as well
         needed, missing = stopped.value.code.split(" (not installed: ")
-        assert needed == f'error: `jina-vlm {verb}` needs `pip install "jina-vlm-transformers[{verb}]"`'
+        assert needed == f'error: `jina-vlm {verb}` needs `pip install ".[{verb}]"` in a checkout'
         assert module in missing.removesuffix(").").split(", ")
     assert not list(tmp_path.iterdir())
 

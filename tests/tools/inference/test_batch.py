@@ -322,7 +322,7 @@ def test_kill_and_resume(photos, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     result = subprocess.run([*launch, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(
+    assert result.stdout.splitlines()[-1].startswith(  # gloo of torch 2.9 writes there, too
         f"24 rows: 23 answered, 1 with an error; in 12 parts, {12 - len(before)} of them new"
     )
     assert "image/s" not in result.stderr, "a bar, without a terminal"
