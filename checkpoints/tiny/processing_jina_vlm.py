@@ -6,6 +6,7 @@ import re
 import threading
 from typing import Any
 
+import torch
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
@@ -16,6 +17,7 @@ from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, ma
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
 from .image_loading_jina_vlm import flatten
 from .image_processing_jina_vlm import JinaVLMImageProcessor
+from .samples_jina_vlm import pad_samples
 
 
 class JinaVLMTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
@@ -65,6 +67,9 @@ class JinaVLMProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): A Jinja template.
         always_start_with_space (`bool`, *optional*, defaults to `True`): Passed to the chat template. The released
             checkpoint's template expects it; this repository's does not use it.
+        tiles_by_sample (`bool`, *optional*, defaults to `False`): Give image tensors a row for each sample,
+            `pixel_values` [samples, most tiles, 3, 378, 378], for trainers that slice, shuffle or repeat them. A call
+            may say otherwise. Engines need `False`.
 
     Raises:
         ValueError: the tokenizer lacks a structural token.
@@ -79,11 +84,13 @@ class JinaVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
         always_start_with_space: bool = True,
+        tiles_by_sample: bool = False,
     ) -> None:
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in STRUCTURAL_TOKENS if token not in vocabulary]:
             raise ValueError(f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint.")
         self.always_start_with_space = always_start_with_space
+        self.tiles_by_sample = tiles_by_sample
         self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # saved, but dropped by loading
         self.image_token = "<|image|>"
         self.image_token_id = vocabulary[self.image_token]
@@ -117,7 +124,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 without and stands in front. `<|endoftext|>` is put before those that do not begin with it, unless
                 `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor
-                (`max_tiles`, `min_pixels`, `max_pixels`, ...); `return_tensors`; `return_mm_token_type_ids`;
+                (`max_tiles`, `min_pixels`, `max_pixels`, ...); `tiles_by_sample`, with which image tensors have a row
+                for each sample, filled up with tiles of zeros; `return_tensors`; `return_mm_token_type_ids`;
                 `return_text_replacement_offsets`; `sanitize_control_tokens`, with which control tokens that
                 `apply_chat_template` marked in `text` become ordinary text. With `return_tensors` several texts are
                 padded, by default on the left.
@@ -137,6 +145,7 @@ class JinaVLMProcessor(ProcessorMixin):
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
         if any(item is not None and not (isinstance(item, list) and not item) for item in media):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
+        tiles_by_sample = kwargs.pop("tiles_by_sample", self.tiles_by_sample)
         self._check_kwargs(kwargs)
         if text is None and images is None:
             raise ValueError("Expected `text`, `images` or both, got neither.")
@@ -159,6 +168,9 @@ class JinaVLMProcessor(ProcessorMixin):
         data, replacements = {}, []
         if images:
             data, replacements = self._process_images(images, **kwargs["images_kwargs"])
+        if images and tiles_by_sample:
+            counts = [sample.count(self.image_token) for sample in placed] if placed else [1] * len(images)
+            data = dict(zip(data, pad_samples(*map(torch.as_tensor, data.values()), counts), strict=True))
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two outside the groups.
@@ -185,6 +197,8 @@ class JinaVLMProcessor(ProcessorMixin):
         elif isinstance(images, (list, tuple)) and not images:
             raise ValueError("Got an empty list of images. Leave `images` out where there are none.")
         nested = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
+        if nested:  # a data set's way to say that a sample has none
+            images = [[] if sample is None else sample for sample in images]
         images = self.image_processor.fetch_images(images)
         if texts is None:
             return flatten(images), []
@@ -405,7 +419,7 @@ class JinaVLMProcessor(ProcessorMixin):
     def _own_kwargs(self) -> set[str]:
         groups = self.valid_processor_kwargs.__annotations__
         named = (*groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__)
-        return {*groups, *named, *_ON_REQUEST}
+        return {*groups, *named, *_ON_REQUEST, "tiles_by_sample"}
 
     @property
     def _control_tokens(self) -> tuple[str, ...]:

@@ -1,0 +1,156 @@
+"""Images in rows by sample give the results of tiles one after the other, cut, shuffled and repeated."""
+
+import pytest
+import torch
+from conftest import make_image, refused
+from jina_vlm import JinaVLMProcessor
+from torch.utils.data import default_collate
+
+
+SMALL, WIDE, TALL = (300, 300), (113, 500), (500, 300)
+# Images of each sample, and what it is asked
+SAMPLES = [([SMALL], "What?"), ([WIDE, SMALL], "Which of the two?"), ([], "the quick brown fox"), ([TALL], "Why?")]
+
+
+@pytest.fixture(scope="module")
+def batch(processor):
+    """[`SAMPLES`] as a processor gives them: (by sample, one after the other)."""
+    images = [[make_image(*size, seed=index) for index, size in enumerate(sizes)] for sizes, _ in SAMPLES]
+    texts = ["<|image|>" * len(sizes) + f" User: {text} Assistant:" for sizes, text in SAMPLES]
+    return tuple(
+        dict(processor(text=texts, images=images, return_tensors="pt", tiles_by_sample=by_sample))
+        for by_sample in (True, False)
+    )
+
+
+def logits(model, inputs: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor, inputs: dict) -> None:
+    real = inputs["attention_mask"].bool() & (inputs["input_ids"] < 512)
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-4)
+
+
+def rows(inputs: dict, index) -> dict:
+    """The rows of every tensor, as trainers take them."""
+    return {name: value[index] for name, value in inputs.items()}
+
+
+def test_what_the_processor_gives(batch):
+    by_sample, tiles = batch
+    assert by_sample["pixel_values"].shape == (4, 5, 3, 378, 378) and tiles["pixel_values"].shape[0] == 10
+    positions = by_sample["tile_positions"]
+    assert positions.shape == (4, 5, 4) and torch.equal(positions[positions[..., 2] > 0], tiles["tile_positions"])
+    padding = positions[..., 2] == 0
+    assert padding.sum(dim=1).tolist() == [3, 0, 5, 2] and (positions[padding] == torch.tensor([-2, -2, 0, 0])).all()
+    assert torch.equal(by_sample["pixel_values"][~padding], tiles["pixel_values"])
+    assert not by_sample["pixel_values"][padding].any()
+    assert torch.equal(by_sample["input_ids"], tiles["input_ids"])
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions given", "read off the tokens"])
+@pytest.mark.parametrize("by_sample", [True, False], ids=["by sample", "tiles"])
+def test_every_form_gives_the_same_logits(model, batch, by_sample, positions):
+    inputs = dict(batch[0 if by_sample else 1])
+    if not positions:
+        del inputs["tile_positions"]
+    assert torch.equal(logits(model, inputs), logits(model, batch[1]))
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions given", "read off the tokens"])
+@pytest.mark.parametrize(
+    "index", [slice(1, 3), [2], [3, 0, 2, 1], [1, 1, 0, 1]], ids=["sliced", "text alone", "shuffled", "repeated"]
+)
+def test_rows_are_cut_shuffled_and_repeated(model, batch, index, positions):
+    by_sample, tiles = batch
+    inputs = rows(by_sample, index)
+    if not positions:
+        del inputs["tile_positions"]
+    assert_same(logits(model, inputs), logits(model, tiles)[index], inputs)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"num_return_sequences": 2, "num_beams": 2}], ids=str)
+def test_answers(model, batch, settings):
+    by_sample, tiles = batch
+    settings = {"max_new_tokens": 4, "do_sample": False, **settings}
+    expected = model.generate(**tiles, **settings)
+    assert torch.equal(model.generate(**by_sample, **settings), expected)
+    alone = {name: value for name, value in by_sample.items() if name != "tile_positions"}
+    assert torch.equal(model.generate(**alone, **settings), expected)
+
+
+def test_padding_costs_nothing(model, batch):
+    seen = []
+    embeddings = model.model.vision_model.tower.embeddings
+    handle = embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    try:
+        logits(model, batch[1])
+        expected, seen[:] = sum(seen), []
+        logits(model, batch[0])
+    finally:
+        handle.remove()
+    assert sum(seen) == expected <= 10
+
+
+def test_one_row_through_the_default_collator(model, processor):
+    """Which puts a dimension around each tensor."""
+    one = processor(text="<|image|> What?", images=make_image(*WIDE), return_tensors="pt")
+    collated = default_collate([{name: value[0] if len(value) == 1 else value for name, value in one.items()}])
+    assert collated["pixel_values"].ndim == 5
+    assert torch.equal(logits(model, collated), logits(model, one))
+
+
+def test_a_saved_setting(processor, tmp_path):
+    """In a processor's settings and in a chat; a call says otherwise."""
+    chosen = JinaVLMProcessor(processor.image_processor, processor.tokenizer, tiles_by_sample=True)
+    chosen.save_pretrained(tmp_path)
+    loaded = JinaVLMProcessor.from_pretrained(tmp_path)
+    assert loaded.tiles_by_sample is True and not processor.tiles_by_sample
+    image = make_image(*SMALL)
+    assert loaded(text="<|image|>", images=image)["pixel_values"].shape[:2] == (1, 2)
+    assert loaded(text="<|image|>", images=image, tiles_by_sample=False)["pixel_values"].shape[:2] == (2, 3)
+    assert loaded(images=[image, make_image(*TALL)])["pixel_values"].shape[:2] == (2, 3)
+    assert loaded(images=image, return_tensors="np")["pixel_values"].shape[:2] == (1, 2)
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+    chat = processor.apply_chat_template(messages, tokenize=True, return_dict=True, tiles_by_sample=True)
+    assert chat["pixel_values"].shape[:2] == (1, 2)
+
+
+def test_none_for_no_images(processor):
+    """As data sets have it where some samples have images and others none."""
+    image = make_image(*SMALL)
+    found = processor(text=["<|image|> What?", "Why?"], images=[[image], None], return_tensors="pt")
+    expected = processor(text=["<|image|> What?", "Why?"], images=[[image], []], return_tensors="pt")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_contradictions_are_told(model, batch):
+    """Totals may agree while an image would stand at another's question."""
+    by_sample, tiles = batch
+    swapped = {**by_sample, "pixel_values": by_sample["pixel_values"][[3, 1, 2, 0]]}
+    swapped["tile_positions"] = by_sample["tile_positions"][[3, 1, 2, 0]]
+    with refused(r"samples' texts have \[392, .* but their images make \[.* in the same order"):
+        logits(model, swapped)
+    with refused(r"samples' texts have \[392, .* but their images make"):
+        model.generate(**swapped, max_new_tokens=1)
+    without = {name: value for name, value in by_sample.items() if name != "tile_positions"}
+    with refused(r"Got \[4, 2\] tiles, but the prompts show \[2, 5, 0, 3\]"):
+        logits(model, {**without, "pixel_values": by_sample["pixel_values"][:, :2]})
+    with refused(r"Got \[3, 5\] tiles, but the prompts show \[2, 5, 0, 3\]"):
+        logits(model, {**without, "pixel_values": by_sample["pixel_values"][:3]})
+    with refused(r"Got \[9\] tiles, but the prompts show 10"):
+        logits(model, {**without, "pixel_values": tiles["pixel_values"][:9]})
+    with refused(r"Expected `tile_positions` \[4, 5, 4\] .* got \[10, 4\]"):
+        logits(model, {**by_sample, "tile_positions": tiles["tile_positions"]})
+    cut = {
+        **without,
+        "input_ids": by_sample["input_ids"][:, :-20],
+        "attention_mask": by_sample["attention_mask"][:, :-20],
+    }
+    cut["input_ids"] = cut["input_ids"].clone()
+    column = model.config.structural_token_ids[3]
+    cut["input_ids"][cut["input_ids"] == column] = 7
+    with refused("grids of sample 0's images cannot be read off its tokens: their blocks are"):
+        logits(model, cut)
