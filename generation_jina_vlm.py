@@ -14,7 +14,7 @@ IMAGE_ARGUMENTS = ("pixel_values", "tile_positions", "mm_encoder_outputs")
 
 
 class JinaVLMGenerationMixin(GenerationMixin):
-    """Generation for a model whose base has `get_image_features`, `get_image_lengths` and `get_tiles`."""
+    """Generation for a model whose base has `get_image_features`, `get_image_lengths` and `place_tiles`."""
 
     @accepts_past_key_values
     def generate(
@@ -43,15 +43,10 @@ class JinaVLMGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
         images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
-        if (pixel_values := images.get("pixel_values")) is not None:
-            is_whole = cache is None or not cache.get_seq_length()  # else a prompt may show more than is given
-            pixel_values, positions = self.base_model.get_tiles(
-                pixel_values, images.get("tile_positions"), input_ids if is_whole else None
-            )
-            if images["pixel_values"].ndim == 5 and not len(pixel_values):  # rows of texts alone
-                images = {name: images[name] for name in images if name == "mm_encoder_outputs"}
-            else:
-                images |= {"pixel_values": pixel_values} | ({} if positions is None else {"tile_positions": positions})
+        if "pixel_values" in images and "tile_positions" not in images and input_ids is not None:
+            placed = self.base_model.place_tiles(images.pop("pixel_values"), input_ids)
+            if placed[0] is not None:
+                images |= dict(zip(("pixel_values", "tile_positions"), placed, strict=True))
         kwargs |= self._images_to_come(images, input_ids, cache, kwargs.get("attention_mask"))
         if generation_config is None:
             kwargs["suppress_tokens"] = self._with_structural_tokens(kwargs.get("suppress_tokens"))

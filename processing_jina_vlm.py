@@ -67,8 +67,8 @@ class JinaVLMProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): A Jinja template.
         always_start_with_space (`bool`, *optional*, defaults to `True`): Passed to the chat template. The released
             checkpoint's template expects it; this repository's does not use it.
-        tiles_by_sample (`bool`, *optional*, defaults to `False`): Give image tensors a row for each sample,
-            `pixel_values` [samples, most tiles, 3, 378, 378], for trainers that slice, shuffle or repeat them. A call
+        tiles_by_sample (`bool`, *optional*, defaults to `False`): Give `pixel_values` a row for each text, [texts,
+            most tiles, 3, 378, 378], and no `tile_positions`: for trainers that slice, shuffle or repeat rows. A call
             may say otherwise. Engines need `False`.
 
     Raises:
@@ -124,8 +124,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 without and stands in front. `<|endoftext|>` is put before those that do not begin with it, unless
                 `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor
-                (`max_tiles`, `min_pixels`, `max_pixels`, ...); `tiles_by_sample`, with which image tensors have a row
-                for each sample, filled up with tiles of zeros; `return_tensors`; `return_mm_token_type_ids`;
+                (`max_tiles`, `min_pixels`, `max_pixels`, ...); `tiles_by_sample`, with which `pixel_values` has a row
+                for each text, filled up with tiles of zeros; `return_tensors`; `return_mm_token_type_ids`;
                 `return_text_replacement_offsets`; `sanitize_control_tokens`, with which control tokens that
                 `apply_chat_template` marked in `text` become ordinary text. With `return_tensors` several texts are
                 padded, by default on the left.
@@ -168,9 +168,9 @@ class JinaVLMProcessor(ProcessorMixin):
         data, replacements = {}, []
         if images:
             data, replacements = self._process_images(images, **kwargs["images_kwargs"])
-        if images and tiles_by_sample:
-            counts = [sample.count(self.image_token) for sample in placed] if placed else [1] * len(images)
-            data = dict(zip(data, pad_samples(*map(torch.as_tensor, data.values()), counts), strict=True))
+        if images and placed and tiles_by_sample:
+            counts = [sample.count(self.image_token) for sample in placed]
+            data = {"pixel_values": pad_samples(*map(torch.as_tensor, data.values()), counts)}
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two outside the groups.

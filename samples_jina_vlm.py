@@ -4,16 +4,11 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .tiling_jina_vlm import get_image_lengths, get_token_grid
+from .tiling_jina_vlm import get_token_grid
 
 
-PADDING = -2  # row and column of a tile that only fills up its sample
-
-
-def pad_samples(
-    pixel_values: torch.Tensor, tile_positions: torch.Tensor, images: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put each sample's tiles into a row of its own.
+def pad_samples(pixel_values: torch.Tensor, tile_positions: torch.Tensor, images: list[int]) -> torch.Tensor:
+    """Put each sample's tiles into a row of its own, filled up with zeros, which no tile consists of.
 
     Args:
         pixel_values: [tiles, 3, height, width].
@@ -21,73 +16,49 @@ def pad_samples(
         images: How many of the images each sample has.
 
     Returns:
-        [samples, most tiles, 3, height, width], filled up with zeros, and [samples, most tiles, 4], with -2 in row and
-        column.
+        [samples, most tiles, 3, height, width].
     """
     image_of_tile = (tile_positions[:, 0] < 0).cumsum(0) - 1
     sample_of_image = torch.arange(len(images)).repeat_interleave(torch.tensor(images))
     counts = torch.bincount(sample_of_image[image_of_tile], minlength=len(images)).tolist()
-    positions = pad_sequence(tile_positions.split(counts), True, 0)
-    positions[..., :2][positions[..., 2] == 0] = PADDING
-    return pad_sequence(pixel_values.split(counts), True), positions
+    return pad_sequence(pixel_values.split(counts), True)
 
 
 def to_tiles(
     pixel_values: torch.Tensor,
-    tile_positions: torch.Tensor | None,
-    input_ids: torch.Tensor | None,
+    input_ids: torch.Tensor,
     token_ids: tuple[int, int, int, int],
     tokens_per_side: int,
     overlap: int,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bring tiles by sample, and tiles without their positions, into the form that the model computes in.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the place of each tile by the tokens of its image.
 
     Args:
         pixel_values: [tiles, 3, height, width], or [samples, most tiles, 3, height, width].
-        tile_positions: [tiles, 4] or [samples, most tiles, 4]. If None, they are read off `input_ids`.
-        input_ids: [samples, length] of whole prompts, if known.
+        input_ids: [samples, length], whole prompts.
         token_ids: Of `<im_start>`, `<im_end>`, `<im_patch>` and `<im_col>`.
 
     Returns:
-        [tiles, 3, height, width] and [tiles, 4], without padding; None as positions if neither tells them.
+        `pixel_values` [tiles, 3, height, width] and `tile_positions` [tiles, 4], without what fills up.
 
     Raises:
-        ValueError: tiles, positions and prompts contradict each other.
+        ValueError: a sample's tokens are no image's, or show other tiles than it has.
     """
-    by_sample = pixel_values.ndim == 5
-    if tile_positions is None and input_ids is not None:
-        samples = read_tile_positions(input_ids, token_ids, tokens_per_side, overlap)
-        tile_positions = torch.tensor(sum(samples, []), dtype=torch.int64).reshape(-1, 4)
-        counts = [len(sample) for sample in samples]
-        given = f"{list(pixel_values.shape[: 1 + by_sample])} tiles"
-        if by_sample and (len(counts) != len(pixel_values) or max(counts) > pixel_values.shape[1]):
-            raise ValueError(f"Got {given}, but the prompts show {counts}. Pass text and images of the same samples.")
-        if not by_sample and sum(counts) != len(pixel_values):
-            raise ValueError(f"Got {given}, but the prompts show {sum(counts)}. Pass text and images together.")
-        if by_sample:
-            most = torch.arange(pixel_values.shape[1], device=pixel_values.device)
-            pixel_values = pixel_values[most < torch.tensor(counts, device=most.device)[:, None]]
-        return pixel_values, tile_positions.to(pixel_values.device)
-    if not by_sample or tile_positions is None:
-        return pixel_values, tile_positions
-    if tile_positions.shape != (*pixel_values.shape[:2], 4):
+    samples = read_tile_positions(input_ids, token_ids, tokens_per_side, overlap)
+    shown: list[int] | int = [len(sample) for sample in samples]
+    if pixel_values.ndim == 5:
+        is_tile = pixel_values.flatten(2).any(-1)
+        given: list[int] | int = is_tile.sum(1).tolist()
+        pixel_values = pixel_values[is_tile]
+    else:
+        given, shown = len(pixel_values), sum(shown)
+    if given != shown:
         raise ValueError(
-            f"Expected `tile_positions` {[*pixel_values.shape[:2], 4]} for `pixel_values` {list(pixel_values.shape)}, "
-            f"got {list(tile_positions.shape)}. Pass both as the processor made them."
+            f"The prompts show images of {shown} tiles, but `pixel_values` has {given}. Pass text and images of the "
+            "same samples, in the same order."
         )
-    is_tile = tile_positions[..., 0] != PADDING
-    if input_ids is not None:
-        places = (input_ids == token_ids[2]).sum(dim=1).tolist()
-        features = [
-            sum(get_image_lengths(positions[kept], tokens_per_side, overlap))
-            for positions, kept in zip(tile_positions, is_tile, strict=True)
-        ]
-        if places != features:
-            raise ValueError(
-                f"The samples' texts have {places} places (`<im_patch>`) for image features, but their images make "
-                f"{features}. Pass text and images of the same samples, in the same order."
-            )
-    return pixel_values[is_tile.to(pixel_values.device)], tile_positions[is_tile]
+    positions = torch.tensor([tile for sample in samples for tile in sample], dtype=torch.int64)
+    return pixel_values, positions.reshape(-1, 4).to(pixel_values.device)
 
 
 def read_tile_positions(

@@ -270,21 +270,23 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """Count the `<im_patch>` tokens of each image. Raise ValueError if these are not the tiles of whole images."""
         return get_image_lengths(tile_positions, *self._tokens_and_overlap)
 
-    def get_tiles(
-        self,
-        pixel_values: torch.Tensor,
-        tile_positions: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def place_tiles(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """
-        Bring images of any form that [`~JinaVLMModel.forward`] takes into [tiles, 3, 378, 378] and [tiles, 4].
+        Read off [samples, length] whole prompts where their tiles, [tiles, 3, 378, 378] or [samples, most tiles, 3,
+        378, 378], belong.
+
+        Returns:
+            `pixel_values` [tiles, 3, 378, 378] and `tile_positions` [tiles, 4]; None twice if rows have no tiles.
 
         Raises:
-            ValueError: tiles, positions and `input_ids` contradict each other.
+            ValueError: the prompts show other tiles than are given.
         """
         start, end, _, line, *_ = self.config.structural_token_ids
         token_ids = (start, end, self.config.image_token_id, line)
-        return to_tiles(pixel_values, tile_positions, input_ids, token_ids, *self._tokens_and_overlap)
+        tiles, positions = to_tiles(pixel_values, input_ids, token_ids, *self._tokens_and_overlap)
+        return (tiles, positions) if len(tiles) else (None, None)
 
     @property
     def _tokens_and_overlap(self) -> tuple[int, int]:
@@ -301,9 +303,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values (`torch.Tensor` [tiles, 3, 378, 378] or [samples, most tiles, 3, 378, 378]): In [-1, 1].
-            tile_positions (`torch.Tensor` [tiles, 4] or [samples, most tiles, 4], int64): (row, column, rows, columns)
-                of each tile.
+            pixel_values (`torch.Tensor` [tiles, 3, 378, 378]): In [-1, 1].
+            tile_positions (`torch.Tensor` [tiles, 4], int64): (row, column, rows, columns) of each tile.
 
         Returns:
             The tower's output, with `pooler_output`: for each image, in prompt order, the final embeddings [tokens,
@@ -314,7 +315,6 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """
         if tile_positions is None:
             raise ValueError("Got `pixel_values` without `tile_positions`. Pass both, as the processor made them.")
-        pixel_values, tile_positions = self.get_tiles(pixel_values, tile_positions)
         vision = self.config.vision_config
         tile = (vision.num_channels, vision.image_size, vision.image_size)
         # `len` would fix the number of tiles in a graph.
@@ -377,10 +377,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         Args:
             input_ids (`torch.Tensor` [batch, length], *optional*): Token ids; or pass `inputs_embeds` [batch, length,
                 hidden].
-            pixel_values (`torch.Tensor` [tiles, 3, 378, 378] or [batch, most tiles, 3, 378, 378], *optional*): The
-                tiles of all images, in prompt order, or those of each sample, filled up.
-            tile_positions (`torch.Tensor` [tiles, 4] or [batch, most tiles, 4], *optional*): The place of each tile in
-                its image. If left out, it is read off `input_ids`.
+            pixel_values (`torch.Tensor` [tiles, 3, 378, 378], *optional*): The tiles of all images, in prompt order;
+                or, without `tile_positions`, [batch, most tiles, 3, 378, 378], those of each sample.
+            tile_positions (`torch.Tensor` [tiles, 4], *optional*): The place of each tile in its image. If left out,
+                it is read off `input_ids`.
             mm_encoder_outputs (`dict`, *optional*): Under `"image"`, the result of `get_image_features`, instead of
                 these two.
 
@@ -393,10 +393,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if pixel_values is not None:
             if image_outputs is not None:
                 raise ValueError("Expected either `pixel_values` or `mm_encoder_outputs['image']`, got both.")
-            by_sample = pixel_values.ndim == 5
-            pixel_values, tile_positions = self.get_tiles(pixel_values, tile_positions, input_ids)
-            if not by_sample or len(pixel_values):  # rows may be those of texts alone
-                image_outputs = self.get_image_features(pixel_values, tile_positions, return_dict=True)
+            if tile_positions is None and input_ids is not None:
+                pixel_values, tile_positions = self.place_tiles(pixel_values, input_ids)
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, tile_positions, return_dict=True)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 

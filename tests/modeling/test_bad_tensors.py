@@ -33,8 +33,10 @@ def test_tensors_that_do_not_belong_together(model, inputs):
         r"got \[0, 3, 378, 378\] and \[0, 4\].* where there are no images": run(
             pixel_values=pixels[:0], tile_positions=places[:0]
         ),
-        r"Expected `tile_positions` \[1, 5, 4\] for .*, got \[5, 4\]": run(pixel_values=pixels[None]),
-        r"got \[5, 3, 378, 378\] and \[1, 5, 4\].* concatenated along": run(tile_positions=places[None]),
+        # a sample that `default_collate` put a dimension around
+        r"got \[1, 5, 3, 378, 378\] and \[1, 5, 4\].* concatenated along": run(
+            pixel_values=pixels[None], tile_positions=places[None]
+        ),
         "from tile 3 on .* expected": run(pixel_values=pixels[:4], tile_positions=places[:4]),
         r"from tile 0 on is \[\[0, 0, 1, 2\].* expected \[\[-1, -1, 1, 2\]": run(
             pixel_values=pixels[1:], tile_positions=places[1:]

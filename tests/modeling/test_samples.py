@@ -40,34 +40,27 @@ def rows(inputs: dict, index) -> dict:
 
 def test_what_the_processor_gives(batch):
     by_sample, tiles = batch
-    assert by_sample["pixel_values"].shape == (4, 5, 3, 378, 378) and tiles["pixel_values"].shape[0] == 10
-    positions = by_sample["tile_positions"]
-    assert positions.shape == (4, 5, 4) and torch.equal(positions[positions[..., 2] > 0], tiles["tile_positions"])
-    padding = positions[..., 2] == 0
-    assert padding.sum(dim=1).tolist() == [3, 0, 5, 2] and (positions[padding] == torch.tensor([-2, -2, 0, 0])).all()
-    assert torch.equal(by_sample["pixel_values"][~padding], tiles["pixel_values"])
-    assert not by_sample["pixel_values"][padding].any()
+    assert set(by_sample) == {"input_ids", "attention_mask", "pixel_values"}
     assert torch.equal(by_sample["input_ids"], tiles["input_ids"])
+    assert by_sample["pixel_values"].shape == (4, 5, 3, 378, 378)
+    is_tile = torch.arange(5) < torch.tensor([[2], [5], [0], [3]])
+    assert torch.equal(by_sample["pixel_values"][is_tile], tiles["pixel_values"])
+    assert not by_sample["pixel_values"][~is_tile].any()
 
 
-@pytest.mark.parametrize("positions", [True, False], ids=["positions given", "read off the tokens"])
-@pytest.mark.parametrize("by_sample", [True, False], ids=["by sample", "tiles"])
-def test_every_form_gives_the_same_logits(model, batch, by_sample, positions):
-    inputs = dict(batch[0 if by_sample else 1])
-    if not positions:
-        del inputs["tile_positions"]
-    assert torch.equal(logits(model, inputs), logits(model, batch[1]))
+def test_every_form_gives_the_same_logits(model, batch):
+    by_sample, tiles = batch
+    expected = logits(model, tiles)
+    assert torch.equal(logits(model, by_sample), expected)
+    assert torch.equal(logits(model, {**by_sample, "pixel_values": tiles["pixel_values"]}), expected)
 
 
-@pytest.mark.parametrize("positions", [True, False], ids=["positions given", "read off the tokens"])
 @pytest.mark.parametrize(
     "index", [slice(1, 3), [2], [3, 0, 2, 1], [1, 1, 0, 1]], ids=["sliced", "text alone", "shuffled", "repeated"]
 )
-def test_rows_are_cut_shuffled_and_repeated(model, batch, index, positions):
+def test_rows_are_cut_shuffled_and_repeated(model, batch, index):
     by_sample, tiles = batch
     inputs = rows(by_sample, index)
-    if not positions:
-        del inputs["tile_positions"]
     assert_same(logits(model, inputs), logits(model, tiles)[index], inputs)
 
 
@@ -77,8 +70,8 @@ def test_answers(model, batch, settings):
     settings = {"max_new_tokens": 4, "do_sample": False, **settings}
     expected = model.generate(**tiles, **settings)
     assert torch.equal(model.generate(**by_sample, **settings), expected)
-    alone = {name: value for name, value in by_sample.items() if name != "tile_positions"}
-    assert torch.equal(model.generate(**alone, **settings), expected)
+    alone = model.generate(**rows(by_sample, [2]), **settings)
+    assert torch.equal(alone[:, -4:], expected[2 * len(expected) // 4 :][: len(alone), -4:])
 
 
 def test_padding_costs_nothing(model, batch):
@@ -97,8 +90,8 @@ def test_padding_costs_nothing(model, batch):
 def test_one_row_through_the_default_collator(model, processor):
     """Which puts a dimension around each tensor."""
     one = processor(text="<|image|> What?", images=make_image(*WIDE), return_tensors="pt")
-    collated = default_collate([{name: value[0] if len(value) == 1 else value for name, value in one.items()}])
-    assert collated["pixel_values"].ndim == 5
+    by_sample = processor(text="<|image|> What?", images=make_image(*WIDE), return_tensors="pt", tiles_by_sample=True)
+    collated = default_collate([{name: value[0] for name, value in by_sample.items()}])
     assert torch.equal(logits(model, collated), logits(model, one))
 
 
@@ -111,8 +104,8 @@ def test_a_saved_setting(processor, tmp_path):
     image = make_image(*SMALL)
     assert loaded(text="<|image|>", images=image)["pixel_values"].shape[:2] == (1, 2)
     assert loaded(text="<|image|>", images=image, tiles_by_sample=False)["pixel_values"].shape[:2] == (2, 3)
-    assert loaded(images=[image, make_image(*TALL)])["pixel_values"].shape[:2] == (2, 3)
-    assert loaded(images=image, return_tensors="np")["pixel_values"].shape[:2] == (1, 2)
+    assert loaded(images=image)["pixel_values"].shape[:2] == (2, 3), "without texts there are no samples"
+    assert loaded(text="<|image|>", images=image, return_tensors="np")["pixel_values"].shape[:2] == (1, 2)
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     chat = processor.apply_chat_template(messages, tokenize=True, return_dict=True, tiles_by_sample=True)
     assert chat["pixel_values"].shape[:2] == (1, 2)
@@ -129,28 +122,19 @@ def test_none_for_no_images(processor):
 def test_contradictions_are_told(model, batch):
     """Totals may agree while an image would stand at another's question."""
     by_sample, tiles = batch
-    swapped = {**by_sample, "pixel_values": by_sample["pixel_values"][[3, 1, 2, 0]]}
-    swapped["tile_positions"] = by_sample["tile_positions"][[3, 1, 2, 0]]
-    with refused(r"samples' texts have \[392, .* but their images make \[.* in the same order"):
-        logits(model, swapped)
-    with refused(r"samples' texts have \[392, .* but their images make"):
-        model.generate(**swapped, max_new_tokens=1)
-    without = {name: value for name, value in by_sample.items() if name != "tile_positions"}
-    with refused(r"Got \[4, 2\] tiles, but the prompts show \[2, 5, 0, 3\]"):
-        logits(model, {**without, "pixel_values": by_sample["pixel_values"][:, :2]})
-    with refused(r"Got \[3, 5\] tiles, but the prompts show \[2, 5, 0, 3\]"):
-        logits(model, {**without, "pixel_values": by_sample["pixel_values"][:3]})
-    with refused(r"Got \[9\] tiles, but the prompts show 10"):
-        logits(model, {**without, "pixel_values": tiles["pixel_values"][:9]})
-    with refused(r"Expected `tile_positions` \[4, 5, 4\] .* got \[10, 4\]"):
-        logits(model, {**by_sample, "tile_positions": tiles["tile_positions"]})
-    cut = {
-        **without,
-        "input_ids": by_sample["input_ids"][:, :-20],
-        "attention_mask": by_sample["attention_mask"][:, :-20],
+    pixels = by_sample["pixel_values"]
+    cases = {
+        r"show images of \[2, 5, 0, 3\] tiles, but `pixel_values` has \[3, 5, 0, 2\]": pixels[[3, 1, 2, 0]],
+        r"show images of \[2, 5, 0, 3\] tiles, but `pixel_values` has \[2, 2, 0, 2\]": pixels[:, :2],
+        r"show images of \[2, 5, 0, 3\] tiles, but `pixel_values` has \[2, 5, 0\]": pixels[:3],
+        "show images of 10 tiles, but `pixel_values` has 9": tiles["pixel_values"][:9],
     }
-    cut["input_ids"] = cut["input_ids"].clone()
-    column = model.config.structural_token_ids[3]
-    cut["input_ids"][cut["input_ids"] == column] = 7
+    for message, given in cases.items():
+        with refused(message):
+            logits(model, {**by_sample, "pixel_values": given})
+    with refused(r"has \[3, 5, 0, 2\]. Pass text and images of the same samples"):
+        model.generate(**{**by_sample, "pixel_values": pixels[[3, 1, 2, 0]]}, max_new_tokens=1)
+    ids = by_sample["input_ids"].clone()
+    ids[ids == model.config.structural_token_ids[3]] = 7
     with refused("grids of sample 0's images cannot be read off its tokens: their blocks are"):
-        logits(model, cut)
+        logits(model, {**by_sample, "input_ids": ids})
