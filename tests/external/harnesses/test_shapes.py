@@ -66,8 +66,9 @@ def test_lmms_eval_on_a_server(server, own, tmp_path):
         "--batch_size", "1", "--output_path", str(tmp_path / "results"), "--log_samples",
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    [path] = tmp_path.glob("results/**/*_samples_shapes.jsonl")
+    found = list(tmp_path.glob("results/**/*_samples_shapes.jsonl"))
+    assert ran.returncode == 0 and len(found) == 1, ran.stderr[-4000:]  # it may end with 0 after an error
+    [path] = found
     samples = sorted(
         map(json.loads, path.read_text(encoding="utf-8").splitlines()), key=lambda sample: sample["doc_id"]
     )
