@@ -40,12 +40,12 @@ def is_document(conversation: list[dict]) -> bool:
     )
 
 
-def to_conversation(row: dict, folder: str | Path = ".") -> list[dict]:
+def to_conversation(row: dict, folder: str | Path | None = ".") -> list[dict]:
     """
     Args:
         row (`dict`): In one of the layouts. Images are PIL images, paths, URLs, or {"bytes": ..., "path": ...} as
             `datasets` holds them undecoded.
-        folder (`str` or `Path`, *optional*): What the paths of images are relative to.
+        folder (`str` or `Path`, *optional*): What the paths of images are relative to; None to refuse such paths.
 
     Returns:
         `list[dict]`: Messages for the chat template, whose images are PIL images that are not decoded yet. Images
@@ -184,7 +184,7 @@ def _images(row: dict) -> list:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _fill_places(messages: list[dict], images: list, folder: str | Path) -> None:
+def _fill_places(messages: list[dict], images: list, folder: str | Path | None) -> None:
     """Put the images, opened, where they belong."""
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
     places = [part for part in parts if not {"image", "path", "url", "base64"} & part.keys()]
@@ -203,7 +203,7 @@ def _fill_places(messages: list[dict], images: list, folder: str | Path) -> None
         part["image"] = load_image(next((given for given in (image, *others) if given is not None), None), folder)
 
 
-def load_image(image: Any, folder: str | Path = ".") -> Image.Image:
+def load_image(image: Any, folder: str | Path | None = ".") -> Image.Image:
     """A PIL image of a PIL image, bytes, a path, a URL, or {"bytes": ..., "path": ...}; it is not decoded yet.
 
     Raises:
@@ -214,7 +214,12 @@ def load_image(image: Any, folder: str | Path = ".") -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str) and not is_url(image):
-        image = Path(folder) / image
+        if folder is None and not Path(image).is_absolute():
+            raise BadSample(
+                f"An image is {image!r}, but the source's files lie in several folders. Make each folder a source, or "
+                "name images by whole paths."
+            )
+        image = Path(folder or ".") / image
     if not isinstance(image, (Path, str, bytes)):
         raise BadSample(f"An image is {_short(image)}, expected an image, its bytes, a path or a URL.")
     try:

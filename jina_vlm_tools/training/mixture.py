@@ -8,6 +8,7 @@ run that goes on in the middle skips to it without loading what it skips.
 import dataclasses
 import glob
 import hashlib
+import json
 import logging
 import random
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import datasets
+import pyarrow as pa
 from accelerate import PartialState
 from datasets.fingerprint import Hasher
 from torch.utils.data import Dataset, Sampler
@@ -186,7 +188,8 @@ class Source:
                 )
             else:
                 files = _files(source, file, key)
-                self.folder = str(Path(files[0]).parent)
+                folders = {str(Path(name).parent) for name in files}
+                self.folder = folders.pop() if len(folders) == 1 else None  # paths of images are relative to it
                 self.data = datasets.load_dataset(
                     BUILDERS[Path(files[0]).suffix], data_files=files, split="train", streaming=source.streaming
                 )
@@ -231,6 +234,8 @@ class Source:
         rows = zip(*(measured[name] for name in MEASURES), strict=True)
         for index, (tokens, tiles, problem) in enumerate(rows):
             self.seen += 1
+            if problem is not None:  # what was measured earlier is kept; its image may have come since
+                tokens, tiles, problem = self._measure(read_rows(self.data[index])[0])
             if problem is None:
                 measures.append((index, tokens, tiles))
             else:
@@ -239,7 +244,7 @@ class Source:
         return measures
 
     def _measure_table(self, table) -> dict[str, list]:
-        columns = zip(*map(self._measure, table.to_pylist()), strict=True)
+        columns = zip(*map(self._measure, read_rows(table)), strict=True)
         return dict(zip(MEASURES, map(list, columns), strict=True))
 
     def _measure(self, row: dict) -> tuple[int, int, str | None]:
@@ -282,7 +287,7 @@ class Source:
     def _stream(self, first: bool) -> Iterator[Place]:
         good = 0
         for index, table in enumerate(self.data):
-            (row,) = table.to_pylist()
+            (row,) = read_rows(table)
             tokens, tiles, problem = self._measure(row)
             if problem is None:
                 good += 1
@@ -300,8 +305,26 @@ class Source:
 
     def sample(self, place: Place) -> dict[str, list[dict]]:
         """The place's row as a chat, its images opened."""
-        row = place.row or self.data[place.index].to_pylist()[0]
+        row = place.row or read_rows(self.data[place.index])[0]
         return {"messages": to_conversation(row, self.folder)}
+
+
+def read_rows(table: pa.Table) -> list[dict]:
+    """Rows of a table. `datasets` keeps columns of mixed types as JSON: chats whose contents are texts and lists."""
+    rows = table.to_pylist()
+    return [{field.name: _decode(row[field.name], field.type) for field in table.schema} for row in rows]
+
+
+def _decode(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if isinstance(kind, (pa.ListType, pa.LargeListType)):
+        return [_decode(item, kind.value_type) for item in value]
+    if isinstance(kind, pa.StructType):
+        return {field.name: _decode(value[field.name], field.type) for field in kind}
+    return value
 
 
 def _fingerprint(collator) -> str:

@@ -138,8 +138,12 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
         for name in ("beta2", "eps"):
             if getattr(stage, name) != getattr(Stage, name):
                 raise SettingsError(file, name, getattr(stage, name), "the optimizer muon has its own. Leave it out.")
-    if stage.evaluation and not beside(file, stage.evaluation.path).is_file():
-        raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
+    if stage.evaluation:
+        for name in ("every", "samples", "max_new_tokens", "batch_size"):
+            if getattr(stage.evaluation, name) < 1:
+                raise SettingsError(file, f"evaluation.{name}", getattr(stage.evaluation, name), "expected 1 or more.")
+        if not beside(file, stage.evaluation.path).is_file():
+            raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
     mixture_file = beside(file, stage.mixture)
     if not mixture_file.is_file():
         raise SettingsError(file, "mixture", stage.mixture, "no file has this name.")

@@ -90,7 +90,16 @@ def open_evaluation(stage: Stage, file: Path, collator: JinaVLMCollator) -> list
         return None
     settings = SourceSettings("evaluation", 1.0, "", "", "image-text", "", path=stage.evaluation.path)
     source = Source(settings, 0, file, collator, max_bad_share=0.0, limit=stage.evaluation.samples, key="evaluation")
-    return [source.sample(Place(0, index, tokens, tiles)) for index, tokens, tiles in source.measures]
+    samples = [source.sample(Place(0, index, tokens, tiles)) for index, tokens, tiles in source.measures]
+    for index, sample in enumerate(samples):
+        if sample["messages"][-1]["role"] != "assistant":
+            raise SettingsError(
+                file,
+                "evaluation.path",
+                stage.evaluation.path,
+                f"row {index} ends in a turn of {sample['messages'][-1]['role']}, expected the right answer there.",
+            )
+    return samples
 
 
 def last_checkpoint(run: Path) -> str | None:
@@ -108,6 +117,11 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
         if last:
             raise ValueError(
                 f"{run} holds a run already. Go on with it by --resume, or name another folder by --output."
+            )
+        if weights := sorted(path.name for path in run.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{run.parent} holds weights already ({weights[0]}), which would be replaced. Name another folder by "
+                "--output."
             )
         return None
     if not last:
@@ -289,7 +303,7 @@ def train_stage(args: argparse.Namespace, state: PartialState) -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
         trainer = make_trainer(stage, mixture, args.stage, run, state.num_processes)
     except (SettingsError, TooManyBadSamples, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")
     if state.is_main_process:
         print(describe(trainer.plan, mixture), flush=True)
         run.mkdir(parents=True, exist_ok=True)

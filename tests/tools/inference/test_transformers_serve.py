@@ -285,9 +285,9 @@ REFUSED = {
     "too many images": ([shapes(1280, 720)] * 3, r"has 52\d\d tokens, the model takes 4096.*fewer or smaller images"),
     "audio": (
         [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}],
-        "takes text and images, got audio",
+        "takes text and images.*input_audio",
     ),
-    "video": ([{"type": "video_url", "video_url": {"url": "{url}/a.mp4"}}], "takes text and images, got video"),
+    "video": ([{"type": "video_url", "video_url": {"url": "{url}/a.mp4"}}], "takes text and images.*video_url"),
 }
 
 
@@ -329,8 +329,13 @@ def test_bad_request(ask, generated, web, content, message, stream):
     [
         ([], "at least one message"),
         ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "role system, user or assistant, got tool"),
+        ([{"content": "x"}], "expected one with a `role`"),
+        ([{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,AA"}]}], "has the part"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "has the part .* expected .*image_url"),
+        ([{"role": "user", "content": ["x"]}], "has the part 'x', expected"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "has the part"),
     ],
-    ids=["none", "role"],
+    ids=["none", "role", "no role", "our own form", "no URL", "no part", "no text"],
 )
 def test_bad_messages(ask, messages, message):
     with refused(message):

@@ -18,6 +18,7 @@ from jina_vlm_tools.training.mixture import (
     MixtureDataset,
     Plan,
     Source,
+    SourceSettings,
     TooManyBadSamples,
     padding_share,
     read_mixture,
@@ -275,6 +276,58 @@ def test_too_many_bad_samples_stop_the_run(write, collator, streaming):
     ):
         for _ in plan(open_all(file, collator)):
             pass
+
+
+def chat_row(image: str, answer: str) -> str:
+    """A chat whose contents are a list and a text, as chats are written; `datasets` keeps such a column as JSON."""
+    question = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": turns}) + "\n"
+
+
+def open_rows(path: str, folder, collator, max_bad_share: float = 1.0) -> Source:
+    settings = SourceSettings("rows", 1.0, "", "", "image-text", "", path=path)
+    return Source(settings, 0, folder / "mixture.yaml", collator, max_bad_share=max_bad_share)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_chats_of_texts_and_parts(tmp_path, collator, streaming):
+    (tmp_path / "a.png").write_bytes(png(20, 30, 0)["bytes"])
+    (tmp_path / "chats.jsonl").write_text(chat_row("a.png", "A star.") + chat_row("none.png", "A fox."))
+    settings = SourceSettings(
+        "rows", 1.0, "", "", "image-text", "", path=str(tmp_path / "chats.jsonl"), streaming=streaming
+    )
+    rows = Source(settings, 0, tmp_path / "mixture.yaml", collator, max_bad_share=1.0)
+    place = next(rows.places(seed=0))
+    user, assistant = rows.sample(place)["messages"]
+    assert [part["type"] for part in user["content"]] == ["image", "text"] and user["content"][1]["text"] == "What?"
+    assert user["content"][0]["image"].size == (30, 20) and place.tiles == 2
+    assert assistant["content"] == [{"type": "text", "text": "A star."}]
+    if not streaming:
+        assert len(rows) == 1 and "none.png" in rows.report()
+
+
+def test_images_of_several_folders(tmp_path, collator):
+    """A path that would lead to another folder's image is no path."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(20, 30, 0)["bytes"])
+        (tmp_path / name / "train.jsonl").write_text(chat_row("1.png", name))
+    with pytest.raises(TooManyBadSamples, match="files lie in several folders. Make each folder a source"):
+        open_rows("*/train.jsonl", tmp_path, collator)
+    assert len(open_rows("a/train.jsonl", tmp_path, collator)) == 1
+    for name in ("a", "b"):
+        (tmp_path / name / "train.jsonl").write_text(chat_row(str(tmp_path / name / "1.png"), name))
+    assert len(open_rows("*/train.jsonl", tmp_path, collator)) == 2
+
+
+def test_an_image_that_has_come_since(tmp_path, collator):
+    """What was measured is kept, but not that an image was missing."""
+    (tmp_path / "a.png").write_bytes(png(20, 30, 0)["bytes"])
+    (tmp_path / "chats.jsonl").write_text(chat_row("a.png", "A star.") + chat_row("b.png", "A fox."))
+    assert len(open_rows("chats.jsonl", tmp_path, collator)) == 1
+    (tmp_path / "b.png").write_bytes(png(20, 30, 0)["bytes"])
+    assert len(open_rows("chats.jsonl", tmp_path, collator)) == 2
 
 
 def test_images_in_a_source_of_text(write, collator):

@@ -402,6 +402,32 @@ def test_questions_that_cannot_be_read(write, folder, monkeypatch, tmp_path):
         run(write(evaluation=questions), "--output", tmp_path)
 
 
+@pytest.mark.parametrize("key", ["every", "samples", "max_new_tokens", "batch_size"])
+def test_evaluation_of_nothing(write, folder, tmp_path, key):
+    (folder / "asked.jsonl").write_text('{"inputs": "What?", "targets": "A fox."}\n')
+    questions = {"path": "asked.jsonl", "every": 3, "samples": 5, "max_new_tokens": 4} | {key: 0}
+    with pytest.raises(SystemExit, match=f"`evaluation.{key}` is 0: expected 1 or more"):
+        run(write(evaluation=questions), "--output", tmp_path)
+
+
+def test_questions_without_answers(write, folder, tmp_path):
+    turns = [("user", "What?"), ("assistant", "A fox."), ("user", "Why?")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (folder / "open.jsonl").write_text(json.dumps(row) + "\n")
+    questions = {"path": "open.jsonl", "every": 3, "samples": 5, "max_new_tokens": 4}
+    with pytest.raises(SystemExit, match="row 0 ends in a turn of user, expected the right answer there"):
+        run(write(evaluation=questions), "--output", tmp_path)
+
+
+def test_weights_are_not_replaced(write, bundle, tmp_path):
+    """Not those that training starts from, either."""
+    shutil.copytree(bundle, tmp_path / "copy")
+    before = (tmp_path / "copy" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="copy holds weights already .model.safetensors., which would be replaced"):
+        run(write(model=str(tmp_path / "copy")), "--output", tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == before
+
+
 def test_a_batch_without_images_reaches_every_parameter(new_model, chat):
     """With zeros in tower and connector, and changes no loss."""
     batch = chat([("user", "the lazy dog"), ("assistant", "jumps")])
