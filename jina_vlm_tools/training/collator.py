@@ -8,6 +8,9 @@ from PIL import Image, ImageOps
 from .layouts import BadSample, is_document, to_conversation
 
 
+OF_TEMPLATE = 16  # tokens, more than a template writes around a document
+
+
 class JinaVLMCollator:
     """
     Makes a batch of rows of a data set, in any of the layouts of [`layouts`].
@@ -50,7 +53,7 @@ class JinaVLMCollator:
         Raises:
             BadSample: a row cannot be used.
         """
-        conversations = [to_conversation(row) for row in rows]
+        conversations = [self._cut(to_conversation(row)) for row in rows]
         batch = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -70,6 +73,19 @@ class JinaVLMCollator:
         labels[:, 1:][ends] = self.processor.tokenizer.eos_token_id
         inputs["labels"] = labels
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
+
+    def _cut(self, conversation: list[dict]) -> list[dict]:
+        """A long document's beginning, with a few tokens to spare: it may be longer than the model takes."""
+        if self.max_length is None or not is_document(conversation):
+            return conversation
+        tokenizer, text = self.processor.tokenizer, conversation[0]["content"][0]["text"]
+        kept = max(1, min(self.max_length, tokenizer.model_max_length - OF_TEMPLATE))
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        if len(offsets) <= kept:
+            return conversation
+        return [{"role": "assistant", "content": [{"type": "text", "text": text[: offsets[kept - 1][1]]}]}]
 
     def measure(self, row: dict[str, Any]) -> tuple[int, int]:
         """(tokens, tiles) that a row becomes, without making its tiles; its images are decoded to see that they can

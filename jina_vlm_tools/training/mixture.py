@@ -89,6 +89,11 @@ def read_mixture(file: str | Path) -> MixtureSettings:
             raise SettingsError(file, key, source.name, "expected either `path` or `hub`.")
         if source.path is not None:
             _files(source, file, key)
+            for name in ("config", "split"):
+                if getattr(source, name) != getattr(SourceSettings, name):
+                    raise SettingsError(
+                        file, f"{key}.{name}", getattr(source, name), "it is for sources of the Hub, not for files."
+                    )
     for name in ("text_share", "single_source_share", "max_bad_share"):
         value = getattr(mixture, name)
         if value is not None and not 0 <= value <= 1:

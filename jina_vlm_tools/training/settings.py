@@ -1,6 +1,7 @@
 """YAML files to dataclasses. Errors name the file, the key and the value, and come before anything is built."""
 
 import dataclasses
+import math
 import types
 import typing
 from pathlib import Path
@@ -61,9 +62,12 @@ def _convert(hint: Any, value: Any, file: str | Path, key: str) -> Any:
         return build(hint, value, file, key)
     if hint is float:
         try:
-            return float(value if not isinstance(value, bool) else "")  # YAML takes 1e-4 for a text
+            number = float(value if not isinstance(value, bool) else "")  # YAML takes 1e-4 for a text
         except (TypeError, ValueError):
-            raise SettingsError(file, key, value, "expected a number.") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise SettingsError(file, key, value, "expected a number.")
+        return number
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         names = {int: "a whole number", str: "a text", bool: "true or false"}
         raise SettingsError(file, key, value, f"expected {names[hint]}.")

@@ -109,6 +109,19 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
     for name in ("steps", "global_batch_size", "batch_size", "log_every", "save_every"):
         if getattr(stage, name) < 1:
             raise SettingsError(file, name, getattr(stage, name), "expected at least 1.")
+    for name in ("workers", "seed", "weight_decay", "max_grad_norm"):
+        if getattr(stage, name) < 0:
+            raise SettingsError(file, name, getattr(stage, name), "expected 0 or more.")
+    for name in ("max_length", "max_tiles"):
+        if getattr(stage, name) is not None and getattr(stage, name) < 1:
+            raise SettingsError(file, name, getattr(stage, name), "expected 1 or more.")
+    if stage.lora and not (stage.lora.rank >= 1 and stage.lora.alpha > 0 and 0 <= stage.lora.dropout < 1):
+        raise SettingsError(
+            file,
+            "lora",
+            dataclasses.asdict(stage.lora),
+            "expected a `rank` of 1 or more, an `alpha` above 0, and a `dropout` from 0 to below 1.",
+        )
     if stage.global_batch_size % (stage.batch_size * processes):
         raise SettingsError(
             file,

@@ -140,6 +140,17 @@ def test_captions_name_their_image_in_any_column(collator, web):
         assert torch.equal(collator([{column: image, "caption": "the fox"}])["pixel_values"], expected)
 
 
+def test_a_document_longer_than_the_model_takes(processor):
+    """Its beginning is what the whole document's would be."""
+    text = "the quick brown fox jumps over the lazy dog " * 4000
+    for length in (50, processor.tokenizer.model_max_length):
+        batch = JinaVLMCollator(processor, max_length=length)([{"text": text}])
+        kept = batch["input_ids"].shape[1]
+        assert length - 20 < kept <= length and (batch["labels"][0, 3:] >= 0).all()
+        shorter = JinaVLMCollator(processor, max_length=length)([{"text": text[: 6 * length]}])["input_ids"]
+        assert torch.equal(batch["input_ids"][0, : kept - 1], shorter[0, : kept - 1])
+
+
 def test_documents_are_cut(processor):
     """Of a long one the beginning is learned, with no end; beside samples that are whole."""
     document = {"text": "the quick brown fox jumps over the lazy dog " * 50}

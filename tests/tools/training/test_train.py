@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -357,6 +358,15 @@ def test_another_template_is_told(miniature, tmp_path, caplog):
         ),
         ({"mixture": "none.yaml"}, "`mixture` is 'none.yaml': no file has this name"),
         ({"eps": 0}, "`eps` is 0.0: expected a number above 0"),
+        ({"decoder": {"learning_rate": ".nan"}}, "`decoder.learning_rate` is '.nan': expected a number"),
+        ({"weight_decay": math.inf}, "`weight_decay` is inf: expected a number"),
+        ({"weight_decay": -1}, "`weight_decay` is -1.0: expected 0 or more"),
+        ({"max_grad_norm": -1}, "`max_grad_norm` is -1.0: expected 0 or more"),
+        ({"seed": -1}, "`seed` is -1: expected 0 or more"),
+        ({"workers": -1}, "`workers` is -1: expected 0 or more"),
+        ({"max_tiles": 0}, "`max_tiles` is 0: expected 1 or more"),
+        ({"lora": {"rank": 0, "alpha": 8}}, "`lora` is .*: expected a `rank` of 1 or more"),
+        ({"lora": {"rank": 2, "alpha": 8, "dropout": 1}}, "`lora` is .* a `dropout` from 0 to below 1"),
         ({"beta2": 1}, "`beta2` is 1.0: expected a number from 0 to below 1"),
         ({"optimizer": "muon", "eps": "1e-6"}, "`eps` is 1e-06: the optimizer muon has its own. Leave it out"),
         ({"optimizer": "muon", "beta2": 0.95}, "`beta2` is 0.95: the optimizer muon has its own. Leave it out"),
