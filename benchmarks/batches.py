@@ -2,11 +2,13 @@
 
 Mixed as they come, and with those of like size together: what a batch costs beside its images is the padding of its
 shorter prompts. On `checkpoints/tiny`; with `--device cuda` the 2.4B model with random weights. Tiles are counted as
-they pass through the tower: none for padding, and none twice, with beams and several answers neither.
+they pass through the tower, beside those of the images that look different: none passes for padding, and none twice,
+with beams and several answers neither.
 """
 
 import jina_vlm
 import torch
+from jina_vlm.tiling_jina_vlm import find_distinct_tiles
 from PIL import Image
 
 from jina_vlm_tools import markdown
@@ -79,6 +81,11 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
         answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)])
         for index in range(len(chats))
     ]
+    images = [chat[0]["content"][0]["image"] for chat in chats]
+    needed = sum(
+        len(find_distinct_tiles(answerer.processor.image_processor(image, return_tensors="pt")["pixel_values"])[0])
+        for image in images
+    )
     sorted_chats = [chats[index] for index in sorted(range(len(chats)), key=tiles.__getitem__)]
     middle = BATCHES[len(BATCHES) // 2]
     cases = {str(size): (chats, size) for size in BATCHES} | {f"{middle}, of like size": (sorted_chats, middle)}
@@ -90,7 +97,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
             "batch": name,
             "images_per_second": len(chats) / medians(seconds)[name],
             "to_one_by_one": 1 / ratio(seconds, name, "1"),
-            "needed": sum(tiles),
+            "needed": needed,
             **answerer.counts(*case),
         }
         for name, case in cases.items()
@@ -99,7 +106,7 @@ def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
         ("4 beams", {"num_beams": 4}),
         ("4 beams, 4 answers each", {"num_beams": 4, "num_return_sequences": 4}),
     ):
-        rows.append({"batch": f"{middle}, {what}", "needed": sum(tiles), **answerer.counts(chats, middle, **kwargs)})
+        rows.append({"batch": f"{middle}, {what}", "needed": needed, **answerer.counts(chats, middle, **kwargs)})
     return rows
 
 
@@ -109,7 +116,7 @@ def table(rows: list[dict]) -> str:
         "Images a second",
         "To one by one",
         "Padding",
-        "Tiles through the tower / of the images",
+        "Tiles through the tower / distinct ones of the images",
     ]
     return markdown.table(
         head,

@@ -138,7 +138,8 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
         Returns:
             `last_hidden_state` [tiles, patches, width * number of feature layers], zero for black tiles.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._captures(kwargs):
+        has_values = not pixel_values.is_meta and not torch.compiler.is_compiling()
+        if torch.is_grad_enabled() or not has_values or self._captures(kwargs):
             return BaseModelOutputWithPooling(last_hidden_state=self._encode(pixel_values, **kwargs))
         distinct, places = find_distinct_tiles(pixel_values)
         if len(distinct) < len(places):

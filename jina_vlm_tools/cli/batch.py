@@ -64,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
+    if args.question is not None and not args.question.strip():
+        raise ValueError("--question is empty. Say what to ask, or leave it out.")
     args.question = args.question or options.default_question(args.model)
     with options.needing("batch"):
         from jina_vlm_tools.inference.batch import answer_all

@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> None:
     progress = Progress()
     processor, load_model = load_processor(args.model, progress)
     from jina_vlm_tools.inference.conversation import Conversation
-    from jina_vlm_tools.inference.loading import load_image, load_on_device
+    from jina_vlm_tools.inference.loading import load_on_device
 
-    images = [load_image(source, processor.image_processor) for source in args.images]
+    images = [open_checked(source, processor, max_tiles=args.max_tiles) for source in args.images]
     options.note_tiny(args.model, progress)
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
@@ -74,18 +74,36 @@ def read(prompt: str) -> str | None:
         return None
 
 
+def open_checked(source: str, processor, **settings):
+    """An image that a conversation can take: one that makes no tiles would stand in the way of every question.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or makes no tiles; the message names it.
+    """
+    from jina_vlm_tools.inference.conversation import describe_images
+    from jina_vlm_tools.inference.loading import load_image
+
+    image = load_image(source, processor.image_processor)
+    try:
+        describe_images(processor, [image], **settings)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return image
+
+
 def take(line: str, conversation, images: list, as_json: bool) -> list:
     """Does what a line says. `images` wait for the next question; returns those that wait now."""
     from jina_vlm_tools.inference.conversation import describe_images
-    from jina_vlm_tools.inference.loading import load_image
 
     command, _, argument = line.partition(" ")
     if command == "/image":
         source = argument.strip()
         if source == options.STDIN:
             raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
+        if not source:
+            raise ValueError("Say which image: /image PATH.")
         options.check_image(source)
-        return [*images, load_image(source, conversation.processor.image_processor)]
+        return [*images, open_checked(source, conversation.processor, **conversation.settings)]
     if command == "/reset":
         conversation.reset()
         return []

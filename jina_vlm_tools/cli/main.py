@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         1.
     """
     args = None
+    open_streams()
     try:
         try:
             args = parse_args(sys.argv[1:] if arguments is None else arguments)
@@ -120,6 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
         if message := explain(error):
             sys.exit(f"error: {message}")
         raise
+
+
+def open_streams() -> None:
+    """Let what stands in no file be read and written: streams that a shell closed, and names that are not UTF-8."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  as long as the process lasts
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # in JSON, too, such escapes are valid
 
 
 def explain(error: Exception) -> str | None:

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(
             json.dumps(
-                {"image": args.image, **tiling.to_dict(), "saved": str(args.save) if args.save else None},
+                {"name": args.image, **tiling.to_dict(), "saved": str(args.save) if args.save else None},
                 ensure_ascii=False,
             )
         )

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
 
-from jina_vlm_tools.cli import tiles
+from jina_vlm_tools.cli import chat, tiles
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.inference.conversation import Conversation
@@ -635,3 +636,33 @@ def test_errors_of_libraries_say_what_to_do(error, message, monkeypatch, images)
     monkeypatch.setattr(Conversation, "prepare_turn", fail)
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         main(["ask", str(images[0]), "Why?", "--model", str(TINY)])
+
+
+def test_an_image_that_makes_no_tiles_does_not_stay_in_a_chat(checkpoint, images, tmp_path):
+    """It would be refused with every later question. Its name is said, and the chat is as before."""
+    Image.new("RGB", (2100, 10)).save(tmp_path / "wide.png")
+    conversation = Conversation(*checkpoint, max_new_tokens=1)
+    with pytest.raises(ValueError, match="wide.png: The image is 2100 x 10 pixels; its longer side"):
+        chat.take(f"/image {tmp_path / 'wide.png'}", conversation, [], as_json=False)
+    with pytest.raises(ValueError, match="Say which image: /image PATH"):
+        chat.take("/image", conversation, [], as_json=False)
+    assert len(chat.take(f"/image {images[0]}", conversation, [], as_json=False)) == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(images, closed):
+    command = f"{sys.executable} -m jina_vlm_tools tiles {shlex.quote(str(images[0]))} {closed}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert ("tokens in all" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_a_name_that_is_not_utf8(images, tmp_path):
+    """Where output must be UTF-8, and as JSON."""
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(images[0], name)
+    command = [sys.executable, "-m", "jina_vlm_tools", "tiles", name, "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(json.loads(done.stdout)["name"]) == name

@@ -56,7 +56,10 @@ def reward(completions: list, answer: list[str], **kwargs) -> list[float]:
     return [float(len(completion[0]["content"]) % 3) for completion in completions]
 
 
-@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(GRPOTrainer, GRPOConfig), pytest.param(RLOOTrainer, RLOOConfig, marks=pytest.mark.slow)],
+)
 def test_images_stay_with_their_questions(rows, processor, tmp_path, trainer_class, config_class):
     """Two generations of two slices and two iterations each, against a reference model."""
     model = JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
