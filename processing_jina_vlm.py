@@ -170,7 +170,8 @@ class JinaVLMProcessor(ProcessorMixin):
             data, replacements = self._process_images(images, **kwargs["images_kwargs"])
         if images and placed and tiles_by_sample:
             counts = [sample.count(self.image_token) for sample in placed]
-            data = {"pixel_values": pad_samples(*map(torch.as_tensor, data.values()), counts)}
+            pixel_values, positions = (torch.as_tensor(data[name]) for name in ("pixel_values", "tile_positions"))
+            data = {"pixel_values": pad_samples(pixel_values, positions, counts)}
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two outside the groups.

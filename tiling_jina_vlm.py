@@ -209,7 +209,9 @@ def find_distinct_tiles(pixel_values: torch.Tensor) -> tuple[list[int], list[int
     flat = pixel_values.flatten(1)
     # Eight bytes at a time, where there are as many: sums of narrower integers take a hundred times as long.
     bits = flat.view(torch.int16 if flat.shape[1] * flat.element_size() % 8 else torch.int64)
-    distinct, places, first_with = [], [], {}
+    distinct: list[int] = []
+    places: list[int] = []
+    first_with: dict[int, int] = {}
     for index, total in enumerate(bits.sum(1).tolist()):  # integers sum to the same in any order
         first = first_with.setdefault(total, index)
         if first != index and torch.equal(bits[first], bits[index]):

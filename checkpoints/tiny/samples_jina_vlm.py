@@ -45,13 +45,15 @@ def to_tiles(
         ValueError: a sample's tokens are no image's, or show other tiles than it has.
     """
     samples = read_tile_positions(input_ids, token_ids, tokens_per_side, overlap)
-    shown: list[int] | int = [len(sample) for sample in samples]
+    counts = [len(sample) for sample in samples]
+    shown: list[int] | int
+    given: list[int] | int
     if pixel_values.ndim == 5:
         is_tile = pixel_values.flatten(2).any(-1)
-        given: list[int] | int = is_tile.sum(1).tolist()
+        shown, given = counts, is_tile.sum(1).tolist()
         pixel_values = pixel_values[is_tile]
     else:
-        given, shown = len(pixel_values), sum(shown)
+        shown, given = sum(counts), len(pixel_values)
     if given != shown:
         raise ValueError(
             f"The prompts show images of {shown} tiles, but `pixel_values` has {given}. Pass text and images of the "
@@ -84,15 +86,15 @@ def read_tile_positions(
                 block, begin = ids[begin + 1 : place], None
                 height = max(1, block.count(line))
                 grids.append((height, block.count(patch) // height))
-        positions = []
+        positions: list[list[int]] = []
+        is_whole = len(grids) % 2 == 0
         for thumbnail, grid in zip(grids[::2], grids[1::2], strict=False):
             rows, columns = ((side - 2 * overlap) // step for side in grid)
-            if thumbnail != 2 * (tokens_per_side,) or grid != get_token_grid(rows, columns, tokens_per_side, overlap):
-                positions = None
-                break
+            is_whole &= thumbnail == 2 * (tokens_per_side,)
+            is_whole &= grid == get_token_grid(rows, columns, tokens_per_side, overlap)
             positions.append([-1, -1, rows, columns])
             positions += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
-        if positions is None or len(grids) % 2:
+        if not is_whole:
             raise ValueError(
                 f"The grids of sample {index}'s images cannot be read off its tokens: their blocks are {grids} (rows, "
                 f"columns), expected {2 * (tokens_per_side,)} for a thumbnail, then a grid's, for each image. Pass "
