@@ -4,7 +4,7 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .tiling_jina_vlm import get_token_grid
+from .tiling_jina_vlm import get_tile_positions, get_token_grid
 
 
 def pad_samples(pixel_values: torch.Tensor, tile_positions: torch.Tensor, images: list[int]) -> torch.Tensor:
@@ -92,8 +92,7 @@ def read_tile_positions(
             rows, columns = ((side - 2 * overlap) // step for side in grid)
             is_whole &= thumbnail == 2 * (tokens_per_side,)
             is_whole &= grid == get_token_grid(rows, columns, tokens_per_side, overlap)
-            positions.append([-1, -1, rows, columns])
-            positions += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
+            positions += get_tile_positions(rows, columns)
         if not is_whole:
             raise ValueError(
                 f"The grids of sample {index}'s images cannot be read off its tokens: their blocks are {grids} (rows, "

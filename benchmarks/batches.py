@@ -77,16 +77,10 @@ class Answerer:
 
 def measure(answerer: Answerer, rounds: int, device: str) -> list[dict]:
     chats = conversations(max(BATCHES))
-    tiles = [
-        answerer.processor.image_processor.get_number_of_image_patches(*SIZES[index % len(SIZES)])
-        for index in range(len(chats))
-    ]
-    images = [chat[0]["content"][0]["image"] for chat in chats]
-    needed = sum(
-        len(find_distinct_tiles(answerer.processor.image_processor(image, return_tensors="pt")["pixel_values"])[0])
-        for image in images
-    )
-    sorted_chats = [chats[index] for index in sorted(range(len(chats)), key=tiles.__getitem__)]
+    tiler, images = answerer.processor.image_processor, [chat[0]["content"][0]["image"] for chat in chats]
+    tiles = [tiler(image, return_tensors="pt")["pixel_values"] for image in images]
+    needed = sum(len(find_distinct_tiles(of_image)[0]) for of_image in tiles)
+    sorted_chats = [chats[index] for index in sorted(range(len(chats)), key=lambda index: len(tiles[index]))]
     middle = BATCHES[len(BATCHES) // 2]
     cases = {str(size): (chats, size) for size in BATCHES} | {f"{middle}, of like size": (sorted_chats, middle)}
     seconds = take_turns(

@@ -2,9 +2,9 @@
 
 Four blocks of the 2.4B model's tower (its 25 cost the same each) with random weights in bfloat16, on an image's tiles,
 beside as many tiles that all differ: what the image cost before. Finding the ones that look the same is timed alone,
-and compared with 25 blocks. The features are compared with those of each
-tile in a pass of its own. With `--pdfs FOLDER` (and `pip install pypdfium2`) up to `--pages` pages of each PDF
-file there, at 100 dots an inch, are cut into tiles, too, to count how many differ.
+and compared with 25 blocks. The features are compared with those of each tile in a pass of its own. With `--pdfs
+FOLDER` (and `pip install pypdfium2`) up to `--pages` pages of each PDF file there, at 100 dots an inch, are cut into
+tiles, too, to count how many differ.
 """
 
 from pathlib import Path
@@ -82,9 +82,15 @@ def count(file: Path, most: int) -> dict:
     return {"file": file.name, "pages": pages, "tiles": tiles, "distinct": distinct}
 
 
+def total(counted: list[dict]) -> dict:
+    """All files as one row, with the lowest, middle and highest share of tiles that repeat in a file."""
+    shares = sorted(1 - row["distinct"] / row["tiles"] for row in counted)
+    sums = {name: sum(row[name] for row in counted) for name in ("pages", "tiles", "distinct")}
+    return {"files": len(counted), **sums, "shares": [shares[0], shares[len(shares) // 2], shares[-1]]}
+
+
 def table(rows: list[dict]) -> str:
     timed = [row for row in rows if "image" in row]
-    counted = [row for row in rows if "file" in row]
     text = markdown.table(
         [
             "Image",
@@ -107,15 +113,15 @@ def table(rows: list[dict]) -> str:
             for row in timed
         ],
     )
-    if not counted:
-        return text
-    pages, tiles, distinct = (sum(row[name] for row in counted) for name in ("pages", "tiles", "distinct"))
-    shares = sorted(1 - row["distinct"] / row["tiles"] for row in counted)
-    return (
-        f"{text}\n\nOf {pages} pages of {len(counted)} PDF files {tiles - distinct:,} of {tiles:,} tiles "
-        f"({1 - distinct / tiles:.1%}) are not computed: by file {shares[0]:.0%} to {shares[-1]:.0%}, median "
-        f"{shares[len(shares) // 2]:.0%}."
-    )
+    for row in rows:
+        if "files" in row:
+            least, middle, most = row["shares"]
+            text += (
+                f"\n\nOf {row['pages']} pages of {row['files']} PDF files {row['tiles'] - row['distinct']:,} of "
+                f"{row['tiles']:,} tiles ({1 - row['distinct'] / row['tiles']:.1%}) are not computed: by file "
+                f"{least:.0%} to {most:.0%}, median {middle:.0%}."
+            )
+    return text
 
 
 def main() -> None:
@@ -123,11 +129,15 @@ def main() -> None:
     parser.add_argument("--pdfs", type=Path, help="folder with files whose pages are counted, too")
     parser.add_argument("--pages", type=int, default=5, help="of each file, at most (default: %(default)s)")
     args = parser.parse_args()
+    files = sorted(args.pdfs.rglob("*.pdf")) if args.pdfs else []
+    if args.pdfs and not files:
+        parser.error(f"--pdfs {args.pdfs}: no PDF file is there")
     config = JinaVLMConfig.from_pretrained(ROOT)
     config.vision_config.num_hidden_layers, config.vision_feature_layers = BLOCKS, [BLOCKS - 1, 1]
     tower = build(lambda: JinaVLMVisionModel(config), torch.bfloat16, args.device)
     rows = [measure(name, image, tower, args.rounds, args.device) for name, image in images().items()]
-    rows += [count(file, args.pages) for file in sorted(args.pdfs.rglob("*.pdf") if args.pdfs else ())]
+    if files:
+        rows.append(total([count(file, args.pages) for file in files]))
     print(table(rows))
     save("distinct_tiles", rows, args.device)
 

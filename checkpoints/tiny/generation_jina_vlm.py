@@ -44,9 +44,9 @@ class JinaVLMGenerationMixin(GenerationMixin):
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
         images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
         if "pixel_values" in images and "tile_positions" not in images and input_ids is not None:
-            placed = self.base_model.place_tiles(images.pop("pixel_values"), input_ids)
-            if placed[0] is not None:
-                images |= dict(zip(("pixel_values", "tile_positions"), placed, strict=True))
+            tiles, positions = self.base_model.place_tiles(images.pop("pixel_values"), input_ids)
+            if tiles is not None:
+                images |= {"pixel_values": tiles, "tile_positions": positions}
         kwargs |= self._images_to_come(images, input_ids, cache, kwargs.get("attention_mask"))
         if generation_config is None:
             kwargs["suppress_tokens"] = self._with_structural_tokens(kwargs.get("suppress_tokens"))

@@ -32,6 +32,7 @@ from .tiling_jina_vlm import (
     get_canvas_size,
     get_size_of_most_tokens,
     get_stride,
+    get_tile_positions,
     get_tiling,
     get_token_grid,
     get_tokens_per_side,
@@ -139,8 +140,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         positions = []
         for views, (rows, columns), tiles in zip(resized, grids, pixel_values.split(counts), strict=True):
             self._tile(views, tiles, rows, columns)
-            positions.append((-1, -1, rows, columns))
-            positions.extend((row, column, rows, columns) for row in range(rows) for column in range(columns))
+            positions += get_tile_positions(rows, columns)
         data = {"pixel_values": pixel_values, "tile_positions": torch.tensor(positions, dtype=torch.int64)}
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 

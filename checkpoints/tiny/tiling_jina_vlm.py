@@ -142,6 +142,12 @@ def count_tokens(rows: int, columns: int, tokens_per_side: int, overlap: int) ->
     return sum(2 + height * (width + 1) for height, width in grids)
 
 
+def get_tile_positions(rows: int, columns: int) -> list[list[int]]:
+    """List (row, column, rows, columns) of an image's tiles, after its thumbnail's (-1, -1, rows, columns)."""
+    tiles = [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
+    return [[-1, -1, rows, columns], *tiles]
+
+
 def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overlap: int) -> list[int]:
     """Count the tokens of each image that carry a feature.
 
@@ -155,8 +161,7 @@ def get_image_lengths(tile_positions: torch.Tensor, tokens_per_side: int, overla
     lengths, start = [], 0
     while start < len(positions):
         _, _, rows, columns = positions[start]
-        expected = [[-1, -1, rows, columns]]
-        expected += [[row, column, rows, columns] for row in range(rows) for column in range(columns)]
+        expected = get_tile_positions(rows, columns)
         given = positions[start : start + len(expected)]
         if rows < 1 or columns < 1 or given != expected:
             raise ValueError(

@@ -5,6 +5,8 @@ that before it starts this module enters ours where it looks, and registers a pr
 HTTP. Needs `pip install ".[serve]"`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jina_vlm
@@ -15,6 +17,17 @@ from transformers import AutoProcessor
 from transformers.cli.serve import Serve
 from transformers.cli.serving.utils import BaseHandler
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Refuse a request by 400, whose `detail` is the message of the error that it led to."""
+    from fastapi import HTTPException  # not needed for the server's help
+
+    try:
+        yield
+    except (ValueError, TypeError, OSError, TemplateError) as error:
+        raise HTTPException(status_code=400, detail=str(error)) from error
 
 
 class JinaVLMProcessor(jina_vlm.JinaVLMProcessor):  # by this name checkpoints ask for it
@@ -31,13 +44,9 @@ class JinaVLMProcessor(jina_vlm.JinaVLMProcessor):  # by this name checkpoints a
         Raises:
             fastapi.HTTPException: 400, whose `detail` is the message of the error that the base class raised.
         """
-        from fastapi import HTTPException  # not needed for the server's help
-
-        try:
+        with refusing():
             _check(conversation)
             return super().apply_chat_template(conversation, *args, **kwargs)
-        except (ValueError, TypeError, OSError, TemplateError) as error:
-            raise HTTPException(status_code=400, detail=str(error)) from error
 
 
 TEXTS, IMAGES = ("text", "input_text", "output_text"), ("image_url", "input_image")  # parts, by OpenAI's names
@@ -87,12 +96,8 @@ def register() -> None:
     take_messages = BaseHandler.get_processor_inputs_from_messages
 
     def take_checked(messages: Any, *args) -> list[dict]:
-        from fastapi import HTTPException  # not needed for the server's help
-
-        try:
+        with refusing():
             check_messages(messages)
-        except ValueError as error:
-            raise HTTPException(status_code=400, detail=str(error)) from error
         return take_messages(messages, *args)
 
     BaseHandler.get_processor_inputs_from_messages = staticmethod(take_checked)

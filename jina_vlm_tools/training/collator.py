@@ -75,11 +75,15 @@ class JinaVLMCollator:
         return inputs | {name: batch[name] for name in ("pixel_values", "tile_positions") if name in batch}
 
     def _cut(self, conversation: list[dict]) -> list[dict]:
-        """A long document's beginning, with a few tokens to spare: it may be longer than the model takes."""
+        """Of a document that may be longer than the model takes, the beginning. Shorter ones are cut when they are
+        encoded."""
         if self.max_length is None or not is_document(conversation):
             return conversation
         tokenizer, text = self.processor.tokenizer, conversation[0]["content"][0]["text"]
-        kept = max(1, min(self.max_length, tokenizer.model_max_length - OF_TEMPLATE))
+        longest = tokenizer.model_max_length - OF_TEMPLATE
+        if len(text.encode()) <= longest:  # no token is less than a byte
+            return conversation
+        kept = max(1, min(self.max_length, longest))
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]

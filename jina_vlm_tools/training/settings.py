@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def build(kind: type, values: Any, file: str | Path, key: str = "") -> Any:
             raise SettingsError(file, f"{prefix}{name}", None, "this key is missing.")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _convert(hints[name], value, file, f"{prefix}{name}") for name, value in values.items()})
+
+
+def check_least(file: str | Path, values: Any, names: Iterable[str], least: int, prefix: str = "") -> None:
+    """Refuse settings of a dataclass that are below `least`; those that are None are left alone."""
+    for name in names:
+        if (value := getattr(values, name)) is not None and value < least:
+            raise SettingsError(file, f"{prefix}{name}", value, f"expected {least} or more.")
 
 
 def _convert(hint: Any, value: Any, file: str | Path, key: str) -> Any:

@@ -109,12 +109,8 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
     for name in ("steps", "global_batch_size", "batch_size", "log_every", "save_every"):
         if getattr(stage, name) < 1:
             raise SettingsError(file, name, getattr(stage, name), "expected at least 1.")
-    for name in ("workers", "seed", "weight_decay", "max_grad_norm"):
-        if getattr(stage, name) < 0:
-            raise SettingsError(file, name, getattr(stage, name), "expected 0 or more.")
-    for name in ("max_length", "max_tiles"):
-        if getattr(stage, name) is not None and getattr(stage, name) < 1:
-            raise SettingsError(file, name, getattr(stage, name), "expected 1 or more.")
+    settings.check_least(file, stage, ("workers", "seed", "weight_decay", "max_grad_norm"), 0)
+    settings.check_least(file, stage, ("max_length", "max_tiles"), 1)
     if stage.lora and not (stage.lora.rank >= 1 and stage.lora.alpha > 0 and 0 <= stage.lora.dropout < 1):
         raise SettingsError(
             file,
@@ -152,9 +148,8 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
             if getattr(stage, name) != getattr(Stage, name):
                 raise SettingsError(file, name, getattr(stage, name), "the optimizer muon has its own. Leave it out.")
     if stage.evaluation:
-        for name in ("every", "samples", "max_new_tokens", "batch_size"):
-            if getattr(stage.evaluation, name) < 1:
-                raise SettingsError(file, f"evaluation.{name}", getattr(stage.evaluation, name), "expected 1 or more.")
+        counts = ("every", "samples", "max_new_tokens", "batch_size")
+        settings.check_least(file, stage.evaluation, counts, 1, prefix="evaluation.")
         if not beside(file, stage.evaluation.path).is_file():
             raise SettingsError(file, "evaluation.path", stage.evaluation.path, "no file has this name.")
     mixture_file = beside(file, stage.mixture)

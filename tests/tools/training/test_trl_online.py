@@ -3,6 +3,7 @@ and its log-probabilities are those of one forward pass over it alone."""
 
 import pytest
 import torch
+from answers import prepare
 from datasets import Dataset
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -37,17 +38,7 @@ def own_images(rows: list[dict], processor) -> dict[tuple[int, ...], torch.Tenso
     """By the ids of a prompt: its tiles."""
     owned = {}
     for row in rows:
-        images = iter(row["images"])
-        content = [
-            part | {"image": next(images)} if part["type"] == "image" else part for part in row["prompt"][0]["content"]
-        ]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        inputs = prepare(processor, [*row["images"], row["prompt"][0]["content"][-1]["text"]])
         owned[tuple(inputs["input_ids"][0].tolist())] = inputs["pixel_values"][0]
     return owned
 
