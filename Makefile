@@ -17,7 +17,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -88,6 +88,11 @@ train: $(VENV)/ready  ## train or fine-tune by a recipe (ARGS="jina_vlm_tools/tr
 train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some minutes on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
+
+train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from rewards alone, and ask before and after (15 minutes on a CPU)
+	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
+	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
+	$(RUN) -m experiments.compare runs/grpo_counting
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages

@@ -32,8 +32,9 @@ class JinaVLMGenerationMixin(GenerationMixin):
         `use_model_defaults=True`, as on the release's card, is taken: transformers 5 does so always.
 
         Raises:
-            ValueError: an assistant model or prompt lookup is to continue from a `cache`; `prefill_chunk_size` comes
-                with images before transformers 5.23; or `use_model_defaults` is False.
+            ValueError: a prompt shows images that are not given; an assistant model or prompt lookup is to continue
+                from a `cache`; `prefill_chunk_size` comes with images before transformers 5.23; or
+                `use_model_defaults` is False.
         """
         if kwargs.pop("use_model_defaults", None) is False:
             raise ValueError(
@@ -43,6 +44,8 @@ class JinaVLMGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
         images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
+        if not images and kwargs.get("inputs_embeds") is None:
+            self._refuse_missing_images(input_ids, cache)
         if "pixel_values" in images and "tile_positions" not in images and input_ids is not None:
             tiles, positions = self.base_model.place_tiles(images.pop("pixel_values"), input_ids)
             if tiles is not None:
@@ -108,6 +111,18 @@ class JinaVLMGenerationMixin(GenerationMixin):
             raise ValueError(
                 "`prefill_chunk_size` with images needs transformers 5.23 or newer, which shares them among the "
                 "chunks. Leave it out, or run `pip install -U transformers`."
+            )
+
+    def _refuse_missing_images(self, input_ids: torch.Tensor | None, cache: Cache | None) -> None:
+        """The model would take the places of images that are left out for words."""
+        past_length = 0 if cache is None else cache.get_seq_length()
+        if input_ids is None or past_length >= input_ids.shape[1]:
+            return
+        places = int((input_ids[:, past_length:] == self.config.image_token_id).sum())
+        if places:
+            raise ValueError(
+                f"The prompts have {places} places for image features, but no images are given. Pass `pixel_values` "
+                "beside `input_ids`, as the processor returns them."
             )
 
     def _images_to_come(

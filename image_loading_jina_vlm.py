@@ -49,14 +49,16 @@ T = TypeVar("T")
 
 
 def open_images(images: Any) -> Any:
-    """Open the paths, URLs, data URIs and base64 strings in a (nested) list of images.
+    """Open the paths, URLs, data URIs and base64 strings in a (nested) list of images. None beside lists is a data
+    set's way to say that a sample has no images.
 
     Raises:
         TypeError: something in it is no image.
         FileNotFoundError, ValueError: as by [`open_image`].
     """
     if isinstance(images, (list, tuple)):
-        return [open_images(image) for image in images]
+        is_nested = any(isinstance(image, (list, tuple)) for image in images)
+        return [[] if image is None and is_nested else open_images(image) for image in images]
     if isinstance(images, (str, os.PathLike)):
         return open_image(images)
     if is_valid_image(images):

@@ -44,6 +44,8 @@ _OF_TOKENIZERS = (
 )
 # What Python makes of bytes that it cannot decode, and JSON of half an emoji
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# How tiles are given to trainers
+_LAYOUT = ("tiles_by_sample", "return_tile_positions")
 # Known to `apply_chat_template` itself
 _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
@@ -70,6 +72,8 @@ class JinaVLMProcessor(ProcessorMixin):
         tiles_by_sample (`bool`, *optional*, defaults to `False`): Give `pixel_values` a row for each text, [texts,
             most tiles, 3, 378, 378], and no `tile_positions`: for trainers that slice, shuffle or repeat rows. A call
             may say otherwise. Engines need `False`.
+        return_tile_positions (`bool`, *optional*, defaults to `True`): If `False`, leave `tile_positions` out, which
+            the model then reads off the tokens: for trainers that know `pixel_values` alone. A call may say otherwise.
 
     Raises:
         ValueError: the tokenizer lacks a structural token.
@@ -85,12 +89,13 @@ class JinaVLMProcessor(ProcessorMixin):
         chat_template: str | None = None,
         always_start_with_space: bool = True,
         tiles_by_sample: bool = False,
+        return_tile_positions: bool = True,
     ) -> None:
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in STRUCTURAL_TOKENS if token not in vocabulary]:
             raise ValueError(f"The tokenizer lacks {', '.join(missing)}: it does not belong to a jina-vlm checkpoint.")
         self.always_start_with_space = always_start_with_space
-        self.tiles_by_sample = tiles_by_sample
+        self.tiles_by_sample, self.return_tile_positions = tiles_by_sample, return_tile_positions
         self.auto_map = {"AutoProcessor": "processing_jina_vlm.JinaVLMProcessor"}  # saved, but dropped by loading
         self.image_token = "<|image|>"
         self.image_token_id = vocabulary[self.image_token]
@@ -125,10 +130,10 @@ class JinaVLMProcessor(ProcessorMixin):
                 `add_special_tokens=False`.
             kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor
                 (`max_tiles`, `min_pixels`, `max_pixels`, ...); `tiles_by_sample`, with which `pixel_values` has a row
-                for each text, filled up with tiles of zeros; `return_tensors`; `return_mm_token_type_ids`;
-                `return_text_replacement_offsets`; `sanitize_control_tokens`, with which control tokens that
-                `apply_chat_template` marked in `text` become ordinary text. With `return_tensors` several texts are
-                padded, by default on the left.
+                for each text, filled up with tiles of zeros; `return_tile_positions`; `return_tensors`;
+                `return_mm_token_type_ids`; `return_text_replacement_offsets`; `sanitize_control_tokens`, with which
+                control tokens that `apply_chat_template` marked in `text` become ordinary text. With `return_tensors`
+                several texts are padded, by default on the left.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` [texts, length], and with images `pixel_values`
@@ -145,7 +150,7 @@ class JinaVLMProcessor(ProcessorMixin):
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
         if any(item is not None and not (isinstance(item, list) and not item) for item in media):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
-        tiles_by_sample = kwargs.pop("tiles_by_sample", self.tiles_by_sample)
+        tiles_by_sample, return_tile_positions = (kwargs.pop(name, getattr(self, name)) for name in _LAYOUT)
         self._check_kwargs(kwargs)
         if text is None and images is None:
             raise ValueError("Expected `text`, `images` or both, got neither.")
@@ -172,6 +177,8 @@ class JinaVLMProcessor(ProcessorMixin):
             counts = [sample.count(self.image_token) for sample in placed]
             pixel_values, positions = (torch.as_tensor(data[name]) for name in ("pixel_values", "tile_positions"))
             data = {"pixel_values": pad_samples(pixel_values, positions, counts)}
+        if images and not return_tile_positions:
+            data.pop("tile_positions", None)
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
         # From 5.20 on the library keeps these two outside the groups.
@@ -198,8 +205,6 @@ class JinaVLMProcessor(ProcessorMixin):
         elif isinstance(images, (list, tuple)) and not images:
             raise ValueError("Got an empty list of images. Leave `images` out where there are none.")
         nested = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
-        if nested:  # a data set's way to say that a sample has none
-            images = [[] if sample is None else sample for sample in images]
         images = self.image_processor.fetch_images(images)
         if texts is None:
             return flatten(images), []
@@ -420,7 +425,7 @@ class JinaVLMProcessor(ProcessorMixin):
     def _own_kwargs(self) -> set[str]:
         groups = self.valid_processor_kwargs.__annotations__
         named = (*groups["text_kwargs"].__annotations__, *groups["images_kwargs"].__annotations__)
-        return {*groups, *named, *_ON_REQUEST, "tiles_by_sample"}
+        return {*groups, *named, *_ON_REQUEST, *_LAYOUT}
 
     @property
     def _control_tokens(self) -> tuple[str, ...]:

@@ -49,6 +49,9 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
         Images with fewer pixels are enlarged to about this many.
     max_pixels (`int`, *optional*, defaults to 1003520):
         Images with more pixels are shrunk to at most this many.
+    crop_to_patches (`bool`, *optional*):
+        If `True`, give `num_patches` [images] beside the tiles: how many tiles each image has, its thumbnail counted.
+        InternVL's names, by which TRL's trainers ask.
     tile_size (`int`, *optional*, defaults to 378):
         Side of a tile in pixels.
     patch_size (`int`, *optional*, defaults to 14):
@@ -63,6 +66,7 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     max_crops: int | None
     min_pixels: int | None
     max_pixels: int | None
+    crop_to_patches: bool | None
     tile_size: int | None
     patch_size: int | None
     overlap_margin: int | None
@@ -103,6 +107,11 @@ def get_settings(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
         value, expected = given.get(name, getattr(processor, name)), getattr(type(processor), name)
         if not _means(value, expected):
             raise ValueError(f"`{name}` is {value!r}; jina-vlm supports only {expected!r}. {advice}")
+    if (crops := given.get("crop_to_patches", processor.crop_to_patches)) not in (None, True):
+        raise ValueError(
+            f"`crop_to_patches` is {crops!r}; jina-vlm supports only True. With `max_tiles=1` an image has one tile "
+            "beside its thumbnail."
+        )
     if not _means(size := given.get("size", processor.size), processor.size):
         raise ValueError(
             f"`size` is {size!r}; jina-vlm supports only {processor.size!r}. What an image is resized to follows from "

@@ -64,6 +64,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     patch_size = 14
     overlap_margin = 4
     pooling_size = 2
+    crop_to_patches = None
 
     # The only supported values, where libraries and engines read them
     do_convert_rgb = True
@@ -104,6 +105,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             images: One image, or a (nested) list of them.
             do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other
                 argument of the library is refused unless it asks for what is done anyway.
+            crop_to_patches (`bool`, *optional*): `True` to be given `num_patches` too.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
             device (`str` or `torch.device`, *optional*): Where to compute. Only a CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
@@ -111,6 +113,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         Returns:
             `BatchFeature`: `pixel_values` [tiles, 3, 378, 378] and `tile_positions` [tiles, 4] int64: (row, column,
             rows, columns) of each tile in its image, (-1, -1, rows, columns) of the thumbnail that opens each image.
+            On request `num_patches` [images], the tiles of each.
 
         Raises:
             ValueError, TypeError: something is not a usable image, an argument is not supported, or an image would
@@ -142,6 +145,8 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             self._tile(views, tiles, rows, columns)
             positions += get_tile_positions(rows, columns)
         data = {"pixel_values": pixel_values, "tile_positions": torch.tensor(positions, dtype=torch.int64)}
+        if kwargs.get("crop_to_patches"):
+            data["num_patches"] = torch.tensor(counts)
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
     def _tile(self, views: list[torch.Tensor], tiles: torch.Tensor, rows: int, columns: int) -> None:

@@ -1,8 +1,11 @@
 """Draw the tiny stage's data as files: `python -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes`.
 
-    train.parquet     images with conversations, as `images` and `texts` text.jsonl        questions about a caption in
-    the place of an image, as `messages` held_out.parquet  one question each, of pairs of color and shape that training
-    never draws, as `image` and `conversations`
+    train.parquet              images with conversations, as `images` and `texts`
+    text.jsonl                 questions about a caption in the place of an image, as `messages`
+    held_out.parquet           one question each, of pairs of color and shape that training never draws, as `image` and
+                               `conversations`
+    counting.parquet           how many shapes there are, one question each, in the same layout
+    held_out_counting.parquet  the same of pairs that training never draws
 
 The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four
 languages, so that these are not forgotten.
@@ -47,14 +50,25 @@ def text_turn(seed: int) -> Turn:
     return dataclasses.replace(turn, question=f"{describe(Page('shapes', scene), 'it').answer} {turn.question}")
 
 
-def write(output: Path, images: int, texts: int, held_out: int) -> None:
-    """Three files in a folder."""
+def counting_turn(seed: int) -> tuple[Scene, Turn]:
+    """How many shapes there are, in Italian."""
+    rng = random.Random(f"counting {seed}")
+    scene = make_scene(rng, TRAINING_PAIRS)
+    return scene, ask_shapes(scene, "count", "it", rng)
+
+
+def write(output: Path, images: int, texts: int, held_out: int, counting: int) -> None:
+    """Five files in a folder."""
     output.mkdir(parents=True, exist_ok=True)
     trained = map(training_turns, range(images))
     write_images(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
     asked = map(held_out_turn, range(held_out))
     write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
     write_texts(output / "text.jsonl", map(text_turn, range(images, images + texts)))
+    counted = map(counting_turn, range(counting))
+    write_questions(output / "counting.parquet", ((draw_scene(scene), turn) for scene, turn in counted))
+    asked = map(held_out_turn, range(TASKS.index("count"), held_out, len(TASKS)))
+    write_questions(output / "held_out_counting.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
 
 
 def main() -> None:
@@ -62,9 +76,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--texts", type=int, default=500)
-    parser.add_argument("--held-out", type=int, default=400)
+    parser.add_argument("--held-out", type=int, default=1280)
+    parser.add_argument("--counting", type=int, default=400)
     args = parser.parse_args()
-    write(args.output, args.images, args.texts, args.held_out)
+    write(args.output, args.images, args.texts, args.held_out, args.counting)
 
 
 if __name__ == "__main__":

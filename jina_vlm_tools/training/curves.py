@@ -6,8 +6,11 @@ from matplotlib.figure import Figure
 
 
 def draw_curves(history: list[dict], file: Path) -> None:
-    """Draw the Trainer's log history: losses, accuracy where there is one, learning rates. As PNG."""
+    """Draw what the log history has of losses, rewards, accuracy and learning rates. As PNG."""
     panels = [
+        ("reward", {"reward": "of its answers"}),
+        ("distance from the start (KL)", {"kl": "of its answers"}),
+        ("entropy", {"entropy": "of its answers"}),
         ("loss", {"loss": "training", "eval_loss": "held out"}),
         ("accuracy", {"eval_accuracy": "held out"}),
         ("learning rate", {f"learning_rate_{part}": part for part in ("encoder", "connector", "decoder")}),

@@ -1,6 +1,7 @@
 """A stage of training, as a YAML file: `recipes/*.yaml`."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -45,16 +46,39 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass
+class RewardSettings:
+    """A reward of [`rewards`], by its name, and its weight in the sum. `pattern` is a regular expression that the
+    answer must be, for the reward of that name."""
+
+    name: Literal["exact", "number", "words", "letters", "pattern"]
+    weight: float = 1.0
+    pattern: str | None = None
+
+
+@dataclasses.dataclass
+class GrpoSettings:
+    """Reinforcement learning (GRPO): a sample's last answer is not learned, but what rewards compare answers with
+    that the model gives itself, `answers` to each question. `kl` weighs the distance from the model at the start."""
+
+    rewards: list[RewardSettings]
+    answers: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    kl: float = 0.0
+
+
+@dataclasses.dataclass
 class Stage:
     """
     Args:
         model (`str`): A folder, relative to the YAML file's, or a repository of the Hub.
         mixture (`str`): A YAML file, relative to this one.
         steps (`int`): Optimizer steps.
-        global_batch_size (`int`): Samples of one step, over all processes.
+        global_batch_size (`int`): Samples of one step, over all processes; answers where there is `grpo`.
         batch_size (`int`): Samples of one process at a time.
         encoder, connector, decoder (`PartSettings`): How each part is trained.
         lora (`LoraSettings`, *optional*): Train adapters instead.
+        grpo (`GrpoSettings`, *optional*): Learn from rewards rather than from answers.
         evaluation (`EvaluationSettings`, *optional*): Questions asked during training.
         max_length (`int`, *optional*): The longest sample, in tokens; longer ones count as bad, but that documents
             (layout `text`) are cut.
@@ -78,6 +102,7 @@ class Stage:
     connector: PartSettings
     decoder: PartSettings
     lora: LoraSettings | None = None
+    grpo: GrpoSettings | None = None
     evaluation: EvaluationSettings | None = None
     max_length: int | None = None
     max_tiles: int | None = None
@@ -147,6 +172,8 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
         for name in ("beta2", "eps"):
             if getattr(stage, name) != getattr(Stage, name):
                 raise SettingsError(file, name, getattr(stage, name), "the optimizer muon has its own. Leave it out.")
+    if stage.grpo:
+        check_grpo(file, stage, stage.grpo)
     if stage.evaluation:
         counts = ("every", "samples", "max_new_tokens", "batch_size")
         settings.check_least(file, stage.evaluation, counts, 1, prefix="evaluation.")
@@ -155,7 +182,52 @@ def read_stage(file: str | Path, processes: int = 1) -> tuple[Stage, MixtureSett
     mixture_file = beside(file, stage.mixture)
     if not mixture_file.is_file():
         raise SettingsError(file, "mixture", stage.mixture, "no file has this name.")
-    return stage, read_mixture(mixture_file)
+    mixture = read_mixture(mixture_file)
+    for index, source in enumerate(mixture.sources):
+        if stage.grpo and source.streaming:
+            raise SettingsError(
+                mixture_file,
+                f"sources[{index}].streaming",
+                True,
+                "with `grpo` each question is read for each of its answers, which a stream does not allow.",
+            )
+    return stage, mixture
+
+
+def check_grpo(file: str | Path, stage: Stage, grpo: GrpoSettings) -> None:
+    """
+    Raises:
+        SettingsError: names the file, the key and the value that cannot be.
+    """
+    settings.check_least(file, grpo, ("answers",), 2, prefix="grpo.")
+    settings.check_least(file, grpo, ("max_new_tokens",), 1, prefix="grpo.")
+    settings.check_least(file, grpo, ("kl",), 0, prefix="grpo.")
+    if not grpo.temperature > 0:
+        raise SettingsError(file, "grpo.temperature", grpo.temperature, "expected a number above 0.")
+    if stage.global_batch_size % grpo.answers:
+        raise SettingsError(
+            file,
+            "global_batch_size",
+            stage.global_batch_size,
+            f"expected a multiple of `grpo.answers` ({grpo.answers}): a step has all answers of its questions.",
+        )
+    if not grpo.rewards:
+        raise SettingsError(file, "grpo.rewards", [], "expected at least one.")
+    for index, reward in enumerate(grpo.rewards):
+        key = f"grpo.rewards[{index}]"
+        if (reward.name == "pattern") != (reward.pattern is not None):
+            raise SettingsError(
+                file, f"{key}.pattern", reward.pattern, "expected a text for the reward pattern, and for no other."
+            )
+        try:
+            re.compile(reward.pattern or "")
+        except re.error as error:
+            raise SettingsError(
+                file, f"{key}.pattern", reward.pattern, f"it is no regular expression: {error}"
+            ) from error
+    names = [reward.name for reward in grpo.rewards]
+    if len({*names}) < len(names):
+        raise SettingsError(file, "grpo.rewards", names, "expected each reward once.")
 
 
 def beside(file: str | Path, name: str) -> Path:

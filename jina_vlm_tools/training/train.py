@@ -2,6 +2,7 @@
 the Trainer's own, TensorBoard's files and loss curves."""
 
 import argparse
+import copy
 import dataclasses
 import json
 import logging
@@ -142,8 +143,16 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
 
 
 def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArguments:
+    """The Trainer's, or TRL's where the stage has `grpo`."""
     on_cpu = not torch.accelerator.is_available()
-    return TrainingArguments(
+    kind, more = TrainingArguments, {}
+    if stage.grpo:
+        from trl import GRPOConfig  # its import takes seconds
+
+        from .grpo import grpo_arguments
+
+        kind, more = GRPOConfig, grpo_arguments(stage.grpo)
+    return kind(
         output_dir=str(run),
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_size,
@@ -177,6 +186,7 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
         fsdp_config=FSDP if stage.fsdp else None,
         report_to=["tensorboard"],
         seed=stage.seed,
+        **more,
     )
 
 
@@ -200,12 +210,12 @@ class Curves(TrainerCallback):
     on_train_end = on_save
 
 
-def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, processes: int) -> JinaVLMTrainer:
+def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, processes: int) -> Trainer:
     """All that a stage needs, checked before the model is built."""
     set_seed(stage.seed)
     config = load_config(stage, file)
     processor = load_processor(stage, file, config)
-    collator = JinaVLMCollator(processor, stage.max_length)
+    collator = make_collator(stage, processor)
     plan = make_plan(stage, mixture, file, collator)
     questions = open_evaluation(stage, file, collator)
 
@@ -217,27 +227,41 @@ def make_trainer(stage: Stage, mixture: MixtureSettings, file: Path, run: Path, 
     if stage.lora:
         model = add_adapters(model, stage.lora)
     freeze(model, stage.parts)
-    return JinaVLMTrainer(
-        model,
-        training_arguments(stage, run, processes),
-        collator,
-        eval_dataset=questions,
-        processing_class=processor,
-        callbacks=[Curves()],
-        plan=plan,
-        parts=stage.parts,
-        evaluation=stage.evaluation,
-        muon=stage.optimizer == "muon",
-    )
+    kwargs = {
+        "args": training_arguments(stage, run, processes),
+        "eval_dataset": questions,
+        "processing_class": processor,
+        "callbacks": [Curves()],
+        "plan": plan,
+        "parts": stage.parts,
+        "evaluation": stage.evaluation,
+        "muon": stage.optimizer == "muon",
+    }
+    if stage.grpo:
+        from .grpo import JinaVLMGRPOTrainer
+
+        return JinaVLMGRPOTrainer(model, grpo=stage.grpo, **kwargs)
+    return JinaVLMTrainer(model, data_collator=collator, **kwargs)
+
+
+def make_collator(stage: Stage, processor: jina_vlm.JinaVLMProcessor) -> JinaVLMCollator:
+    if stage.grpo:
+        from .grpo import QuestionCollator
+
+        return QuestionCollator(processor, stage.max_length)
+    return JinaVLMCollator(processor, stage.max_length)
 
 
 def make_plan(stage: Stage, mixture: MixtureSettings, file: Path, collator: JinaVLMCollator) -> Plan:
+    samples, batch_size = stage.global_batch_size, stage.batch_size
+    if stage.grpo:  # a step's questions, each of which is answered several times
+        samples = batch_size = stage.global_batch_size // stage.grpo.answers
     return Plan(
         open_sources(stage, mixture, file, collator),
         [source.weight for source in mixture.sources],
         stage.steps,
-        stage.global_batch_size,
-        stage.batch_size,
+        samples,
+        batch_size,
         stage.seed,
         mixture.single_source_share,
     )
@@ -253,7 +277,10 @@ def save(trainer: Trainer, stage: Stage, output: Path) -> None:
             model = model.to(torch.bfloat16)
         model.save_pretrained(output)
     if trainer.is_world_process_zero():
-        trainer.processing_class.save_pretrained(output)
+        processor = copy.copy(trainer.processing_class)
+        if stage.grpo:
+            processor.return_tile_positions = True  # only the trainer does without
+        processor.save_pretrained(output)
 
 
 def describe(plan: Plan, mixture: MixtureSettings) -> str:
@@ -296,9 +323,7 @@ def train_stage(args: argparse.Namespace, state: PartialState) -> None:
         last = check_resumption(run, stage, mixture, args.resume, args.stage)
         if args.plan_only:
             processor = load_processor(stage, args.stage, load_config(stage, args.stage))
-            print(
-                describe(make_plan(stage, mixture, args.stage, JinaVLMCollator(processor, stage.max_length)), mixture)
-            )
+            print(describe(make_plan(stage, mixture, args.stage, make_collator(stage, processor)), mixture))
             return
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
         trainer = make_trainer(stage, mixture, args.stage, run, state.num_processes)

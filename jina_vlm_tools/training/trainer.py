@@ -62,39 +62,18 @@ def cosine(step: int, part: PartSettings, steps: int) -> float:
     return part.final_share + (1 - part.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-class JinaVLMTrainer(Trainer):
-    """
+class ByParts(Trainer):
+    """A trainer with a learning rate for each part. In front of one of TRL's, it makes that one such a trainer.
+
     Args:
-        plan (`Plan`): The batches. All processes have the same, and each takes its own of it.
         parts (`dict[str, PartSettings]`): How each part is trained.
-        evaluation (`EvaluationSettings`, *optional*): How `eval_dataset`, samples as chats, is asked.
         muon (`bool`): Train by [`Muon`] rather than as `TrainingArguments.optim` says.
-        kwargs: Of `Trainer`.
+        kwargs: Of the trainer.
     """
 
-    def __init__(
-        self,
-        *args,
-        plan: Plan,
-        parts: dict[str, PartSettings],
-        evaluation: EvaluationSettings | None = None,
-        muon: bool = False,
-        **kwargs,
-    ):
-        self.plan, self.parts, self.evaluation, self.muon = plan, parts, evaluation, muon
-        super().__init__(
-            *args, train_dataset=MixtureDataset(plan.sources, plan.steps * plan.global_batch_size), **kwargs
-        )
-
-    def get_train_dataloader(self) -> DataLoader:
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.plan,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)  # deals the batches out
+    def __init__(self, *args, parts: dict[str, PartSettings], muon: bool = False, **kwargs):
+        self.parts, self.muon = parts, muon
+        super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         model = self.model if model is None else model
@@ -137,16 +116,41 @@ class JinaVLMTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # In evaluation the library would weigh a batch by its share of what all processes evaluate at that moment, so
-        # that the number depended on how many there are.
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch if model.training else None)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "learning_rate" in logs:  # of the first group alone
             del logs["learning_rate"]
             logs |= {f"learning_rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups}
         super().log(logs, start_time)
+
+
+class JinaVLMTrainer(ByParts):
+    """
+    Args:
+        plan (`Plan`): The batches. All processes have the same, and each takes its own of it.
+        evaluation (`EvaluationSettings`, *optional*): How `eval_dataset`, samples as chats, is asked.
+        kwargs: Of [`ByParts`] and `Trainer`.
+    """
+
+    def __init__(self, *args, plan: Plan, evaluation: EvaluationSettings | None = None, **kwargs):
+        self.plan, self.evaluation = plan, evaluation
+        super().__init__(
+            *args, train_dataset=MixtureDataset(plan.sources, plan.steps * plan.global_batch_size), **kwargs
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.plan,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)  # deals the batches out
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # In evaluation the library would weigh a batch by its share of what all processes evaluate at that moment, so
+        # that the number depended on how many there are.
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch if model.training else None)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -23,6 +23,7 @@ HONORED = {
     "max_crops": 1,
     "min_pixels": 1_000_000,
     "max_pixels": 50_000,
+    "crop_to_patches": True,
     "input_data_format": "channels_first",
     "device": "meta",
     "return_tensors": "np",
@@ -44,6 +45,7 @@ REFUSED = {
     "pad_size": [{"height": 512, "width": 512}],
     "data_format": ["channels_last", ChannelDimension.LAST],
     "image_seq_length": [576],
+    "crop_to_patches": [False],
 }
 # The model's, to be set where the image processor is made
 OF_THE_MODEL = {"tile_size": 224, "patch_size": 7, "overlap_margin": 2, "pooling_size": 1}
@@ -76,8 +78,11 @@ def test_honored(tiler, image, name, value):
     defaults = {}
     if name == "input_data_format":  # of what can be read either way
         image, defaults = image[:3, :60], {name: "channels_last"}
-    plain, changed = (tiler(image, **kwargs)["pixel_values"] for kwargs in (defaults, {name: value}))
-    if name in ("device", "return_tensors"):
+    outputs = [tiler(image, **kwargs) for kwargs in (defaults, {name: value})]
+    plain, changed = (output["pixel_values"] for output in outputs)
+    if name == "crop_to_patches":
+        assert outputs[1]["num_patches"].tolist() == [len(plain)] and "num_patches" not in outputs[0]
+    elif name in ("device", "return_tensors"):
         assert getattr(changed, "device", None) != plain.device
     else:
         assert not torch.equal(changed, plain)

@@ -111,6 +111,44 @@ def test_a_saved_setting(processor, tmp_path):
     assert chat["pixel_values"].shape[:2] == (1, 2)
 
 
+def test_tiles_without_positions(processor, model, batch, tmp_path):
+    """The model reads them off the tokens. In a call or as a setting, which is saved."""
+    processor.return_tile_positions = False
+    try:
+        processor.save_pretrained(tmp_path)
+    finally:
+        processor.return_tile_positions = True
+    images = [[make_image(*size, seed=index) for index, size in enumerate(sizes)] for sizes, _ in SAMPLES]
+    texts = ["<|image|>" * len(sizes) + f" User: {text} Assistant:" for sizes, text in SAMPLES]
+    for one, kwargs in (
+        (processor, {"return_tile_positions": False}),
+        (JinaVLMProcessor.from_pretrained(tmp_path), {}),
+    ):
+        inputs = one(text=texts, images=images, return_tensors="pt", **kwargs)
+        assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+        assert torch.equal(inputs["pixel_values"], batch[1]["pixel_values"])
+    assert torch.equal(logits(model, inputs), logits(model, batch[1]))
+    assert set(processor(images=images, return_tile_positions=False)) == {"pixel_values"}
+
+
+def test_tiles_are_counted_as_trainers_ask(processor):
+    """By lists of images, with None for a sample that has none."""
+    images = [[make_image(*SMALL)], None, [make_image(*WIDE), make_image(*SMALL)], []]
+    counted = processor.image_processor(images, crop_to_patches=True, return_tensors="pt")["num_patches"]
+    assert counted.tolist() == [2, 3, 2]
+    with refused("Expected an image .*, got NoneType", TypeError):
+        processor.image_processor([make_image(*SMALL), None])
+
+
+def test_prompts_without_their_images_are_not_answered(model, batch):
+    tiles = batch[1]
+    ids = {name: tiles[name] for name in ("input_ids", "attention_mask")}
+    places = int((ids["input_ids"] == model.config.image_token_id).sum())
+    with refused(f"The prompts have {places} places for image features, but no images are given. Pass"):
+        model.generate(**ids, max_new_tokens=2)
+    assert model.generate(**rows(ids, [2]), max_new_tokens=2).shape[1] == ids["input_ids"].shape[1] + 2
+
+
 def test_none_for_no_images(processor):
     """As data sets have it where some samples have images and others none."""
     image = make_image(*SMALL)

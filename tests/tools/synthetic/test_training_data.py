@@ -484,10 +484,10 @@ def test_italian_is_true_and_held_out_pairs_are_held_out():
 
 
 def test_drawn_data_are_in_the_sources_layouts(tmp_path):
-    """Each of the three files in another one, and the same again."""
+    """The files in three of them, and the same again."""
     for folder in ("a", "b"):
-        shapes_data.write(tmp_path / folder, images=3, texts=2, held_out=4)
-    names = ["held_out.parquet", "text.jsonl", "train.parquet"]
+        shapes_data.write(tmp_path / folder, images=3, texts=2, held_out=4, counting=5)
+    names = ["counting.parquet", "held_out.parquet", "held_out_counting.parquet", "text.jsonl", "train.parquet"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
     rows = {}
@@ -497,7 +497,7 @@ def test_drawn_data_are_in_the_sources_layouts(tmp_path):
             kind, data_files=str(tmp_path / "a" / name), split="train", cache_dir=str(tmp_path / "cache")
         )
         rows[name] = [to_conversation(row) for row in loaded]
-    assert [len(rows[name]) for name in names] == [4, 2, 3]
+    assert [len(rows[name]) for name in names] == [5, 4, 1, 2, 3]
     (question, answer) = rows["held_out.parquet"][0]
     assert [part["type"] for part in question["content"]] == ["image", "text"] and answer["role"] == "assistant"
     assert len(rows["train.parquet"][0]) >= 2 and rows["text.jsonl"][0][0]["content"][0]["type"] == "text"

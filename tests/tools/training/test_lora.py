@@ -193,31 +193,3 @@ def test_trl_sft(small, small_processor, rows, batch, tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(expected, abs=1e-4) and losses[-1] < losses[0]
-
-
-def test_trl_dpo(small, small_processor, rows, tmp_path):
-    """With TRL's own collator: it repeats the images by sample, and slices no tensor of tiles."""
-    trl = pytest.importorskip("trl")
-    preferences = [
-        {
-            "images": row["images"],
-            "prompt": row["messages"][:1],
-            "chosen": row["messages"][1:],
-            "rejected": [{"role": "assistant", "content": "no"}],
-        }
-        for row in rows[:2]
-    ]
-    turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    features = datasets.Features(images=datasets.List(datasets.Image()), prompt=turns, chosen=turns, rejected=turns)
-    trainer = trl.DPOTrainer(
-        adapted(small),
-        args=arguments(trl.DPOConfig, tmp_path, max_length=None),
-        train_dataset=datasets.Dataset.from_list(preferences, features=features),
-        processing_class=small_processor,
-    )
-    batch = trainer.data_collator([dict(row) for row in preferences])
-    assert len(batch["pixel_values"]) == 2 * (2 + 3) and len(batch["input_ids"]) == 4
-    trainer.train()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and history[-1]["loss"] < history[0]["loss"]
-    assert history[-1]["rewards/margins"] > history[0]["rewards/margins"]

@@ -240,21 +240,22 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
     )
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "tiny"])
+@pytest.mark.parametrize("name", ["stage1", "stage2", "finetune_lora", "grpo_lora", "tiny", "grpo_counting"])
 def test_recipes_are_what_the_code_understands(name, tmp_path, monkeypatch):
     """All but their files, which are made or brought: here they are empty."""
     monkeypatch.chdir(tmp_path)
     for file in (
         "mine/one.jsonl",
-        *(f"runs/shapes/{name}" for name in ("train.parquet", "text.jsonl", "held_out.parquet")),
+        *(f"runs/shapes/{name}.parquet" for name in ("train", "held_out", "counting", "held_out_counting")),
+        "runs/shapes/text.jsonl",
     ):
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    stage, mixture = read_stage(
-        find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml"
-    )
-    assert stage.lora is None or name == "finetune_lora"
+    of_experiments = ROOT / "experiments" / "recipes" / f"{name}.yaml"
+    stage, mixture = read_stage(of_experiments if of_experiments.exists() else find_recipe(name))
+    assert (stage.lora is not None) == (name in ("finetune_lora", "grpo_lora", "grpo_counting"))
+    assert (stage.grpo is not None) == name.startswith("grpo")
 
 
 def test_a_recipe_is_copied_to_be_edited(tmp_path, capsys):
