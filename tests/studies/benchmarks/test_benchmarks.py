@@ -22,6 +22,7 @@ from benchmarks import (
     results,
     side_by_side,
     tower,
+    training_memory,
     training_step,
 )
 from jina_vlm_tools.files import TINY as CHECKPOINT  # noqa: E402
@@ -263,3 +264,15 @@ def test_the_committed_report_is_of_the_committed_results():
         report.FIGURE
     )
     assert report.summary() in report.page()
+
+
+def test_what_training_takes():
+    """Of a layer torch keeps its input and its output's, never its weights; of adapters all are in float32."""
+    with torch.device("meta"):
+        block = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
+        inputs = torch.empty(4, 8, requires_grad=True)
+    assert training_memory.kept(block, lambda: block(inputs)) == 4 * (8 + 16) * 4
+    (kind,) = [kind for kind in training_memory.KINDS if kind.sampled]
+    counted = training_memory.count(efficiency.meta_model(2).train(), kind)
+    assert counted["weights"] == 2 * 2_450_807_760 and counted["trained"] == 16 * 17_999_872
+    assert counted["cache"] == 64 * (814 + 300) * 28 * 2 * 8 * 128 * 2
