@@ -4,8 +4,9 @@
     text.jsonl                 questions about a caption in the place of an image, as `messages`
     held_out.parquet           one question each, of pairs of color and shape that training never draws, as `image` and
                                `conversations`
-    counting.parquet           how many shapes there are, one question each, in the same layout
-    held_out_counting.parquet  the same of pairs that training never draws
+    counting.parquet           how many shapes there are, one question each, in the same layout: every second one in
+                               Italian, the others in the four languages
+    held_out_counting.parquet  the same of pairs that training never draws, in Italian
 
 The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four
 languages, so that these are not forgotten.
@@ -51,10 +52,10 @@ def text_turn(seed: int) -> Turn:
 
 
 def counting_turn(seed: int) -> tuple[Scene, Turn]:
-    """How many shapes there are, in Italian."""
+    """How many shapes there are, by turns in Italian and in another language."""
     rng = random.Random(f"counting {seed}")
     scene = make_scene(rng, TRAINING_PAIRS)
-    return scene, ask_shapes(scene, "count", "it", rng)
+    return scene, ask_shapes(scene, "count", "it" if seed % 2 else rng.choice(LANGUAGES), rng)
 
 
 def write(output: Path, images: int, texts: int, held_out: int, counting: int) -> None:
