@@ -18,7 +18,7 @@ from torch import nn
 
 from jina_vlm_tools import markdown
 
-from .grid import MEAN, Setting, Training, add_arguments, changes, check_arguments, run, write_csv
+from .grid import MEAN, Setting, Training, add_arguments, chance, changes, check_arguments, run, write_csv
 from .grid_model import DEPTH, FEATURE_LAYERS
 
 
@@ -67,7 +67,7 @@ def with_seeds(variant: Training, seeds: list[int]) -> list[Training]:
     return [dataclasses.replace(variant, seed=seed) for seed in seeds]
 
 
-def summary(answers: dict[Training, dict], seeds: list[int]) -> list[dict]:
+def summary(answers: dict[Training, dict], seeds: list[int], chances: dict[str, float]) -> list[dict]:
     """Per ablation, variant and column: what `changes` gives, tokens of an image, and seconds of a training."""
     base = [answers[training] for training in with_seeds(BASE, seeds)]
     rows = []
@@ -79,7 +79,7 @@ def summary(answers: dict[Training, dict], seeds: list[int]) -> list[dict]:
             "image_tokens": results[0]["image_tokens"],
             "cpu_seconds": round(statistics.mean(result["cpu_seconds"] for result in results)),
         }
-        rows += [about | row for row in changes(base, results)]
+        rows += [about | row for row in changes(base, results, chances)]
     return rows
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     trainings = {training for variant in VARIANTS.values() for training in with_seeds(variant, args.seeds)}
     setting = Setting(tuple(args.stages), args.start, args.questions)
     answers = run(sorted(trainings, key=lambda training: training.name), setting, args.output, args.workers)
-    rows = summary(answers, args.seeds)
+    rows = summary(answers, args.seeds, chance(setting))
     write_csv(rows, args.results / "ablations.csv")
     print(table(rows))
 

@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -34,7 +35,7 @@ from jina_vlm_tools.training.train import training_arguments
 from jina_vlm_tools.training.trainer import JinaVLMTrainer, freeze
 
 from .grid_data import COLUMNS_ASKED, held_out_file
-from .grid_model import load_start, make_config, make_processor
+from .grid_model import load_start, make_config, make_processor, scale_connector
 from .seeing import IGNORED, match_sizes
 from .small_model import make_model
 
@@ -229,11 +230,12 @@ def make_start(training: Training, start: Path, pixel_values: torch.Tensor):
     tokenizer = make_processor(training.pooling_size).tokenizer
     config = make_config(tokenizer, training.feature_layers, training.pooling_size)
     model = make_model(config)
+    load_start(model, start)
+    scale_connector(model, pixel_values)
     if training.connector:
         connector = training.connector(config)
         connector.load_state_dict(model.model.connector.state_dict(), strict=False)  # what both have starts alike
         model.model.connector = connector
-    load_start(model, start)
     match_sizes(model, pixel_values)
     model.set_attn_implementation("eager")  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
     return model
@@ -364,15 +366,23 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def changes(base: list[dict], others: list[dict]) -> list[dict]:
+def chance(setting: Setting) -> dict[str, float]:
+    """Per cent right of always giving the most frequent answer, by column."""
+    questions = open_questions(setting.questions, 2)
+    return {column: 100 * max(Counter(answers).values()) / len(answers) for column, (_, answers) in questions.items()}
+
+
+def changes(base: list[dict], others: list[dict], chances: dict[str, float]) -> list[dict]:
     """
     Args:
         base, others (`list[dict]`): Answers' files of two kinds of trainings, by the same seeds in the same order.
+        chances (`dict[str, float]`): What [`chance`] gives.
 
     Returns:
-        `list[dict]`: Per column, and for all of them: per cent right of the base and of the others, and how it
-        changes, in points.
+        `list[dict]`: Per column, and for their mean: per cent right of chance, of the base and of the others, and how
+        it changes, in points.
     """
+    chances = _with_mean(chances)
     before, after = ([_with_mean(accuracy(result)) for result in results] for results in (base, others))
     rows = []
     for column in before[0]:
@@ -381,6 +391,7 @@ def changes(base: list[dict], others: list[dict]) -> list[dict]:
         rows.append(
             {
                 "column": column,
+                "chance": round(chances[column], 1),
                 "base": round(statistics.mean(one[column] for one in before), 1),
                 "accuracy": round(statistics.mean(one[column] for one in after), 1),
                 "change": round(mean, 1),

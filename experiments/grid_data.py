@@ -101,7 +101,7 @@ def _table(rng: random.Random) -> Page:
     labels += [Text(str(row + 1), middle(-1, row), size) for row in range(rows)]
     lines = [((column + 1) * width, 0, (column + 1) * width, SIDE) for column in range(columns)]
     lines += [(0, (row + 1) * height, SIDE, (row + 1) * height) for row in range(rows)]
-    return Page("table", _empty(rng), tuple(numbers), tuple(labels), lines=tuple(lines))
+    return Page("table", empty(rng), tuple(numbers), tuple(labels), lines=tuple(lines))
 
 
 def _chart(rng: random.Random) -> Page:
@@ -113,10 +113,11 @@ def _chart(rng: random.Random) -> Page:
         height, left = rng.randint(1, HIGHEST), (index + 0.15) * width
         bars.append(Bar((left, bottom - height * unit, left + 0.7 * width, bottom), colour, height))
     lines = [(0, bottom - value * unit, SIDE, bottom - value * unit) for value in range(HIGHEST + 1)]
-    return Page("chart", _empty(rng), bars=tuple(bars), lines=tuple(lines))
+    return Page("chart", empty(rng), bars=tuple(bars), lines=tuple(lines))
 
 
-def _empty(rng: random.Random) -> Scene:
+def empty(rng: random.Random) -> Scene:
+    """A page's background."""
     gray = rng.randint(222, 255)
     return Scene((SIDE, SIDE), tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3)), ())
 

@@ -1,8 +1,10 @@
 """What the grids' trainings start from: `python -m experiments.grid_model --output runs/grid/start`.
 
-A tower that sees (in the place of SigLIP2: linear layers on its last block read off each patch what lies there) and a
-decoder that reads (in the place of Qwen3: it has seen descriptions of pages, questions and answers as texts alone, in
-all languages). They have not met: every training makes a connector of its own. A part that is done is kept.
+A tower that sees, in the place of SigLIP2: linear layers on its last block read off each patch what lies there. And a
+decoder that reads, in the place of Qwen3: first descriptions of pages, questions and answers, as texts alone, in all
+languages; then mosaics, of which no grid asks, through a connector that is thrown away. Else a decoder as small as
+this takes longer to find out that it can look things up in an image than a whole training of a grid. Every training
+makes a new connector. A part that is done is kept.
 """
 
 import argparse
@@ -10,26 +12,30 @@ import functools
 import math
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jina_vlm
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN, TEMPLATES, there
 from jina_vlm_tools.synthetic.pages import draw_page
+from jina_vlm_tools.synthetic.shapes import COLOURS, PLACES
 from jina_vlm_tools.training.collator import JinaVLMCollator
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
-from .grid_data import DOMAINS, LANGUAGES, SIDE, make_page, texts
-from .seeing import IGNORED, TOKEN_CLASSES, token_labels
+from .grid_data import DOMAINS, LANGUAGES, MOST, SIDE, empty, make_page, texts
+from .seeing import IGNORED, TOKEN_CLASSES, match_sizes, token_labels
 from .small_model import make_config as make_small_config
 from .small_model import make_model
 
 
+STEPS = {"tower": 1400, "reader": 1400, "decoder": 600}
 PATCH = 14
 MARGIN = 2  # patches that tiles would share; pages are of one tile
 DEPTH = 5  # blocks of the tower
@@ -108,6 +114,36 @@ def texts_to_read(rng: random.Random, number: int, collator: JinaVLMCollator) ->
     return batch | {"answers": batch["labels"], "labels": torch.where(ends, batch["labels"], words)}
 
 
+ABOUT_MOSAICS = {"en": "What colour is {}?", "de": "Welche Farbe ist {}?", "es": "¿Qué color hay {}?"}
+
+
+def mosaic(rng: random.Random, language: str) -> dict[str, list[dict]]:
+    """A chat about a page of plain rectangles, two to nine of them, one in a cell: often all colors, and some one by
+    one."""
+    filled = rng.randint(2, len(PLACES))
+    places = sorted(rng.sample(range(len(PLACES)), filled))
+    image = Image.new("RGB", (SIDE, SIDE), empty(rng).background)
+    canvas, cell, colors = ImageDraw.Draw(image), SIDE // 3, []
+    for place in places:
+        (row, column), color = divmod(place, 3), rng.choice(list(COLOURS))
+        left, top, right, bottom = (rng.randint(2, 12) for _ in range(4))
+        box = (column * cell + left, row * cell + top, (column + 1) * cell - 1 - right, (row + 1) * cell - 1 - bottom)
+        canvas.rectangle(box, fill=tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLOURS[color]))
+        colors.append((PLACES[place], COLOURS_IN[language][color]))
+    turns = []
+    if rng.random() < 0.5:
+        everything = "; ".join(f"{PLACES_IN[language][place]}: {color}" for place, color in colors)
+        turns.append((TEMPLATES[language]["everything"], f"{everything}."))
+    for place, color in rng.sample(colors, min(MOST, filled)):
+        turns.append((ABOUT_MOSAICS[language].format(there(language, place)), color))
+    messages = []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    messages[0]["content"].insert(0, {"type": "image", "image": image})
+    return {"messages": messages}
+
+
 def learn(module: nn.Module, steps: int, rate: float, loss_of, name: str) -> None:
     """Train by Muon, in bfloat16, down a cosine; `loss_of(step)` gives a batch's loss."""
     optimizer = Muon(muon_groups(module, rate, weight_decay=0.02))
@@ -148,63 +184,113 @@ def teach_tower(model, processor, steps: int, batch: int = 32) -> dict[str, floa
     return found
 
 
-def teach_decoder(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
-    """Teach the decoder, and return the share of answers' tokens in fresh texts that it predicts."""
+def teach_reader(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
+    """Teach the decoder to read, and return the share of answers' tokens in fresh texts that it predicts."""
     collator, rng = JinaVLMCollator(processor), random.Random("decoder")
 
     def loss_of(step: int) -> torch.Tensor:
-        texts = texts_to_read(rng, batch, collator)
-        return model(**{name: texts[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        batch_of_texts = texts_to_read(rng, batch, collator)
+        batch_of_texts.pop("answers")
+        return model(**batch_of_texts).loss
 
-    decoder = nn.ModuleList([model.model.language_model, model.lm_head])
-    decoder.lm_head = model.lm_head  # by the name that says it is no hidden matrix
-    learn(decoder, steps, 4e-3, loss_of, "decoder")
+    learn(nn.ModuleList([model.model.language_model, model.lm_head]), steps, 4e-3, loss_of, "reader")
     fresh = texts_to_read(random.Random("decoder, fresh"), 128, collator)
+    return {"tokens of answers in texts": _right(model, fresh | {"labels": fresh.pop("answers")})}
+
+
+def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
+    """Teach a decoder that reads to look at mosaics too, in three batches of four, through this model's connector."""
+    collator, rng = JinaVLMCollator(processor), random.Random("mosaics")
+    languages = list(ABOUT_MOSAICS)
+    model.model.vision_model.requires_grad_(False)
+    shown = collator([mosaic(rng, "en") for _ in range(16)])["pixel_values"][1::2]
+    scale_connector(model, shown)
+    match_sizes(model, shown)
+
+    def mosaics(number: int) -> dict[str, torch.Tensor]:
+        return collator([mosaic(rng, rng.choice(languages)) for _ in range(number)])
+
+    def loss_of(step: int) -> torch.Tensor:
+        if step % 4 < 3:
+            return model(**mosaics(batch)).loss
+        batch_of_texts = texts_to_read(rng, batch, collator)
+        batch_of_texts.pop("answers")
+        return model(**batch_of_texts).loss
+
+    learned = nn.ModuleDict({"connector": model.model.connector, "decoder": model.model.language_model})
+    learned["lm_head"] = model.lm_head
+    learn(learned, steps, 4e-3, loss_of, "mosaics")
+    return {"tokens of answers about mosaics": _right(model, mosaics(128))}
+
+
+def _right(model, batch: dict[str, torch.Tensor]) -> float:
+    """The share of the labels that are predicted."""
+    labels = batch["labels"][:, 1:]
     with torch.no_grad():
-        logits = model(input_ids=fresh["input_ids"], attention_mask=fresh["attention_mask"]).logits
-    answers = fresh["answers"][:, 1:]
-    return {"tokens of answers": (logits.argmax(-1)[:, :-1] == answers)[answers != IGNORED].float().mean().item()}
+        found = model(**{name: batch[name] for name in batch if name != "labels"}).logits.argmax(-1)[:, :-1]
+    return (found == labels)[labels != IGNORED].float().mean().item()
 
 
-TEACH = {"tower": teach_tower, "decoder": teach_decoder}
+@torch.no_grad()
+def scale_connector(model, pixel_values: torch.Tensor) -> None:
+    """Let the new connector's layers keep the size of what they are given, and see what differs between patches, not
+    what all have in common: the library's weights of 0.02 are made for widths of a thousand."""
+    connector = model.model.connector
+    for layer in connector.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.normal_(std=layer.in_features**-0.5)
+    features = model.model.vision_model(pixel_values).last_hidden_state.flatten(0, 1)
+    mean = features.mean(dim=0)
+    for layer in (connector.q_proj, connector.k_proj, connector.v_proj):
+        if isinstance(layer, nn.Linear):
+            layer.weight.div_((layer.weight @ (features - mean).T).std())
+            layer.bias.copy_(-layer.weight @ mean)
 
 
-def save_start(model, start: Path, parts: Iterable[str]) -> None:
-    """Write the weights of these parts to files."""
-    tower = model.model.vision_model.state_dict()
-    others = {name: tensor for name, tensor in model.state_dict().items() if ".vision_model." not in name}
-    weights = {"tower": tower, "decoder": {name: others[name] for name in others if ".connector." not in name}}
-    for part in parts:
-        contiguous = {name: tensor.contiguous() for name, tensor in weights[part].items()}
-        save_file(contiguous, start / f"{part}.safetensors")
+PARTS = ("tower", "reader", "decoder")
 
 
-def load_start(model, start: Path) -> None:
-    """Put both parts into a model, whose tower may be shallower; its connector stays as it is."""
-    tower, decoder = load_file(start / "tower.safetensors"), load_file(start / "decoder.safetensors")
-    vision = model.model.vision_model
+def load_start(model, start: Path, decoder: str = "decoder") -> None:
+    """Put tower and decoder into a model, whose tower may be shallower; its connector stays as it is."""
+    tower, vision = load_file(start / "tower.safetensors"), model.model.vision_model
     vision.load_state_dict({name: tower[name] for name in vision.state_dict()})
-    model.load_state_dict(decoder, strict=False)
+    model.load_state_dict(load_file(start / f"{decoder}.safetensors"), strict=False)
+
+
+def save_part(model, part: str, start: Path) -> None:
+    """Write the weights of the tower, or else of the decoder, to a file."""
+    if part == "tower":
+        weights = model.model.vision_model.state_dict()
+    else:
+        kept = ("model.language_model.", "lm_head.")
+        weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)}
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, start / f"{part}.safetensors")
+
+
+def teach(part: str, start: Path, steps: int) -> dict[str, float]:
+    """Teach a part, write it, and return how well it does."""
+    torch.manual_seed(PARTS.index(part))
+    processor = make_processor()
+    model = make_model(make_config(processor.tokenizer, None if part == "decoder" else [DEPTH - 1])).train()
+    model.set_attn_implementation("eager")  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
+    if part == "decoder":
+        load_start(model, start, "reader")
+    found = {"tower": teach_tower, "reader": teach_reader, "decoder": teach_to_look}[part](model, processor, steps)
+    save_part(model, part, start)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=TEACH, default=list(TEACH))
-    parser.add_argument("--steps", type=int, default=1_400, help="for each part (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the last needs the others")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    processor = make_processor()
     for part in args.parts:
-        file = args.output / f"{part}.safetensors"
-        if file.exists():
+        if (args.output / f"{part}.safetensors").exists():
             continue
-        torch.manual_seed(0)
-        model = make_model(make_config(processor.tokenizer, [DEPTH - 1])).train()
-        model.set_attn_implementation("eager")  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
-        for name, share in TEACH[part](model, processor, args.steps).items():
+        for name, share in teach(part, args.output, STEPS[part]).items():
             print(f"{part}: {name} {share:.1%}", flush=True)
-        save_start(model, args.output, [part])
 
 
 if __name__ == "__main__":

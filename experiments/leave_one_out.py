@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .grid import CATEGORIES, Setting, Training, add_arguments, changes, check_arguments, run, write_csv
+from .grid import CATEGORIES, Setting, Training, add_arguments, chance, changes, check_arguments, run, write_csv
 
 
 PAPER = Path(__file__).parent / "paper_table_9.csv"
@@ -33,7 +33,9 @@ LEFT_OUT = (
 )
 
 
-def summary(answers: dict[Training, dict], left_out: list[tuple[str, str]], seeds: list[int]) -> list[dict]:
+def summary(
+    answers: dict[Training, dict], left_out: list[tuple[str, str]], seeds: list[int], chances: dict[str, float]
+) -> list[dict]:
     """Per kind left out and column: what `changes` gives."""
 
     def results(kind: tuple[str, str] | None) -> list[dict]:
@@ -42,7 +44,7 @@ def summary(answers: dict[Training, dict], left_out: list[tuple[str, str]], seed
     return [
         {"category": kind[0], "left_out": kind[1]} | row
         for kind in left_out
-        for row in changes(results(None), results(kind))
+        for row in changes(results(None), results(kind), chances)
     ]
 
 
@@ -103,8 +105,11 @@ def _heat_map(axes: Axes, rows: list[dict], title: str) -> None:
             fontweight="bold" if told else "normal",
             color="white" if abs(row["change"]) > 0.6 * largest else "black",
         )
-    base = {row["column"]: row["base"] for row in rows}
-    axes.set_xticks(range(len(columns)), [f"{column}\n{base[column]:.0f} %" for column in columns], fontsize=8)
+    under = {row["column"]: f"{row['base']:.0f} %" for row in rows}
+    for row in rows:
+        if "chance" in row:
+            under[row["column"]] = f"{row['base']:.0f} %, by chance {row['chance']:.0f}"
+    axes.set_xticks(range(len(columns)), [f"{column}\n{under[column]}" for column in columns], fontsize=8)
     axes.set_yticks(range(len(left_out)), [f"without {kind}" for kind in left_out])
     axes.set_title(title, fontsize=10)
     axes.figure.colorbar(image, ax=axes, pad=0.01)
@@ -129,7 +134,7 @@ def main() -> None:
     setting = Setting(tuple(args.stages), args.start, args.questions)
     trainings = [Training(seed, one) for seed in args.seeds for one in (None, *args.leave_out)]
     answers = run(trainings, setting, args.output, args.workers)
-    rows = summary(answers, list(args.leave_out), args.seeds)
+    rows = summary(answers, list(args.leave_out), args.seeds, chance(setting))
     write_csv(rows, args.results / "leave_one_out.csv")
     draw(rows, args.results / "leave_one_out.png")
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from experiments import ablations, grid, grid_data, grid_model, leave_one_out, small_model
 from experiments.grid import Setting, Training
+from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN
+from jina_vlm_tools.synthetic.shapes import COLOURS
 from jina_vlm_tools.training.stages import read_stage
 
 
@@ -31,7 +34,8 @@ def setting(tmp_path_factory):
     (folder / "start").mkdir()
     torch.manual_seed(0)
     model = small_model.make_model(grid_model.make_config(grid_model.make_processor().tokenizer, [4]))
-    grid_model.save_start(model, folder / "start", ("tower", "decoder"))
+    for part in ("tower", "decoder"):
+        grid_model.save_part(model, part, folder / "start")
     stages = []
     for stage in (1, 2):
         recipe = yaml.safe_load((RECIPES / f"grid_stage{stage}.yaml").read_text())
@@ -115,6 +119,24 @@ def test_patches_are_labelled_with_what_lies_on_them():
     expected = torch.zeros(9, 9, dtype=torch.long)
     expected[3:, 3:6] = 6
     assert torch.equal(heights, expected)
+
+
+def test_mosaics_are_what_is_said_of_them():
+    """Each cell that a description names has its color, in the page's language."""
+    described = 0
+    for index in range(10):
+        messages = grid_model.mosaic(random.Random(index), "de")["messages"]
+        image, question = messages[0]["content"]
+        if question["text"] != "Was ist auf der Seite?":
+            continue
+        described += 1
+        for said in messages[1]["content"][0]["text"].rstrip(".").split("; "):
+            place, color = said.split(": ")
+            row, column = divmod(list(PLACES_IN["de"].values()).index(place), 3)
+            named = COLOURS[{word: name for name, word in COLOURS_IN["de"].items()}[color]]
+            pixel = image["image"].getpixel((42 * column + 21, 42 * row + 21))
+            assert max(abs(a - b) for a, b in zip(pixel, named, strict=True)) <= 10
+    assert described > 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,7 +254,7 @@ def test_names_tell_trainings_apart():
 
 
 def test_a_training_for_real(setting, tmp_path):
-    """Both stages, then all questions; all parts learn, and the same training again gives the same answers' file."""
+    """Both stages, then all questions; connector and decoder learn, and the same training again has the same losses."""
     training = Training(1, ("domain", "tables"))
     grid.train_and_ask(training, setting, tmp_path)
     file = grid.answers_file(training, tmp_path)
@@ -245,7 +267,8 @@ def test_a_training_for_real(setting, tmp_path):
     assert losses == pytest.approx(result["losses"])
     for part in ("vision_model.tower.encoder.layers.0", "connector", "language_model.layers.0"):
         old, new = (dict(one.model.get_submodule(part).named_parameters()) for one in (before, model))
-        assert any(not torch.equal(old[name], new[name]) for name in old), part
+        changed = any(not torch.equal(old[name], new[name]) for name in old)
+        assert changed == ("tower" not in part), part
 
 
 def fake_answers(training: Training) -> dict:
@@ -334,6 +357,14 @@ def test_the_papers_table_beside_it():
     assert relative["code", "HellaSwag"] == pytest.approx(-10.6, abs=0.3)
     assert relative["real world", "HellaSwag"] == pytest.approx(9.1, abs=0.3)
     assert relative["documents", "MMMU"] == pytest.approx(7.3, abs=0.05)
+
+
+def test_chance_is_the_most_frequent_answer(setting):
+    """Of four questions of each column."""
+    chances = grid.chance(setting)
+    for column in grid_data.COLUMNS_ASKED:
+        answers = [grid_data.held_out(column, index)[1].answer for index in range(4)]
+        assert chances[column] == 25 * max(map(answers.count, answers)), column
 
 
 @pytest.mark.parametrize(
