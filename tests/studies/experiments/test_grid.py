@@ -254,7 +254,7 @@ def test_names_tell_trainings_apart():
 
 
 def test_a_training_for_real(setting, tmp_path):
-    """Both stages, then all questions; connector and decoder learn, and the same training again has the same losses."""
+    """Both stages, then all questions; connector and decoder learn; the same training again has the same losses."""
     training = Training(1, ("domain", "tables"))
     grid.train_and_ask(training, setting, tmp_path)
     file = grid.answers_file(training, tmp_path)
