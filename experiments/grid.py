@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
@@ -35,7 +37,7 @@ from jina_vlm_tools.training.train import training_arguments
 from jina_vlm_tools.training.trainer import JinaVLMTrainer, freeze
 
 from .grid_data import COLUMNS_ASKED, held_out_file
-from .grid_model import load_start, make_config, make_processor, scale_connector
+from .grid_model import introduce, load_start, make_config, make_processor, scale_connector
 from .seeing import IGNORED, match_sizes
 from .small_model import make_model
 
@@ -85,11 +87,13 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all trainings of a grid share: the stages' recipes, where their models start, and the questions."""
+    """What all trainings of a grid share: the stages' recipes, where their models start, the questions, and steps of
+    a new connector's introduction."""
 
     stages: tuple[Path, ...]
     start: Path
     questions: Path
+    introduction: int = 80  # steps
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,15 +259,30 @@ def make_order(training: Training, stage: Stage, mixture: MixtureSettings, sourc
     )
 
 
-def train(training: Training, setting: Setting, folder: Path):
-    """Both stages, one after the other. Return the model and each stage's last loss."""
+def introduced(training: Training, setting: Setting, folder: Path):
+    """The model with its new connector introduced, which all trainings of a seed and variant share as a file."""
     questions = open_questions(setting.questions, training.pooling_size)
     pixels = next(inputs["pixel_values"] for inputs, _ in questions.values() if "pixel_values" in inputs)
-    model, losses = make_start(training, setting.start, pixels[:32]), []
+    model = make_start(training, setting.start, pixels[:32])
+    shared = dataclasses.replace(training, left_out=None, text_share=None)
+    file = folder / "connectors" / f"{shared.name}.safetensors"
+    if not file.is_file():
+        introduce(model, make_processor(training.pooling_size), training.seed, setting.introduction)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")  # two trainings may find it missing at once
+        save_file(model.model.connector.state_dict(), partial)
+        partial.replace(file)
+    model.model.connector.load_state_dict(load_file(file))
+    return model
+
+
+def train(training: Training, setting: Setting, output: Path):
+    """Both stages, one after the other. Return the model and each stage's last loss."""
+    model, losses = introduced(training, setting, output), []
     for file in setting.stages:
         stage, mixture, sources = open_stage(file, training.pooling_size)
         stage = dataclasses.replace(stage, seed=training.seed)
-        arguments = training_arguments(stage, folder, processes=1)
+        arguments = training_arguments(stage, output / "trainer", processes=1)
         arguments.save_strategy, arguments.report_to, arguments.disable_tqdm = SaveStrategy.NO, [], True
         freeze(model, stage.parts)
         trainer = JinaVLMTrainer(
@@ -303,7 +322,7 @@ def train_and_ask(training: Training, setting: Setting, output: Path) -> None:
         return time.process_time() - sum(source.seconds for source in sources)
 
     started = seconds()
-    model, losses = train(training, setting, output / "trainer")
+    model, losses = train(training, setting, output)
     seconds_of_training = seconds() - started
     tokens = max(
         (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).max().item()

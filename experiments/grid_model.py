@@ -2,9 +2,9 @@
 
 A tower that sees, in the place of SigLIP2: linear layers on its last block read off each patch what lies there. And a
 decoder that reads, in the place of Qwen3: first descriptions of pages, questions and answers, as texts alone, in all
-languages; then mosaics, of which no grid asks, through a connector that is thrown away. Else a decoder as small as
-this takes longer to find out that it can look things up in an image than a whole training of a grid. Every training
-makes a new connector. A part that is done is kept.
+languages; then mosaics, of which no grid asks, through a connector that is thrown away. A new connector is introduced
+to both by mosaics, too. Else a model as small as this takes longer to find out that it can look things up in an image
+than a whole training of a grid. A part that is done is kept.
 """
 
 import argparse
@@ -221,6 +221,19 @@ def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, fl
     learned["lm_head"] = model.lm_head
     learn(learned, steps, 4e-3, loss_of, "mosaics")
     return {"tokens of answers about mosaics": _right(model, mosaics(128))}
+
+
+def introduce(model, processor, seed: int, steps: int, batch: int = 16) -> None:
+    """Let a new connector bring tower and decoder together, by mosaics, while these stay as they are."""
+    collator, rng = JinaVLMCollator(processor), random.Random(f"introduction, {seed}")
+    model.train().requires_grad_(False)
+    model.model.connector.requires_grad_(True)
+
+    def loss_of(step: int) -> torch.Tensor:
+        return model(**collator([mosaic(rng, rng.choice(list(ABOUT_MOSAICS))) for _ in range(batch)])).loss
+
+    learn(nn.ModuleDict({"connector": model.model.connector}), steps, 8e-3, loss_of, "connector")
+    model.requires_grad_(True)
 
 
 def _right(model, batch: dict[str, torch.Tensor]) -> float:

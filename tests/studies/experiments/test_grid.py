@@ -46,7 +46,7 @@ def setting(tmp_path_factory):
         stages[-1].write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-        yield Setting(tuple(stages), folder / "start", folder / "data" / "held_out")
+        yield Setting(tuple(stages), folder / "start", folder / "data" / "held_out", introduction=2)
 
 
 def order(training: Training, setting: Setting, stage: int) -> grid.Order:
@@ -263,7 +263,7 @@ def test_a_training_for_real(setting, tmp_path):
     assert all(len(right) == 4 for right in result["right"].values())
     assert result["image_tokens"] == 50 and len(result["losses"]) == 2
     before = grid.make_start(training, setting.start, PIXELS)
-    model, losses = grid.train(training, setting, tmp_path / "trainer")
+    model, losses = grid.train(training, setting, tmp_path)
     assert losses == pytest.approx(result["losses"])
     for part in ("vision_model.tower.encoder.layers.0", "connector", "language_model.layers.0"):
         old, new = (dict(one.model.get_submodule(part).named_parameters()) for one in (before, model))
