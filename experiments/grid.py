@@ -17,27 +17,48 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import torch
+from datasets.fingerprint import Hasher
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_utils import SaveStrategy
 
 from jina_vlm_tools.synthetic.questions import normalize
 from jina_vlm_tools.training.collator import JinaVLMCollator
 from jina_vlm_tools.training.layouts import to_conversation
-from jina_vlm_tools.training.mixture import MixtureSettings, Place, Plan, Source, SourceSettings, _random
+from jina_vlm_tools.training.mixture import (
+    MixtureSettings,
+    Place,
+    Plan,
+    Source,
+    SourceSettings,
+    _fingerprint,
+    _random,
+)
+from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import Stage, beside, read_stage
 from jina_vlm_tools.training.train import training_arguments
 from jina_vlm_tools.training.trainer import JinaVLMTrainer, freeze
 
 from .grid_data import COLUMNS_ASKED, held_out_file
-from .grid_model import introduce, load_start, make_config, make_processor, scale_connector
+from .grid_model import (
+    DEPTH,
+    introduce,
+    load_start,
+    make_config,
+    make_processor,
+    mosaics_to_see,
+    scale_connector,
+)
 from .seeing import IGNORED, match_sizes
 from .small_model import make_model
 
@@ -155,26 +176,66 @@ def sources_left_out(mixture: MixtureSettings, left_out: tuple[str, str] | None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Samples, encoded once in a process
+# Samples, encoded once
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class EncodedSource(Source):
-    """A source whose samples are encoded once and kept, pixels in bfloat16, which the model computes with anyway."""
+class Seen(nn.Module):
+    """In the place of a tower that stays as it is: given are, in the place of pixels, the outputs of all of its blocks
+    [tiles, blocks, patches, width], of which it takes those that the connector sees."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.encoded, self.seconds = {}, 0.0  # which encoding took
+    def __init__(self, feature_layers: Sequence[int]):
+        super().__init__()
+        self.feature_layers = list(feature_layers)
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        features = pixel_values[:, self.feature_layers].transpose(1, 2).flatten(2)
+        return BaseModelOutputWithPooling(last_hidden_state=features)
+
+
+@functools.cache
+def open_tower(start: Path):
+    """The tower, all of whose blocks' outputs are concatenated."""
+    config = make_config(make_processor().tokenizer, range(DEPTH - 1, -1, -1))
+    model = make_model(config)
+    load_start(model, start)
+    return model.model.vision_model
+
+
+@torch.inference_mode()
+def see(batch: dict[str, torch.Tensor], start: Path) -> dict[str, torch.Tensor]:
+    """A batch with what the tower makes of its tiles, in bfloat16, in which the model computes anyway. Pages are of
+    one tile, which is their thumbnail once more: it is seen once."""
+    if "pixel_values" not in batch:
+        return batch
+    with torch.autocast("cpu", torch.bfloat16):
+        features = open_tower(start)(batch["pixel_values"][1::2]).last_hidden_state
+    seen = features.unflatten(2, (DEPTH, -1)).transpose(1, 2).flip(1).bfloat16()
+    return batch | {"pixel_values": seen}
+
+
+def twice(seen: torch.Tensor) -> torch.Tensor:
+    """[pages, ...] to [tiles, ...]: thumbnail and tile."""
+    return seen.repeat_interleave(2, dim=0).float()
+
+
+class EncodedSource:
+    """A source whose samples are encoded already, by their places' indices."""
+
+    def __init__(self, source: Source, samples: dict[int, dict[str, torch.Tensor]]):
+        self.settings, self.places, self.samples = source.settings, source.places, samples
 
     def sample(self, place: Place) -> dict[str, torch.Tensor]:
-        if place.index not in self.encoded:
-            started = time.process_time()
-            batch = self.collator([super().sample(place)])
-            if "pixel_values" in batch:
-                batch["pixel_values"] = batch["pixel_values"].bfloat16()
-            self.encoded[place.index] = batch
-            self.seconds += time.process_time() - started
-        return self.encoded[place.index]
+        return self.samples[place.index]
+
+
+def encode(source: Source, start: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """All samples of a source, as their batches of one."""
+    samples = {}
+    for measured in source.measures:
+        place = Place(source.number, *measured)
+        samples[place.index] = see(source.collator([source.sample(place)]), start)
+    return samples
 
 
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -184,25 +245,44 @@ def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         batch[name] = pad_sequence([sample[name][0] for sample in samples], True, filler)
     seen = [sample for sample in samples if "pixel_values" in sample]
     if seen:
-        batch["pixel_values"] = torch.cat([sample["pixel_values"] for sample in seen]).float()
+        batch["pixel_values"] = twice(torch.cat([sample["pixel_values"] for sample in seen]))
         batch["tile_positions"] = torch.cat([sample["tile_positions"] for sample in seen])
     return batch
 
 
 @functools.cache
-def open_stage(file: Path, pooling_size: int) -> tuple[Stage, MixtureSettings, list[EncodedSource]]:
+def open_stage(file: Path, start: Path, pooling_size: int) -> tuple[Stage, MixtureSettings, list[EncodedSource]]:
+    """A stage, its mixture and its sources. To encode a sample takes as long as to train on it: so it is done once,
+    into a file beside the mixture's.
+
+    Raises:
+        SettingsError: the stage trains the tower.
+    """
     stage, mixture = read_stage(file)
-    collator = JinaVLMCollator(make_processor(pooling_size), stage.max_length)
-    mixture_file = beside(file, stage.mixture)
+    if stage.encoder.learning_rate:
+        raise SettingsError(
+            file, "encoder.learning_rate", stage.encoder.learning_rate, "expected 0: pages are seen once."
+        )
+    collator, mixture_file = JinaVLMCollator(make_processor(pooling_size)), beside(file, stage.mixture)
     sources = [
-        EncodedSource(source, number, mixture_file, collator, mixture.max_bad_share)
+        Source(source, number, mixture_file, collator, mixture.max_bad_share)
         for number, source in enumerate(mixture.sources)
     ]
-    return stage, mixture, sources
+    tower = open_tower(start).state_dict()
+    key = Hasher.hash([_fingerprint(collator), tower, *(source.data._fingerprint for source in sources)])
+    encoded_file = mixture_file.parent / f"encoded-{key}.pt"
+    if not encoded_file.is_file():
+        partial = encoded_file.with_suffix(f".{os.getpid()}")  # two trainings may find it missing at once
+        torch.save([encode(source, start) for source in sources], partial)
+        partial.replace(encoded_file)
+    encoded = torch.load(encoded_file, mmap=True)
+    return stage, mixture, [EncodedSource(*both) for both in zip(sources, encoded, strict=True)]
 
 
 @functools.cache
-def open_questions(folder: Path, pooling_size: int) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
+def open_questions(
+    folder: Path, start: Path, pooling_size: int
+) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
     """By column: the questions as one batch, and the words of their answers."""
     processor, columns = make_processor(pooling_size), {}
     for column in COLUMNS_ASKED:
@@ -219,7 +299,7 @@ def open_questions(folder: Path, pooling_size: int) -> dict[str, tuple[dict[str,
             return_tensors="pt",
             padding=True,
         )
-        columns[column] = (dict(inputs), [normalize(text) for text in expected])
+        columns[column] = (see(dict(inputs), start), [normalize(text) for text in expected])
     return columns
 
 
@@ -228,19 +308,19 @@ def open_questions(folder: Path, pooling_size: int) -> dict[str, tuple[dict[str,
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_start(training: Training, start: Path, pixel_values: torch.Tensor):
+def make_start(training: Training, start: Path):
     """Tower and decoder as they were taught, and a new connector whose tokens are as large as words."""
     set_seed(training.seed)
     tokenizer = make_processor(training.pooling_size).tokenizer
     config = make_config(tokenizer, training.feature_layers, training.pooling_size)
-    model = make_model(config)
+    model, shown = make_model(config), mosaics_to_see()
     load_start(model, start)
-    scale_connector(model, pixel_values)
+    scale_connector(model, shown)
     if training.connector:
         connector = training.connector(config)
         connector.load_state_dict(model.model.connector.state_dict(), strict=False)  # what both have starts alike
         model.model.connector = connector
-    match_sizes(model, pixel_values)
+    match_sizes(model, shown)
     model.set_attn_implementation("eager")  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
     return model
 
@@ -261,9 +341,7 @@ def make_order(training: Training, stage: Stage, mixture: MixtureSettings, sourc
 
 def introduced(training: Training, setting: Setting, folder: Path):
     """The model with its new connector introduced, which all trainings of a seed and variant share as a file."""
-    questions = open_questions(setting.questions, training.pooling_size)
-    pixels = next(inputs["pixel_values"] for inputs, _ in questions.values() if "pixel_values" in inputs)
-    model = make_start(training, setting.start, pixels[:32])
+    model = make_start(training, setting.start)
     shared = dataclasses.replace(training, left_out=None, text_share=None)
     file = folder / "connectors" / f"{shared.name}.safetensors"
     if not file.is_file():
@@ -273,19 +351,31 @@ def introduced(training: Training, setting: Setting, folder: Path):
         save_file(model.model.connector.state_dict(), partial)
         partial.replace(file)
     model.model.connector.load_state_dict(load_file(file))
+    model.model.vision_model = Seen(model.config.vision_feature_layers)
     return model
 
 
-def train(training: Training, setting: Setting, output: Path):
-    """Both stages, one after the other. Return the model and each stage's last loss."""
-    model, losses = introduced(training, setting, output), []
+class GridTrainer(JinaVLMTrainer):
+    """The trainer with the same loss, for which only those logits are computed that it is about."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")[:, 1:]
+        kept = labels != IGNORED
+        with self.accelerator.autocast():
+            states = model.model(**inputs).last_hidden_state[:, :-1]
+            return F.cross_entropy(model.lm_head(states[kept]).float(), labels[kept])
+
+
+def train(model, training: Training, setting: Setting, output: Path) -> list[float]:
+    """Both stages, one after the other. Return each stage's last loss."""
+    losses = []
     for file in setting.stages:
-        stage, mixture, sources = open_stage(file, training.pooling_size)
+        stage, mixture, sources = open_stage(file, setting.start, training.pooling_size)
         stage = dataclasses.replace(stage, seed=training.seed)
         arguments = training_arguments(stage, output / "trainer", processes=1)
         arguments.save_strategy, arguments.report_to, arguments.disable_tqdm = SaveStrategy.NO, [], True
         freeze(model, stage.parts)
-        trainer = JinaVLMTrainer(
+        trainer = GridTrainer(
             model.train(),
             arguments,
             stack,
@@ -295,7 +385,7 @@ def train(training: Training, setting: Setting, output: Path):
         )
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1])
-    return model, losses
+    return losses
 
 
 @torch.inference_mode()
@@ -303,8 +393,10 @@ def ask(model, setting: Setting, pooling_size: int) -> dict[str, list[bool]]:
     """By column: which questions are answered rightly, greedily."""
     model.eval()
     tokenizer, right = make_processor(pooling_size).tokenizer, {}
-    for column, (inputs, expected) in open_questions(setting.questions, pooling_size).items():
+    for column, (inputs, expected) in open_questions(setting.questions, setting.start, pooling_size).items():
         with torch.autocast("cpu", torch.bfloat16):
+            if "pixel_values" in inputs:
+                inputs = inputs | {"pixel_values": twice(inputs["pixel_values"])}
             ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         given = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right[column] = [normalize(text) == words for text, words in zip(given, expected, strict=True)]
@@ -314,16 +406,13 @@ def ask(model, setting: Setting, pooling_size: int) -> dict[str, list[bool]]:
 def train_and_ask(training: Training, setting: Setting, output: Path) -> None:
     """Write the answers' file of a training."""
     torch.set_num_threads(1)
-    questions = open_questions(setting.questions, training.pooling_size)
-    sources = [source for file in setting.stages for source in open_stage(file, training.pooling_size)[2]]
-
-    def seconds() -> float:
-        """What was computed; samples are encoded for all trainings of a process."""
-        return time.process_time() - sum(source.seconds for source in sources)
-
-    started = seconds()
-    model, losses = train(training, setting, output)
-    seconds_of_training = seconds() - started
+    questions = open_questions(setting.questions, setting.start, training.pooling_size)
+    for file in setting.stages:
+        open_stage(file, setting.start, training.pooling_size)
+    model = introduced(training, setting, output)
+    started = time.process_time()
+    losses = train(model, training, setting, output)
+    seconds = time.process_time() - started
     tokens = max(
         (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).max().item()
         for inputs, _ in questions.values()
@@ -332,7 +421,7 @@ def train_and_ask(training: Training, setting: Setting, output: Path) -> None:
         "right": ask(model, setting, training.pooling_size),
         "losses": losses,
         "image_tokens": tokens,
-        "cpu_seconds": round(seconds_of_training, 1),
+        "cpu_seconds": round(seconds, 1),
     }
     file = answers_file(training, output)
     partial = file.with_suffix(".partial")
@@ -387,7 +476,7 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 
 def chance(setting: Setting) -> dict[str, float]:
     """Per cent right of always giving the most frequent answer, by column."""
-    questions = open_questions(setting.questions, 2)
+    questions = open_questions(setting.questions, setting.start, 2)
     return {column: 100 * max(Counter(answers).values()) / len(answers) for column, (_, answers) in questions.items()}
 
 

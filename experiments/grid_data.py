@@ -247,8 +247,8 @@ def write(output: Path, samples: int, questions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=5_000, help="of each stage (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=96, help="of each column (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=2_400, help="of each stage (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=64, help="of each column (default: %(default)s)")
     args = parser.parse_args()
     write(args.output, args.samples, args.questions)
 

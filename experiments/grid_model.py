@@ -203,7 +203,7 @@ def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, fl
     collator, rng = JinaVLMCollator(processor), random.Random("mosaics")
     languages = list(ABOUT_MOSAICS)
     model.model.vision_model.requires_grad_(False)
-    shown = collator([mosaic(rng, "en") for _ in range(16)])["pixel_values"][1::2]
+    shown = mosaics_to_see()
     scale_connector(model, shown)
     match_sizes(model, shown)
 
@@ -221,6 +221,13 @@ def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, fl
     learned["lm_head"] = model.lm_head
     learn(learned, steps, 4e-3, loss_of, "mosaics")
     return {"tokens of answers about mosaics": _right(model, mosaics(128))}
+
+
+def mosaics_to_see() -> torch.Tensor:
+    """Pixels of mosaics [32, 3, side, side], by which a new connector's layers are scaled."""
+    rng = random.Random("mosaics, seen")
+    images = [mosaic(rng, "en")["messages"][0]["content"][0]["image"] for _ in range(32)]
+    return make_processor().image_processor(images, return_tensors="pt")["pixel_values"][1::2]
 
 
 def introduce(model, processor, seed: int, steps: int, batch: int = 16) -> None:

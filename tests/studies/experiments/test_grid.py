@@ -50,7 +50,7 @@ def setting(tmp_path_factory):
 
 
 def order(training: Training, setting: Setting, stage: int) -> grid.Order:
-    return grid.make_order(training, *grid.open_stage(setting.stages[stage - 1], training.pooling_size))
+    return grid.make_order(training, *grid.open_stage(setting.stages[stage - 1], setting.start, training.pooling_size))
 
 
 def drawn(training: Training, setting: Setting, stage: int, number: int = 300) -> list[tuple[str, int]]:
@@ -148,7 +148,7 @@ def test_mosaics_are_what_is_said_of_them():
 @pytest.mark.parametrize("stage", [1, 2])
 def test_what_remains_comes_in_the_same_order(setting, kind, stage):
     """The base's samples less those that are left out, and as many steps."""
-    _, mixture, sources = grid.open_stage(setting.stages[stage - 1], 2)
+    _, mixture, sources = grid.open_stage(setting.stages[stage - 1], setting.start, 2)
     gone = {mixture.sources[number].name for number in grid.sources_left_out(mixture, kind)}
     with_all, without = (drawn(Training(3, one), setting, stage) for one in (None, kind))
     remains = [sample for sample in with_all if sample[0] not in gone]
@@ -199,8 +199,8 @@ PIXELS = torch.rand(2, 3, grid_data.SIDE, grid_data.SIDE, generator=torch.Genera
 def test_variants_have_their_tokens_and_blocks(setting, variant, blocks, tokens):
     """A tile's tokens from the model, an image's from the processor; tower and decoder start alike."""
     training = ablations.VARIANTS[variant]
-    model = grid.make_start(training, setting.start, PIXELS)
-    base = grid.make_start(Training(0), setting.start, PIXELS)
+    model = grid.make_start(training, setting.start)
+    base = grid.make_start(Training(0), setting.start)
     assert len(model.model.vision_model.tower.encoder.layers) == blocks
     positions = torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]])
     with torch.no_grad():
@@ -221,8 +221,8 @@ def test_variants_have_their_tokens_and_blocks(setting, variant, blocks, tokens)
 
 def test_mean_pooling_is_the_mean_of_values(setting):
     """By hand, over windows that are padded with zeros as the model's are; what both connectors have starts alike."""
-    mean = grid.make_start(ablations.VARIANTS["pooling", "mean, 2 x 2"], setting.start, PIXELS).model.connector
-    attention = grid.make_start(Training(0), setting.start, PIXELS).model.connector
+    mean = grid.make_start(ablations.VARIANTS["pooling", "mean, 2 x 2"], setting.start).model.connector
+    attention = grid.make_start(Training(0), setting.start).model.connector
     for name in ("v_proj", "out_proj", "gate_proj", "up_proj"):
         assert torch.equal(getattr(mean, name).weight, getattr(attention, name).weight)
     features = torch.randn(3, 81, 256, generator=torch.Generator().manual_seed(1))
@@ -262,8 +262,9 @@ def test_a_training_for_real(setting, tmp_path):
     assert list(result["right"]) == list(grid_data.COLUMNS_ASKED)
     assert all(len(right) == 4 for right in result["right"].values())
     assert result["image_tokens"] == 50 and len(result["losses"]) == 2
-    before = grid.make_start(training, setting.start, PIXELS)
-    model, losses = grid.train(training, setting, tmp_path)
+    before = grid.make_start(training, setting.start)
+    model = grid.introduced(training, setting, tmp_path)
+    losses = grid.train(model, training, setting, tmp_path)
     assert losses == pytest.approx(result["losses"])
     for part in ("vision_model.tower.encoder.layers.0", "connector", "language_model.layers.0"):
         old, new = (dict(one.model.get_submodule(part).named_parameters()) for one in (before, model))
