@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import statistics
 import sys
 import time
@@ -52,10 +53,11 @@ from jina_vlm_tools.training.trainer import JinaVLMTrainer, freeze
 from .grid_data import COLUMNS_ASKED, held_out_file
 from .grid_model import (
     DEPTH,
-    introduce,
+    learn,
     load_start,
     make_config,
     make_processor,
+    mosaic,
     mosaics_to_see,
     scale_connector,
 )
@@ -67,6 +69,7 @@ RECIPES, RESULTS = (Path(__file__).parent / name for name in ("recipes", "result
 MEAN = "all"
 CATEGORIES = ("task", "domain", "modality", "language")
 MAX_NEW_TOKENS = 12
+MOSAICS = 640  # by which connectors are introduced
 # Two-sided quantiles of Student's t, 95 %, by degrees of freedom
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -114,7 +117,7 @@ class Setting:
     stages: tuple[Path, ...]
     start: Path
     questions: Path
-    introduction: int = 80  # steps
+    introduction: int = 70  # steps
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,19 +342,40 @@ def make_order(training: Training, stage: Stage, mixture: MixtureSettings, sourc
     )
 
 
+@functools.cache
+def open_mosaics(start: Path, pooling_size: int) -> list[dict[str, torch.Tensor]]:
+    """Mosaics, encoded."""
+    rng, collator = random.Random("introduction"), JinaVLMCollator(make_processor(pooling_size))
+    return [see(collator([mosaic(rng)]), start) for _ in range(MOSAICS)]
+
+
+def introduce(model, mosaics: list[dict[str, torch.Tensor]], seed: int, steps: int) -> None:
+    """Let a new connector bring tower and decoder together, by mosaics in any order, while these stay as they are."""
+    model.train().requires_grad_(False)
+    model.model.connector.requires_grad_(True)
+    order = _random(seed, "mosaics")
+
+    def loss_of(step: int) -> torch.Tensor:
+        return model(**stack(order.sample(mosaics, 16))).loss
+
+    learn(nn.ModuleDict({"connector": model.model.connector}), steps, 8e-3, loss_of, "connector")
+    model.requires_grad_(True)
+
+
 def introduced(training: Training, setting: Setting, folder: Path):
     """The model with its new connector introduced, which all trainings of a seed and variant share as a file."""
     model = make_start(training, setting.start)
+    model.model.vision_model = Seen(model.config.vision_feature_layers)
     shared = dataclasses.replace(training, left_out=None, text_share=None)
     file = folder / "connectors" / f"{shared.name}.safetensors"
     if not file.is_file():
-        introduce(model, make_processor(training.pooling_size), training.seed, setting.introduction)
+        mosaics = open_mosaics(setting.start, training.pooling_size)
+        introduce(model, mosaics, training.seed, setting.introduction)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")  # two trainings may find it missing at once
         save_file(model.model.connector.state_dict(), partial)
         partial.replace(file)
     model.model.connector.load_state_dict(load_file(file))
-    model.model.vision_model = Seen(model.config.vision_feature_layers)
     return model
 
 

@@ -117,9 +117,10 @@ def texts_to_read(rng: random.Random, number: int, collator: JinaVLMCollator) ->
 ABOUT_MOSAICS = {"en": "What colour is {}?", "de": "Welche Farbe ist {}?", "es": "¿Qué color hay {}?"}
 
 
-def mosaic(rng: random.Random, language: str) -> dict[str, list[dict]]:
-    """A chat about a page of plain rectangles, two to nine of them, one in a cell: often all colors, and some one by
-    one."""
+def mosaic(rng: random.Random) -> dict[str, list[dict]]:
+    """A chat, in any language, about a page of plain rectangles, two to nine of them, one in a cell: often all colors,
+    and some one by one."""
+    language = rng.choice(list(ABOUT_MOSAICS))
     filled = rng.randint(2, len(PLACES))
     places = sorted(rng.sample(range(len(PLACES)), filled))
     image = Image.new("RGB", (SIDE, SIDE), empty(rng).background)
@@ -201,14 +202,13 @@ def teach_reader(model, processor, steps: int, batch: int = 16) -> dict[str, flo
 def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
     """Teach a decoder that reads to look at mosaics too, in three batches of four, through this model's connector."""
     collator, rng = JinaVLMCollator(processor), random.Random("mosaics")
-    languages = list(ABOUT_MOSAICS)
     model.model.vision_model.requires_grad_(False)
     shown = mosaics_to_see()
     scale_connector(model, shown)
     match_sizes(model, shown)
 
     def mosaics(number: int) -> dict[str, torch.Tensor]:
-        return collator([mosaic(rng, rng.choice(languages)) for _ in range(number)])
+        return collator([mosaic(rng) for _ in range(number)])
 
     def loss_of(step: int) -> torch.Tensor:
         if step % 4 < 3:
@@ -226,21 +226,8 @@ def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, fl
 def mosaics_to_see() -> torch.Tensor:
     """Pixels of mosaics [32, 3, side, side], by which a new connector's layers are scaled."""
     rng = random.Random("mosaics, seen")
-    images = [mosaic(rng, "en")["messages"][0]["content"][0]["image"] for _ in range(32)]
+    images = [mosaic(rng)["messages"][0]["content"][0]["image"] for _ in range(32)]
     return make_processor().image_processor(images, return_tensors="pt")["pixel_values"][1::2]
-
-
-def introduce(model, processor, seed: int, steps: int, batch: int = 16) -> None:
-    """Let a new connector bring tower and decoder together, by mosaics, while these stay as they are."""
-    collator, rng = JinaVLMCollator(processor), random.Random(f"introduction, {seed}")
-    model.train().requires_grad_(False)
-    model.model.connector.requires_grad_(True)
-
-    def loss_of(step: int) -> torch.Tensor:
-        return model(**collator([mosaic(rng, rng.choice(list(ABOUT_MOSAICS))) for _ in range(batch)])).loss
-
-    learn(nn.ModuleDict({"connector": model.model.connector}), steps, 8e-3, loss_of, "connector")
-    model.requires_grad_(True)
 
 
 def _right(model, batch: dict[str, torch.Tensor]) -> float:

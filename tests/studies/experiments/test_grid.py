@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from experiments import ablations, grid, grid_data, grid_model, leave_one_out, small_model
 from experiments.grid import Setting, Training
-from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN
+from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN, TEMPLATES
 from jina_vlm_tools.synthetic.shapes import COLOURS
 from jina_vlm_tools.training.stages import read_stage
 
@@ -122,21 +122,23 @@ def test_patches_are_labelled_with_what_lies_on_them():
 
 
 def test_mosaics_are_what_is_said_of_them():
-    """Each cell that a description names has its color, in the page's language."""
-    described = 0
-    for index in range(10):
-        messages = grid_model.mosaic(random.Random(index), "de")["messages"]
+    """Each cell that a description names has its color, in the chat's language."""
+    described = set()
+    for index in range(20):
+        messages = grid_model.mosaic(random.Random(index))["messages"]
         image, question = messages[0]["content"]
-        if question["text"] != "Was ist auf der Seite?":
-            continue
-        described += 1
-        for said in messages[1]["content"][0]["text"].rstrip(".").split("; "):
-            place, color = said.split(": ")
-            row, column = divmod(list(PLACES_IN["de"].values()).index(place), 3)
-            named = COLOURS[{word: name for name, word in COLOURS_IN["de"].items()}[color]]
-            pixel = image["image"].getpixel((42 * column + 21, 42 * row + 21))
-            assert max(abs(a - b) for a, b in zip(pixel, named, strict=True)) <= 10
-    assert described > 1
+        for language, templates in TEMPLATES.items():
+            if question["text"] != templates["everything"] or language not in grid_model.ABOUT_MOSAICS:
+                continue
+            described.add(language)
+            places, names = list(PLACES_IN[language].values()), list(COLOURS_IN[language].values())
+            for said in messages[1]["content"][0]["text"].rstrip(".").split("; "):
+                place, color = said.split(": ")
+                row, column = divmod(places.index(place), 3)
+                pixel = image["image"].getpixel((42 * column + 21, 42 * row + 21))
+                named = list(COLOURS.values())[names.index(color)]
+                assert max(abs(a - b) for a, b in zip(pixel, named, strict=True)) <= 10
+    assert described == {"en", "de", "es"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
