@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import multiprocessing
@@ -24,7 +25,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from datasets.fingerprint import Hasher
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -42,8 +42,6 @@ from jina_vlm_tools.training.mixture import (
     Plan,
     Source,
     SourceSettings,
-    _fingerprint,
-    _random,
 )
 from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import Stage, beside, read_stage
@@ -149,8 +147,8 @@ class Order(Plan):
         for number, source in enumerate(self.sources):
             numbers[source.settings.modality == "text"].append(number)
         weights = {kind: [self.weights[number] for number in numbers[kind]] for kind in numbers}
-        rngs = {kind: _random(self.seed, "source", kind) for kind in numbers}
-        modality = _random(self.seed, "modality")
+        rngs = {kind: random.Random(f"{self.seed}, sources, {kind}") for kind in numbers}
+        modality = random.Random(f"{self.seed}, modality")
         while True:
             kind = modality.random() < self.text_share
             (number,) = rngs[kind].choices(numbers[kind], weights[kind])
@@ -205,7 +203,7 @@ def open_tower(start: Path):
     return model.model.vision_model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def see(batch: dict[str, torch.Tensor], start: Path) -> dict[str, torch.Tensor]:
     """A batch with what the tower makes of its tiles, in bfloat16, in which the model computes anyway. Pages are of
     one tile, which is their thumbnail once more: it is seen once."""
@@ -266,13 +264,15 @@ def open_stage(file: Path, start: Path, pooling_size: int) -> tuple[Stage, Mixtu
         raise SettingsError(
             file, "encoder.learning_rate", stage.encoder.learning_rate, "expected 0: pages are seen once."
         )
-    collator, mixture_file = JinaVLMCollator(make_processor(pooling_size)), beside(file, stage.mixture)
+    processor, mixture_file = make_processor(pooling_size), beside(file, stage.mixture)
+    collator = JinaVLMCollator(processor)
     sources = [
         Source(source, number, mixture_file, collator, mixture.max_bad_share)
         for number, source in enumerate(mixture.sources)
     ]
-    tower = open_tower(start).state_dict()
-    key = Hasher.hash([_fingerprint(collator), tower, *(source.data._fingerprint for source in sources)])
+    depends = [processor.tokenizer.backend_tokenizer.to_str(), processor.chat_template, pooling_size]
+    depends += [mixture_file.parent.joinpath(source.path).read_bytes() for source in mixture.sources]
+    key = hashlib.sha256(repr([*depends, (start / "tower.safetensors").read_bytes()]).encode()).hexdigest()[:16]
     encoded_file = mixture_file.parent / f"encoded-{key}.pt"
     if not encoded_file.is_file():
         partial = encoded_file.with_suffix(f".{os.getpid()}")  # two trainings may find it missing at once
@@ -353,7 +353,7 @@ def introduce(model, mosaics: list[dict[str, torch.Tensor]], seed: int, steps: i
     """Let a new connector bring tower and decoder together, by mosaics in any order, while these stay as they are."""
     model.train().requires_grad_(False)
     model.model.connector.requires_grad_(True)
-    order = _random(seed, "mosaics")
+    order = random.Random(f"{seed}, mosaics")
 
     def loss_of(step: int) -> torch.Tensor:
         return model(**stack(order.sample(mosaics, 16))).loss
