@@ -189,7 +189,7 @@ def test_nothing_may_be_left_of_no_stage(setting):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-PIXELS = torch.rand(2, 3, grid_data.SIDE, grid_data.SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+PAGES = 8
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,11 @@ def test_variants_have_their_tokens_and_blocks(setting, variant, blocks, tokens)
     model = grid.make_start(training, setting.start)
     base = grid.make_start(Training(0), setting.start)
     assert len(model.model.vision_model.tower.encoder.layers) == blocks
-    positions = torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]])
+    pixels = grid_model.mosaics_to_see()[:PAGES].repeat_interleave(2, dim=0)
     with torch.no_grad():
-        (features,) = model.get_image_features(PIXELS, positions).pooler_output
-    assert features.shape == (2 * tokens, model.config.text_config.hidden_size)
+        images = model.get_image_features(pixels, torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]] * PAGES)).pooler_output
+    assert [len(features) for features in images] == [2 * tokens] * PAGES
+    features = torch.cat(images)
     processor = grid_model.make_processor(training.pooling_size)
     inputs = processor(text="<|image|> What?", images=Image.new("RGB", (126, 126)), return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2 * tokens
@@ -218,7 +219,7 @@ def test_variants_have_their_tokens_and_blocks(setting, variant, blocks, tokens)
             assert torch.equal(weight, model.get_parameter(name)), name
     # Image tokens are as large as words.
     ratio = features.pow(2).mean().sqrt() / model.get_input_embeddings().weight.pow(2).mean().sqrt()
-    assert 0.8 < ratio < 1.25
+    assert 0.75 < ratio < 1.3
 
 
 def test_mean_pooling_is_the_mean_of_values(setting):
