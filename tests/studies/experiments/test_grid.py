@@ -20,6 +20,7 @@ from experiments import ablations, grid, grid_data, grid_model, leave_one_out, s
 from experiments.grid import Setting, Training
 from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN, TEMPLATES
 from jina_vlm_tools.synthetic.shapes import COLOURS
+from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import read_stage
 
 
@@ -265,14 +266,35 @@ def test_a_training_for_real(setting, tmp_path):
     assert list(result["right"]) == list(grid_data.COLUMNS_ASKED)
     assert all(len(right) == 4 for right in result["right"].values())
     assert result["image_tokens"] == 50 and len(result["losses"]) == 2
-    before = grid.make_start(training, setting.start)
-    model = grid.introduced(training, setting, tmp_path)
-    losses = grid.train(model, training, setting, tmp_path)
-    assert losses == pytest.approx(result["losses"])
-    for part in ("vision_model.tower.encoder.layers.0", "connector", "language_model.layers.0"):
+    before, model = (grid.introduced(training, setting, tmp_path) for _ in range(2))
+    assert grid.train(model, training, setting, tmp_path) == pytest.approx(result["losses"])
+    for part in ("connector", "language_model.layers.0"):
         old, new = (dict(one.model.get_submodule(part).named_parameters()) for one in (before, model))
-        changed = any(not torch.equal(old[name], new[name]) for name in old)
-        assert changed == ("tower" not in part), part
+        assert all(not torch.equal(old[name], new[name]) for name in old if name.endswith("proj.weight")), part
+
+
+@pytest.mark.parametrize("layers", [(3, 1), (4,)])
+def test_what_was_seen_once_is_what_the_tower_sees(setting, layers):
+    """Image tokens from the stored outputs of the blocks and from pixels, within bfloat16's steps."""
+    model = grid.make_start(Training(0, feature_layers=layers), setting.start)
+    pixels = grid_model.mosaics_to_see()[:3].repeat_interleave(2, dim=0)
+    positions = torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]] * 3)
+    seen = grid.see({"pixel_values": pixels}, setting.start)["pixel_values"]
+    assert seen.shape == (3, grid_model.DEPTH, 81, 128) and seen.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = torch.cat(model.get_image_features(pixels, positions).pooler_output)
+        model.model.vision_model = grid.Seen(layers)
+        found = torch.cat(model.get_image_features(grid.twice(seen), positions).pooler_output)
+    assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+def test_a_stage_that_trains_the_tower_is_refused(setting, tmp_path):
+    recipe = yaml.safe_load(setting.stages[0].read_text())
+    recipe["encoder"]["learning_rate"] = 1e-3
+    recipe["mixture"] = str(setting.questions.parent / "stage1" / "mixture.yaml")
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SettingsError, match="`encoder.learning_rate` is 0.001: expected 0"):
+        grid.open_stage(tmp_path / "stage.yaml", setting.start, 2)
 
 
 def fake_answers(training: Training) -> dict:
