@@ -100,7 +100,7 @@ grid-start: $(VENV)/ready
 leave-one-out: grid-start  ## which kind of data helps which task: a training without each, three times (hours on a CPU)
 	$(RUN) -m experiments.leave_one_out $(ARGS)
 
-ablations: grid-start  ## how patches are pooled, which layers are seen, how much is text: three times each (an hour on a CPU)
+ablations: grid-start  ## how patches are pooled, which layers are seen, how much is text: three times each (hours on a CPU)
 	$(RUN) -m experiments.ablations $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh images, print accuracy per task and language
