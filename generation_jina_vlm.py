@@ -29,11 +29,17 @@ class JinaVLMGenerationMixin(GenerationMixin):
         Generate as [`GenerationMixin.generate`] does, without structural tokens.
 
         A conversation that continues from its `cache` may bring all its images, or only the new ones.
+        `use_model_defaults=True`, as on the release's card, is taken: transformers 5 does so always.
 
         Raises:
-            ValueError: an assistant model or prompt lookup is to continue from a `cache`; or `prefill_chunk_size`
-                comes with images before transformers 5.23.
+            ValueError: an assistant model or prompt lookup is to continue from a `cache`; `prefill_chunk_size` comes
+                with images before transformers 5.23; or `use_model_defaults` is False.
         """
+        if kwargs.pop("use_model_defaults", None) is False:
+            raise ValueError(
+                "`use_model_defaults` is False, but transformers 5 always takes the model's own defaults for what a "
+                "`generation_config` leaves open. Leave it out, and set in `generation_config` what should differ."
+            )
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
         images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -101,9 +102,9 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
         data = BytesIO(_download(source, shown))
     elif is_url(source):
         header, comma, payload = source.partition(",")
-        if not comma or not header.endswith(";base64"):
+        if not comma or not header.lower().endswith(";base64"):
             raise ValueError(f"Expected a data URI of the form `data:image/...;base64,...`, got {shown!r}.")
-        data = BytesIO(_decode_base64(payload, shown))
+        data = BytesIO(_decode_base64(unquote(payload), shown))
     elif os.path.isfile(source):
         data = source
     elif os.path.isdir(source) or not source.strip():

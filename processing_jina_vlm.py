@@ -10,7 +10,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .arguments_jina_vlm import OF_LOADERS, JinaVLMImageProcessorKwargs, refuse_unknown
-from .chat_jina_vlm import check_conversation, make_self_contained
+from .chat_jina_vlm import check_conversation, check_template_uses, make_self_contained, uses
 from .compatibility_jina_vlm import put_into_package
 from .control_tokens_jina_vlm import Edit, control_tokens, encode, in_source, mark, mark_chat, typed_tokens
 from .conversion_jina_vlm import STRUCTURAL_TOKENS
@@ -40,6 +40,8 @@ _OF_TOKENIZERS = (
     "legacy",
     "tokenizer_type",
 )
+# What Python makes of bytes that it cannot decode, and JSON of half an emoji
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Known to `apply_chat_template` itself
 _TEMPLATE_ARGUMENTS = ("return_tensors", "load_audio_from_video")
 
@@ -143,6 +145,12 @@ class JinaVLMProcessor(ProcessorMixin):
             raise TypeError(f"`text` must be a string or a list of strings, got {text!r}.")
         if texts == []:
             raise ValueError("Got an empty list of texts.")
+        for index, sample in enumerate(texts or ()):
+            if broken := _SURROGATE.search(sample):
+                raise ValueError(
+                    f"Sample {index} has {broken[0]!r} at character {broken.start()}, half of a character, which no "
+                    "tokenizer takes. Decode the text as what it was encoded in, or take that out."
+                )
 
         images, placed = self._place_images(images, texts)
         kwargs = self._merge_kwargs(
@@ -353,19 +361,20 @@ class JinaVLMProcessor(ProcessorMixin):
 
         Raises:
             TypeError, ValueError: the conversation is not made of messages, content and parts as a template expects
-                them, or as from a call.
+                them; the template has no place for `tools` or `documents`; or as from a call.
         """
         processor_kwargs = dict(processor_kwargs or {})
         for name in [name for name in kwargs if name in self._own_kwargs and name not in _TEMPLATE_ARGUMENTS]:
             processor_kwargs[name] = kwargs.pop(name)
         conversation = check_conversation(conversation)
         template = self._template(chat_template)
+        check_template_uses(template, conversation, kwargs)
         tokens = self._control_tokens
         variables: dict[str, Any] = {"control_tokens_in_text": tokenize or not sanitize_control_tokens}
         if not tokenize:
             variables["control_tokens"] = typed_tokens(conversation, tokens)
         # The library would pass a variable that the template does not use to our call.
-        variables = {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template)}
+        variables = {name: value for name, value in variables.items() if uses(template, name)}
         if tokenize and sanitize_control_tokens:
             conversation = mark_chat(conversation, tokens)
             kwargs = {

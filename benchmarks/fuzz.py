@@ -52,7 +52,7 @@ def seeds(side: int = 24) -> dict[str, bytes]:
         "progressive.jpeg": (image, {"progressive": True}),
         "cmyk.jpeg": (image.convert("CMYK"), {}),
         "several.mpo": (image, frames),
-        "colours.png": (image, {"exif": exif}),
+        "colors.png": (image, {"exif": exif}),
         "alpha.png": (alpha, {}),
         "palette.png": (image.convert("P"), {"transparency": 3}),
         "one-bit.png": (image.convert("1"), {}),

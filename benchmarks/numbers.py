@@ -27,7 +27,7 @@ SIDE = 378
 def sample_images() -> dict[str, Image.Image]:
     """Extreme images, and an ordinary one, each of one tile."""
     noise = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE, 3), np.uint8) * 255
-    colors = {"black": 0, "white": 255, "grey": 127, "nearly black": 1}
+    colors = {"black": 0, "white": 255, "gray": 127, "nearly black": 1}
     flat = {name: Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)) for name, value in colors.items()}
     return flat | {"noise": Image.fromarray(noise), "shapes": draw_scene(make_scene(random.Random(0), TRAINING_PAIRS))}
 

@@ -94,8 +94,8 @@ def card_results(results: list[dict]) -> dict:
         "results": [
             {
                 "task_type": "image-text-to-text",
-                "dataset_type": "coloured-shapes",
-                "dataset_name": f"Coloured shapes, pairs never trained on. {name}",
+                "dataset_type": "colored-shapes",
+                "dataset_name": f"Colored shapes, pairs never trained on. {name}",
                 "dataset_split": "held out",
                 "metric_type": "accuracy",
                 "metric_name": "Accuracy, per cent",

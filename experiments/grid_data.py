@@ -29,7 +29,7 @@ from jina_vlm_tools.synthetic.pages import (
     random_number,
 )
 from jina_vlm_tools.synthetic.questions import Turn
-from jina_vlm_tools.synthetic.shapes import ALL_PAIRS, COLOURS, PLACES, Scene, make_scene
+from jina_vlm_tools.synthetic.shapes import ALL_PAIRS, COLORS, PLACES, Scene, make_scene
 from jina_vlm_tools.synthetic.writing import write_images, write_questions, write_texts
 from jina_vlm_tools.training.mixture import MixtureSettings, SourceSettings
 
@@ -109,9 +109,9 @@ def _chart(rng: random.Random) -> Page:
     number, unit = rng.randint(2, 4), (SIDE - 8) / HIGHEST
     width, bottom = SIDE / number, SIDE - 4
     bars = []
-    for index, colour in enumerate(rng.sample(list(COLOURS), number)):
+    for index, color in enumerate(rng.sample(list(COLORS), number)):
         height, left = rng.randint(1, HIGHEST), (index + 0.15) * width
-        bars.append(Bar((left, bottom - height * unit, left + 0.7 * width, bottom), colour, height))
+        bars.append(Bar((left, bottom - height * unit, left + 0.7 * width, bottom), color, height))
     lines = [(0, bottom - value * unit, SIDE, bottom - value * unit) for value in range(HIGHEST + 1)]
     return Page("chart", empty(rng), bars=tuple(bars), lines=tuple(lines))
 
@@ -133,7 +133,7 @@ def ask(page: Page, task: str, language: str, rng: random.Random) -> Turn | None
         return ask_page(page, "tables" if page.kind == "table" else "numbers", language, rng)
     if page.kind == "chart":
         return ask_page(page, "charts", language, rng)
-    kind = "count" if task == "counting" else rng.choice(("kind", "colour", "position"))
+    kind = "count" if task == "counting" else rng.choice(("kind", "color", "position"))
     return ask_shapes(page.scene, kind, language, rng)
 
 

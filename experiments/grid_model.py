@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from jina_vlm_tools.files import TINY
-from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN, TEMPLATES, there
+from jina_vlm_tools.synthetic.page_questions import COLORS_IN, PLACES_IN, TEMPLATES, there
 from jina_vlm_tools.synthetic.pages import draw_page
-from jina_vlm_tools.synthetic.shapes import COLOURS, PLACES
+from jina_vlm_tools.synthetic.shapes import COLORS, PLACES
 from jina_vlm_tools.training.collator import JinaVLMCollator
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
@@ -126,11 +126,11 @@ def mosaic(rng: random.Random) -> dict[str, list[dict]]:
     image = Image.new("RGB", (SIDE, SIDE), empty(rng).background)
     canvas, cell, colors = ImageDraw.Draw(image), SIDE // 3, []
     for place in places:
-        (row, column), color = divmod(place, 3), rng.choice(list(COLOURS))
+        (row, column), color = divmod(place, 3), rng.choice(list(COLORS))
         left, top, right, bottom = (rng.randint(2, 12) for _ in range(4))
         box = (column * cell + left, row * cell + top, (column + 1) * cell - 1 - right, (row + 1) * cell - 1 - bottom)
-        canvas.rectangle(box, fill=tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLOURS[color]))
-        colors.append((PLACES[place], COLOURS_IN[language][color]))
+        canvas.rectangle(box, fill=tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLORS[color]))
+        colors.append((PLACES[place], COLORS_IN[language][color]))
     turns = []
     if rng.random() < 0.5:
         everything = "; ".join(f"{PLACES_IN[language][place]}: {color}" for place, color in colors)

@@ -36,7 +36,7 @@ from jina_vlm_tools.synthetic.pages import (
     make_table,
 )
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
-from jina_vlm_tools.synthetic.shapes import COLOURS, KINDS, PLACES, TRAINING_PAIRS, Scene, make_scene
+from jina_vlm_tools.synthetic.shapes import COLORS, KINDS, PLACES, TRAINING_PAIRS, Scene, make_scene
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
 
@@ -45,7 +45,7 @@ SIDE = 27  # patches of a tile; tokens are made of two by two, the last row and 
 WORD_END = len(CHARACTERS) + 1
 # How many answers each question about a token has, "nothing" included.
 TOKEN_CLASSES = {
-    "colour": 1 + len(COLOURS),
+    "color": 1 + len(COLORS),
     "kind": 1 + len(KINDS),
     "place": len(PLACES),
     "height": 1 + HIGHEST,
@@ -131,7 +131,7 @@ def token_labels(page: Page, positions: torch.Tensor = TOKEN_MIDDLES) -> torch.T
     _label_shapes(labels, page.scene, x, y, columns)
     for bar in page.bars:
         inside = _inside(bar.box, x, y)
-        labels[..., columns["colour"]][inside] = 1 + list(COLOURS).index(bar.colour)
+        labels[..., columns["color"]][inside] = 1 + list(COLORS).index(bar.color)
         labels[..., columns["height"]][inside] = bar.height
     half = (positions[1] - positions[0]).item() / 2
     token = size[0] * half, size[1] * half  # half of a token's width and height
@@ -150,9 +150,9 @@ def _label_shapes(
     width, height = scene.size
     for shape in scene.shapes:
         row, column = divmod(PLACES.index(shape.place), 3)
-        distance = torch.hypot(x - (column + shape.centre[0]) * width / 3, y - (row + shape.centre[1]) * height / 3)
+        distance = torch.hypot(x - (column + shape.center[0]) * width / 3, y - (row + shape.center[1]) * height / 3)
         inside = distance <= shape.radius * min(width, height) / 3
-        labels[inside, columns["colour"]] = 1 + list(COLOURS).index(shape.colour) if shape.colour else IGNORED
+        labels[inside, columns["color"]] = 1 + list(COLORS).index(shape.color) if shape.color else IGNORED
         labels[inside, columns["kind"]] = 1 + KINDS.index(shape.kind)
 
 

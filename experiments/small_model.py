@@ -10,7 +10,7 @@ from pathlib import Path
 import jina_vlm
 import torch
 
-from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.files import TEMPLATE
 
 from .tokenizer import ADDITIONAL_ROWS, BASE_SIZE, STRUCTURAL_TOKENS, train_tokenizer
 
@@ -19,7 +19,7 @@ EMBEDDING_SIZE = 0.5  # root mean square
 
 
 def make_processor() -> jina_vlm.JinaVLMProcessor:
-    template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+    template = TEMPLATE.read_text(encoding="utf-8")
     return jina_vlm.JinaVLMProcessor(jina_vlm.JinaVLMImageProcessor(), train_tokenizer(), chat_template=template)
 
 

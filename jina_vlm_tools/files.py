@@ -7,6 +7,7 @@ from pathlib import Path
 _BESIDE = Path(__file__).resolve().parent.parent
 # The folder of the package `jina_vlm`, with its modules, LICENSE and chat_template.jinja. A checkout is this folder.
 ROOT = _BESIDE / "jina_vlm" if (_BESIDE / "jina_vlm").is_dir() else _BESIDE
+TEMPLATE = ROOT / "chat_template.jinja"
 TINY = ROOT / "checkpoints" / "tiny"  # in a checkout
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
@@ -22,8 +23,3 @@ def write_whole(path: Path, content: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-
-
-def default_checkpoint() -> str:
-    """The small checkpoint in a checkout, else the released one."""
-    return str(TINY) if TINY.is_dir() else "jinaai/jina-vlm"

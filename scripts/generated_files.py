@@ -1,7 +1,7 @@
 """Write the files that are made from others, which `tests/test_repository.py` keeps in step:
 
 python -m scripts.generated_files root      config.json, generation_config.json, processor_config.json at the root
-python -m scripts.generated_files bundle    the modules, into checkpoints/tiny
+python -m scripts.generated_files bundle    the modules and the chat template, into checkpoints/tiny
 """
 
 import json
@@ -9,11 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jina_vlm_tools.files import ROOT, TINY
+from jina_vlm_tools.files import ROOT, TEMPLATE, TINY
 from jina_vlm_tools.hub.check import MODULES, bundle_files  # noqa: F401  the names for the tests
 
 
 ARCHITECTURE = "JinaVLMForConditionalGeneration"
+
+
+def tiny_files() -> dict[str, bytes]:
+    """What checkpoints/tiny has of the root: contents by file name."""
+    return {**bundle_files(), TEMPLATE.name: TEMPLATE.read_bytes()}
 
 
 def root_files() -> dict[str, str]:
@@ -53,7 +58,7 @@ def main() -> None:
         case ["bundle"]:
             if not TINY.is_dir():
                 sys.exit(f"{TINY} is not there. Fetch it with the repository.")
-            for name, content in bundle_files().items():
+            for name, content in tiny_files().items():
                 (TINY / name).write_bytes(content)
                 print(f"Wrote checkpoints/tiny/{name}.")
         case _:

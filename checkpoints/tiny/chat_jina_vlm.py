@@ -36,6 +36,28 @@ def check_conversation(conversation: Any) -> list:
     return [_check_message(message) for message in conversation]
 
 
+def uses(template: str, name: str) -> bool:
+    """Tell whether a template mentions a variable or a key."""
+    return re.search(rf"\b{name}\b", template) is not None
+
+
+def check_template_uses(template: str, conversation: list, given: Mapping[str, Any]) -> None:
+    """
+    Refuse tools, their calls and documents if the template has no place for them: it would leave them out.
+
+    Raises:
+        ValueError: it names what was given.
+    """
+    messages = [turn for item in conversation for turn in (item if isinstance(item, list) else [item])]
+    names = [name for name in ("tools", "documents") if given.get(name)]
+    names += ["tool_calls"] if any(message.get("tool_calls") for message in messages) else []
+    if unused := [name for name in names if not uses(template, name)]:
+        raise ValueError(
+            f"Got {' and '.join(f'`{name}`' for name in unused)}, which the chat template does not use. Write what "
+            "the model shall know into a message, or set a chat template that a model was trained with."
+        )
+
+
 def _check_message(message: Any) -> dict:
     if (checked := _as_dictionary(message)) is None:
         raise TypeError(f"{_MESSAGES}, got {_short(message)}.")

@@ -253,11 +253,18 @@ def get_size_of_most_tokens(
 
     sizes = []
     for columns in range(1, math.isqrt(max_tiles) + 1):
-        # As narrow as an image with this many columns can be, and as tall as the budgets of pixels and tokens allow.
+        # As narrow as an image with this many columns can be that has room for as many rows as the budget of tokens,
+        # and as tall as the budgets allow.
+        rows = min(get_most_rows(columns, tokens_per_side, overlap), max_tiles // columns)
+        tall_enough = math.ceil(get_canvas_size(rows, columns, tile_size, stride)[0] / MAX_ASPECT_RATIO / patch_size)
+        narrowest = min(math.isqrt(max_pixels // MAX_ASPECT_RATIO) // patch_size, tall_enough) * patch_size
         width = tile_size - stride + stride * (columns - 1) + patch_size * (columns > 1)
-        width = max(width, math.isqrt(max_pixels // MAX_ASPECT_RATIO) // patch_size * patch_size, patch_size)
+        width = max(width, narrowest, patch_size)
         height = min(max_pixels // width, MAX_ASPECT_RATIO * width)
+        columns = max(columns, math.ceil((width - tile_size + stride) / stride))
         most_rows = get_most_rows(columns, tokens_per_side, overlap)
+        if not most_rows:
+            break
         if not do_resize:
             rows = min(most_rows, max_tiles // columns)
             height = max(height, get_canvas_size(rows, columns, tile_size, stride)[0])

@@ -5,12 +5,8 @@ the time of each part. `jina_vlm_tools.webapp.assemble_space` makes a Space of i
 """
 
 import argparse
-import os
-from pathlib import Path
 
-from jina_vlm_tools.files import TINY, default_checkpoint
-
-from .options import DTYPES, MODEL_HELP, MODEL_VARIABLE, check_model
+from . import options
 
 
 DESCRIPTION = "Open a page in the browser to ask a checkpoint about images."
@@ -25,29 +21,23 @@ TINY_NOTE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        default=os.environ.get(MODEL_VARIABLE) or default_checkpoint(),
-        help=f"{MODEL_HELP} (default: %(default)s)",
-    )
-    parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')
-    parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the checkpoint's own elsewhere)")
+    options.add_model(parser)
+    options.add_dtype(parser)
+    options.add_device(parser)
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    check_model(args.model)
+    options.check_model(args.model)
     print(f"Loading {args.model} ...", flush=True)
-    try:
+    with options.needing("app"):
         from jina_vlm_tools.webapp.layout import Page, launch_arguments
-    except ImportError as error:
-        raise OSError(f"`jina-vlm app` needs `pip install 'jina-vlm-transformers[app]'` ({error}).") from error
     from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, quiet_libraries
 
     quiet_libraries()
     processor, load_model = load_processor_and_class(args.model)
     model = load_on_device(load_model, args.device, args.dtype)
-    is_tiny = Path(args.model).resolve() == TINY.resolve()
+    is_tiny = options.is_tiny(args.model)
     page = Page(model, processor, "checkpoints/tiny" if is_tiny else args.model, TINY_NOTE if is_tiny else "")
     page.build().launch(server_port=args.port, **launch_arguments())

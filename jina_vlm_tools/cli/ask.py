@@ -1,91 +1,188 @@
-"""`ask`: one question about images."""
+"""`ask`: questions about images, or about none."""
 
 import argparse
 import json
+import mimetypes
+import os
 import time
+from contextlib import nullcontext
 
 from . import options
 from .progress import Progress
+from .steps import load_processor
 
 
+USAGE = (
+    "jina-vlm ask [IMAGE ...] QUESTION [options]\n       jina-vlm ask [IMAGE ...] -p PROMPT [-p PROMPT ...] [options]"
+)
 DESCRIPTION = """\
-Ask a question about one image or several. The answer is printed while it is
-generated.
+Ask a question about one image, several, or none. The answer is printed while
+it is generated. Several prompts are asked apart, each about all images; with
+--map, each about each image.
+
+Images are cut into tiles at their own size, as by the release's own command,
+unless --max-pixels says what to fit them to first.
 """
 EXAMPLES = """\
 examples:
-  jina-vlm ask photo.png "What is in the picture?"
+  jina-vlm ask photo.png "What is in the image?"
+  jina-vlm ask "What is the capital of France?"
   jina-vlm ask before.png after.png "What has changed?" --max-tiles 4
+  jina-vlm ask "scans/*.png" --map -p "Who wrote this?" -p "When?" --json
+  jina-vlm ask a.png b.png "How does Image 2 differ from Image 1?" --image-labels
+  jina-vlm ask photo.png "What does the sign say?" --max-pixels 4000000
   curl -s https://example.com/photo.jpg | jina-vlm ask - "Who painted this?"
   jina-vlm ask --json scan.png "What is the total?" | jq -r .answer
 """
+SHOWN = 200  # characters of a URL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = USAGE
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="a path, an http(s) URL, a data URI, or - for stdin"
+        "words",
+        metavar="IMAGE ... QUESTION",
+        nargs="*",
+        help='images: paths, http(s) URLs, data URIs, patterns such as "photos/*.png", or - for stdin; '
+        "then what to ask, quoted, unless --prompt says it",
     )
-    parser.add_argument("question", metavar="QUESTION", help="comes last; quote it")
-    options.add_model_options(parser)
-    options.add_json(parser, "one JSON object (answer, tokens, tiles of each image, seconds of each part)")
-    parser.set_defaults(run=run)
+    parser.add_argument("-i", "--image", action="append", default=[], help="another way to name an image; repeatable")
+    parser.add_argument(
+        "-p", "--prompt", action="append", default=[], help="another way to name a question; repeatable"
+    )
+    parser.add_argument("--map", action="store_true", help="ask about each image alone, not about all together")
+    parser.add_argument("--prompt-first", action="store_true", help="write the prompt before the images, not after")
+    parser.add_argument(
+        "--image-labels", action="store_true", help='write "Image 1:", "Image 2:" ... before the images'
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=options.positive,
+        metavar="N",
+        help="fit an image to at most so many pixels before its tiles are chosen (default: no fit; the other verbs "
+        "fit to 1,003,520)",
+    )
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print answers piece by piece, as they are generated (default, but with --json), or each as a whole",
+    )
+    options.add_model_options(parser, max_new_tokens=1024)
+    options.add_json(parser, "one JSON object for each answer (answer, tokens, tiles of each image, seconds)")
+    parser.set_defaults(run=run, check=check)
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What is an image and what a question, and which options belong together; ends the process with a usage error."""
+    words = args.words
+    if not args.prompt:
+        if not words:
+            parser.error('say what to ask: jina-vlm ask [IMAGE ...] "QUESTION"')
+        *words, question = words
+        if names_image(question):
+            parser.error(f'{question} is an image. Say what to ask about it, last: jina-vlm ask IMAGE "QUESTION"')
+        args.prompt = [question]
+    if not all(prompt.strip() for prompt in args.prompt):
+        parser.error("a question is empty. Say what to ask")
+    if words and args.image:
+        parser.error(f"images are named in two ways, {words[0]} and --image {args.image[0]}: take one of them")
+    args.image = args.image or words
+    if not args.image:
+        for option in ("map", "prompt_first", "image_labels", "max_tiles", "max_pixels"):
+            if getattr(args, option):
+                parser.error(f"--{option.replace('_', '-')} is about images, and none is named: name one, or leave it")
+    if args.map and args.image_labels:
+        parser.error("--image-labels tells images apart that are shown together: leave it, or --map")
+    if args.json and args.stream:
+        parser.error("--json prints answers as a whole: leave --stream, or --json")
+
+
+def names_image(text: str) -> bool:
+    """Whether somebody who writes this has forgotten the question."""
+    has_ending = (mimetypes.guess_type(text)[0] or "").startswith("image/")
+    is_name = len(text.split()) == 1 and (has_ending or options.is_url(text))
+    return text == options.STDIN or is_name or os.path.isfile(text)
 
 
 def run(args: argparse.Namespace) -> None:
+    from jina_vlm_tools.inference.asking import find_images, make_content
+
     options.check_model(args.model)
-    options.check_images(args.images)
+    images = find_images(args.image)
+    shown_together = [[image] for image in images] if args.map else [images]
+    has_one_answer = len(shown_together) * len(args.prompt) == 1
+    is_streamed = not args.json and args.stream is not False
     started, progress = time.perf_counter(), Progress()
-    with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_images
-        from jina_vlm_tools.inference.loading import (
-            load_image,
-            load_on_device,
-            load_processor_and_class,
-            quiet_libraries,
-        )
+    processor, load_model = load_processor(args.model, progress)
+    from jina_vlm_tools.inference.conversation import Conversation, describe_images
+    from jina_vlm_tools.inference.loading import load_image, load_on_device
 
-        quiet_libraries()
-
-    with progress.step("processor", f"Loading the processor of {args.model}"):
-        processor, load_model = load_processor_and_class(args.model)
-    with progress.step("image", "Opening the image"):
-        images = [load_image(source, processor.image_processor) for source in args.images]
-        described = describe_images(processor, images, args.max_tiles)
-    with progress.step("model", "Loading the model"):
-        model = load_on_device(load_model, args.device, args.dtype)
-    conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
-    with progress.step("tokens", "Making tiles and tokens"):
-        inputs = conversation.prepare(args.question, images)
-
-    answer = conversation.generate(inputs, (lambda text: None) if args.json else show)
-    total = round(time.perf_counter() - started, 3)
-    if args.json:
-        report = {
-            "answer": answer.text,
-            "is_cut_off": answer.is_cut_off,
-            "question": args.question,
-            "model": args.model,
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "images": described,
-            "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
-            "seconds": {
+    # As the release's own command: no fit, unless it is told what to fit to.
+    settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
+    conversation = None
+    for paths in shown_together:
+        opened, names = None, [shorten(path) for path in paths]
+        for prompt in args.prompt:
+            with progress.step("image", "Opening the image") if paths else nullcontext():
+                opened = opened or [load_image(path, processor.image_processor) for path in paths]
+                described = describe_images(processor, opened, **settings)
+            if conversation is None:
+                options.note_tiny(args.model, progress)
+                with progress.step("model", "Loading the model"):
+                    model = load_on_device(load_model, args.device, args.dtype)
+                conversation = Conversation(model, processor, args.max_new_tokens, **settings)
+            with progress.step("tokens", "Making tiles and tokens"):
+                conversation.begin_anew()
+                inputs = conversation.prepare_turn(make_content(prompt, opened, args.prompt_first, args.image_labels))
+            if not has_one_answer and not args.json:
+                print(f"{', '.join(names)}: {prompt}" if names else prompt, flush=True)
+            answer = conversation.generate(inputs, show if is_streamed else (lambda text: None))
+            seconds = {
                 **progress.seconds,
                 "first_token": answer.seconds_to_first_token,
                 "answer": answer.seconds,
-                "total": total,
-            },
-        }
-        print(json.dumps(report, ensure_ascii=False))
-        return
-    print(flush=True)
-    progress.say(
-        f"{answer.prompt_tokens} tokens in, {answer.tokens} out; first after {answer.seconds_to_first_token:.2f} s, "
-        f"all after {answer.seconds:.2f} s; {total:.1f} s in all."
+                "total": round(time.perf_counter() - started, 3),
+            }
+            if args.json:
+                described = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
+                line = report(args.model, model, prompt, described, answer, seconds)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+                continue
+            print("" if is_streamed else answer.text, end="\n" if has_one_answer else "\n\n", flush=True)
+            progress.say(count(described, answer, seconds))
+            if answer.is_cut_off:
+                progress.say("The answer is cut off: raise --max-new-tokens.")
+        conversation.reset()  # other images of the same size have the same ids
+
+
+def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seconds: dict) -> dict:
+    """An answer and all that is known of it, for JSON."""
+    return {
+        "answer": answer.text,
+        "is_cut_off": answer.is_cut_off,
+        "question": prompt,
+        "model": checkpoint,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "images": images,
+        "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
+        "seconds": seconds,
+    }
+
+
+def count(images: list[dict], answer, seconds: dict) -> str:
+    """Tokens and time of an answer, for people."""
+    of_images = sum(image["tokens"] for image in images)
+    return (
+        f"{answer.prompt_tokens} tokens in, {of_images} of them for images; {answer.tokens} out, the first after "
+        f"{seconds['first_token']:.2f} s, all after {seconds['answer']:.2f} s; {seconds['total']:.1f} s in all."
     )
-    if answer.is_cut_off:
-        progress.say("The answer is cut off: raise --max-new-tokens.")
 
 
 def show(text: str) -> None:
     print(text, end="", flush=True)
+
+
+def shorten(name: str) -> str:
+    """A path as it is; a URL that holds an image is longer than anybody reads."""
+    return name if len(name) <= SHOWN or not options.is_url(name) else f"{name[:SHOWN]}..."

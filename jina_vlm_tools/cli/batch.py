@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from jina_vlm_tools.files import default_checkpoint
-
 from . import options
 
 
@@ -29,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
     questions = parser.add_mutually_exclusive_group()
-    questions.add_argument(
-        "--question", default="Describe the picture.", help="asked about each (default: %(default)s)"
-    )
+    questions.add_argument("--question", help="asked about each (default: Describe the image.)")
     questions.add_argument("--question-column", metavar="NAME", help="take each row's own question from here")
     parser.add_argument(
         "--image-column", metavar="NAME", help="images, their bytes or paths (default: the one column of images)"
@@ -46,20 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)"
     )
-    parser.add_argument(
-        "--model",
-        default=default_checkpoint(),
-        help="a folder or a repository of the Hub, in this layout or the released one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=options.DTYPES,
-        help="default: float32 on a CPU, the checkpoint's own (auto) on a GPU",
-    )
+    options.add_model(parser)
+    options.add_dtype(parser)
     options.add_max_tiles(parser)
-    parser.add_argument(
-        "--max-new-tokens", type=options.positive, default=256, help="longest answer (default: %(default)s)"
-    )
+    options.add_no_resize(parser)
+    options.add_max_new_tokens(parser, 256)
     parser.add_argument(
         "--batch-size",
         type=options.positive,
@@ -76,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    try:
+    options.check_model(args.model)
+    args.question = args.question or options.default_question(args.model)
+    with options.needing("batch"):
         from jina_vlm_tools.inference.batch import answer_all
-    except ImportError as error:
-        raise OSError(f"`jina-vlm batch` needs `pip install 'jina-vlm-transformers[batch]'` ({error}).") from error
     answer_all(args)

@@ -7,6 +7,7 @@ import sys
 from . import options
 from .ask import show
 from .progress import Progress
+from .steps import load_processor
 
 
 DESCRIPTION = """\
@@ -22,7 +23,7 @@ Questions may come from a pipe. Then the first error ends the chat.
 EXAMPLES = """\
 examples:
   jina-vlm chat photo.png
-  printf 'What is this?\\nWhich colour is it?\\n' | jina-vlm chat photo.png --json
+  printf 'What is this?\\nWhich color is it?\\n' | jina-vlm chat photo.png --json
 """
 
 
@@ -44,24 +45,16 @@ def run(args: argparse.Namespace) -> None:
     if options.STDIN in args.images:
         raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
     progress = Progress()
-    with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation
-        from jina_vlm_tools.inference.loading import (
-            load_image,
-            load_on_device,
-            load_processor_and_class,
-            quiet_libraries,
-        )
+    processor, load_model = load_processor(args.model, progress)
+    from jina_vlm_tools.inference.conversation import Conversation
+    from jina_vlm_tools.inference.loading import load_image, load_on_device
 
-        quiet_libraries()
-
-    with progress.step("processor", f"Loading the processor of {args.model}"):
-        processor, load_model = load_processor_and_class(args.model)
     images = [load_image(source, processor.image_processor) for source in args.images]
+    options.note_tiny(args.model, progress)
     with progress.step("model", "Loading the model"):
         model = load_on_device(load_model, args.device, args.dtype)
 
-    conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
+    conversation = Conversation(model, processor, args.max_new_tokens, max_tiles=args.max_tiles)
     is_interactive = sys.stdin.isatty()
     prompt = "> " if is_interactive and sys.stdout.isatty() else ""
     while (line := read(prompt)) not in (None, "/quit"):
@@ -108,7 +101,7 @@ def take(line: str, conversation, images: list, as_json: bool) -> list:
                 "answer": answer.text,
                 "is_cut_off": answer.is_cut_off,
                 "question": line,
-                "images": describe_images(conversation.processor, images, conversation.max_tiles),
+                "images": describe_images(conversation.processor, images, **conversation.settings),
                 "tokens": {"prompt": answer.prompt_tokens, "answer": answer.tokens},
                 "seconds": {"first_token": answer.seconds_to_first_token, "answer": answer.seconds},
             }

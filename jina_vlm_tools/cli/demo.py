@@ -5,11 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-from jina_vlm_tools.files import default_checkpoint
-
+from . import options
 from .ask import show
-from .options import DTYPES, add_max_tiles, check_image, check_model, positive
 from .progress import Progress
+from .steps import load_processor
 
 
 DESCRIPTION = """\
@@ -30,15 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", help="what to ask about it")
     parser.add_argument("--seed", type=int, default=1, help="of the image that is drawn (default: %(default)s)")
     parser.add_argument("--language", choices=("en", "de", "es", "fr"), default="en", help="of the question about it")
-    parser.add_argument(
-        "--checkpoint",
-        default=default_checkpoint(),
-        help="a folder or a repository of the Hub, in this layout or the released one (default: %(default)s)",
-    )
-    add_max_tiles(parser)
-    parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, the checkpoint's own on a GPU)")
+    options.add_model_options(parser)
+    parser.add_argument("--checkpoint", action=OldModel, dest="model", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
+
+
+class OldModel(argparse.Action):
+    """The name that `--model` had here."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"warning: {option_string} is called --model now, and will go.", file=sys.stderr)
+        namespace.model = values
 
 
 def draw(seed: int, language: str) -> tuple:
@@ -54,38 +55,30 @@ def draw(seed: int, language: str) -> tuple:
 
 def run(args: argparse.Namespace) -> None:
     if args.image:
-        check_image(args.image)
-    check_model(args.checkpoint)
+        options.check_image(args.image)
+    options.check_model(args.model)
     started, progress = time.perf_counter(), Progress(sys.stdout)
-    with progress.step("import", "Importing torch and transformers"):
-        from jina_vlm_tools.inference.conversation import Conversation, describe_images
-        from jina_vlm_tools.inference.loading import (
-            load_image,
-            load_on_device,
-            load_processor_and_class,
-            quiet_libraries,
-        )
-
-        quiet_libraries()
-    with progress.step("processor", f"Loading the processor of {args.checkpoint}"):
-        processor, load_model = load_processor_and_class(args.checkpoint)
+    processor, load_model = load_processor(args.model, progress)
+    from jina_vlm_tools.inference.conversation import Conversation, describe_images
+    from jina_vlm_tools.inference.loading import load_image, load_on_device
 
     expected = None
     if args.image:
-        image, question = load_image(args.image, processor.image_processor), args.question or "Describe the picture."
+        image = load_image(args.image, processor.image_processor)
+        question = args.question or options.default_question(args.model)
     else:
         image, question, expected = draw(args.seed, args.language)
         question, expected = (args.question, None) if args.question else (question, expected)
         print(f"Drew an image: {DRAWN}")
 
     with progress.step("model", "Loading the model"):
-        model = load_on_device(load_model, dtype=args.dtype)
+        model = load_on_device(load_model, args.device, args.dtype)
         print(f"  {model.num_parameters():,} parameters on {model.device}, {model.dtype}")
 
-    conversation = Conversation(model, processor, args.max_new_tokens, args.max_tiles)
+    conversation = Conversation(model, processor, args.max_new_tokens, max_tiles=args.max_tiles)
     with progress.step("tokens", "Making tiles and tokens"):
         inputs = conversation.prepare(question, [image])
-        (made,) = describe_images(processor, [image], args.max_tiles)
+        (made,) = describe_images(processor, [image], **conversation.settings)
         print(
             f"  {made['width']} x {made['height']} pixels became {made['tiles']} tiles of "
             f"{processor.image_processor.tile_size} pixels "

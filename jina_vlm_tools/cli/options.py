@@ -1,9 +1,16 @@
 """Arguments that several commands have, and what can be said of them before anything is loaded."""
 
 import argparse
+import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from jina_vlm_tools.files import TINY
+
+from .progress import Progress
 
 
 RELEASED = "jinaai/jina-vlm"
@@ -11,6 +18,17 @@ MODEL_VARIABLE = "JINA_VLM_MODEL"
 STDIN = "-"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
+MODEL_ADVICE = (
+    f"Give --model, or the environment variable {MODEL_VARIABLE}, a folder that holds a checkpoint, such as "
+    f"checkpoints/tiny, or a repository of the Hub that can be reached from here, such as {RELEASED}."
+)
+# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them
+EXTRAS = {
+    "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
+    "batch": ("accelerate", "datasets"),
+    "app": ("gradio",),
+    "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
+}
 
 
 def positive(text: str) -> int:
@@ -23,11 +41,25 @@ def positive(text: str) -> int:
 def add_max_tiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tiles",
+        "--max-crops",
         type=positive,
         metavar="N",
         help=(
-            "at most so many tiles beside the thumbnail: fewer are faster, more see smaller print (default: "
-            "the checkpoint's, 12)"
+            "at most so many tiles beside the thumbnail: fewer are faster, more see smaller print; the release calls "
+            "it --max-crops (default: the checkpoint's, 12)"
+        ),
+    )
+
+
+def add_no_resize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-resize",
+        dest="do_resize",
+        action="store_false",
+        default=None,
+        help=(
+            "choose an image's tiles by its own size, as `jina-vlm ask` and the release's own command do, without a "
+            "fit to a budget of pixels (default: the checkpoint's setting, a fit)"
         ),
     )
 
@@ -36,34 +68,104 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}, and nothing else, on stdout")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`: one rule for every verb that loads a model."""
     parser.add_argument(
+        "-m",
         "--model",
-        default=os.environ.get(MODEL_VARIABLE) or RELEASED,
+        default=os.environ.get(MODEL_VARIABLE) or (str(TINY) if TINY.is_dir() else RELEASED),
         help=(
-            f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}, else {RELEASED}, fetched once; "
-            "its weights are CC BY-NC 4.0)"
+            f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}; without it the small checkpoint in a "
+            f"checkout, else {RELEASED}, fetched once: 9.9 GB, CC BY-NC 4.0; now %(default)s)"
         ),
     )
-    add_max_tiles(parser)
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: %(default)s)"
-    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of the computation (default: float32 on a CPU, the checkpoint's own, auto, elsewhere)",
+        help=(
+            "of the computation; auto is the checkpoint's own (default: bfloat16 for models of a billion parameters "
+            "and more: the release's float32 shards would take 9.9 GB of memory, and take half of that; for smaller "
+            "ones float32 on a CPU, auto elsewhere)"
+        ),
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')
 
 
-def check_model(name: str) -> None:
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--max-new-tokens",
+        "--max-tokens",
+        type=positive,
+        default=default,
+        metavar="N",
+        help="longest answer (default: %(default)s)",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
+    add_model(parser)
+    add_max_tiles(parser)
+    add_max_new_tokens(parser, max_new_tokens)
+    add_dtype(parser)
+    add_device(parser)
+
+
+def is_tiny(model: str) -> bool:
+    """Whether it is the small checkpoint of a checkout."""
+    return Path(model).resolve() == TINY.resolve()
+
+
+def note_tiny(model: str, progress: Progress) -> None:
+    """Say what the small checkpoint cannot do."""
+    if is_tiny(model):
+        progress.say(
+            "  checkpoints/tiny knows drawn shapes and nothing else. For other images: "
+            f"--model {RELEASED}, or the variable {MODEL_VARIABLE}."
+        )
+
+
+def default_question(model: str) -> str:
+    """The small checkpoint knows the words that it was trained on, and no others."""
+    return f"Describe the {'picture' if is_tiny(model) else 'image'}."
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """
+    The imports of a verb that needs an extra of the package.
+
+    Raises:
+        OSError: a part of it is not installed; the message says what to install.
+    """
+    missing = ", ".join(name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None)
+    try:
+        if missing:
+            raise ImportError(f"not installed: {missing}")
+        yield
+    except ImportError as error:
+        raise OSError(f'`jina-vlm {extra}` needs `pip install "jina-vlm-transformers[{extra}]"` ({error}).') from error
+
+
+def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:
     """
     Raises:
         ValueError: neither a folder nor the name of a repository.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ValueError(f"{name}: neither a folder nor the name of a repository on the Hub (owner/name).")
+        raise ValueError(
+            f"{option} {name}: neither a folder nor the name of a repository on the Hub (owner/name). {advice}".strip()
+        )
+
+
+def is_url(source: str) -> bool:
+    """Whether it is judged where it is opened. "OCR:" is no URL."""
+    return re.match("[a-z]{2,}://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
 
 
 def check_image(source: str) -> None:
@@ -71,10 +173,9 @@ def check_image(source: str) -> None:
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
     """
-    # A URL is judged where it is opened.
-    if source == STDIN or re.match("[a-z]{2,}:", source, flags=re.IGNORECASE) or Path(source).is_file():
+    if source == STDIN or is_url(source) or os.path.isfile(source):
         return
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         raise IsADirectoryError(f"{source} is a folder. Name one image in it.")
     raise FileNotFoundError(f"{source}: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.")
 

@@ -21,6 +21,7 @@ name: it is there as a whole or not at all.
 CONVERT_EXAMPLES = """\
 examples:
   jina-vlm convert jinaai/jina-vlm jina-vlm-native
+  jina-vlm convert jinaai/jina-vlm-mlx jina-vlm-from-4-bits
   jina-vlm convert my-checkpoint converted --dtype bfloat16 --max-shard-size 1GB
   jina-vlm ask --model converted photo.png "What is this?"
 """
@@ -39,6 +40,7 @@ examples:
   jina-vlm upload --weights jinaai/jina-vlm --repo-id me/jina-vlm-transformers
   jina-vlm upload --weights my-checkpoint --license apache-2.0 --origin jinaai/jina-vlm --output page
 """
+WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
 AGAIN = "Run the same command again: files that have arrived are not sent twice."
 
@@ -55,7 +57,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="WEIGHTS", help=options.MODEL_HELP)
+    parser.add_argument("weights", metavar="WEIGHTS", help=WEIGHTS_HELP)
     parser.add_argument("output", metavar="DIR", type=Path, help="a folder that is new or empty")
     parser.add_argument("--yes", action="store_true", help="replace the converted checkpoint that is in DIR")
     add_bundle_options(parser)
@@ -63,7 +65,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, help=options.MODEL_HELP)
+    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where it goes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="assemble it here, check it, and send nothing")
     parser.add_argument(
@@ -106,7 +108,7 @@ def convert(args: argparse.Namespace) -> None:
     from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
 
     progress = quiet_or_not()
-    options.check_model(args.weights)
+    options.check_model(args.weights, "WEIGHTS", "")
     check_output(args.output, args.yes)
     check_shards(args.weights)
 

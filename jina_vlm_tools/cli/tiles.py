@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -30,9 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save", type=Path, metavar="FILE", help="draw it here; the ending says the format, such as .png"
     )
     options.add_max_tiles(parser)
+    options.add_no_resize(parser)
     parser.add_argument(
+        "-m",
         "--model",
-        help=f"take this checkpoint's settings: {options.MODEL_HELP} (default: the released one's, built in)",
+        default=os.environ.get(options.MODEL_VARIABLE),
+        help=(
+            f"take this checkpoint's settings: {options.MODEL_HELP} (default: the environment variable "
+            f"{options.MODEL_VARIABLE}; without it the released one's, built in)"
+        ),
     )
     options.add_json(
         parser, "one JSON object (sizes in pixels, grid, each tile's box on the canvas, tokens and kept region)"
@@ -51,13 +58,13 @@ def run(args: argparse.Namespace) -> None:
         from jina_vlm import JinaVLMImageProcessor
 
         from jina_vlm_tools.inference.drawing import draw_page
-        from jina_vlm_tools.inference.loading import load_image
+        from jina_vlm_tools.inference.loading import load_image, load_image_processor
         from jina_vlm_tools.inference.tiling import compute_tiling
 
-    image_processor = JinaVLMImageProcessor.from_pretrained(args.model) if args.model else JinaVLMImageProcessor()
+    image_processor = load_image_processor(args.model) if args.model else JinaVLMImageProcessor()
     image = load_image(args.image, image_processor)
     with progress.step("tiles", "Making tiles"):
-        tiling = compute_tiling(image, image_processor, args.max_tiles)
+        tiling = compute_tiling(image, image_processor, max_tiles=args.max_tiles, do_resize=args.do_resize)
     if args.save:
         with progress.step("draw", "Drawing them"):
             save_whole(draw_page(tiling), args.save)
@@ -71,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         return
     rows, columns = tiling.token_grid
     print(
-        f"{tiling.image.width} x {tiling.image.height} pixels, fitted to {tiling.fitted[0]} x {tiling.fitted[1]}, "
+        f"{tiling.image.width} x {tiling.image.height} pixels, {tiling.fit}, "
         f"stretched to {tiling.canvas[0]} x {tiling.canvas[1]}\n"
         f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, "
         f"one every {tiling.stride}, and a thumbnail\n"

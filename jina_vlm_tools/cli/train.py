@@ -1,7 +1,10 @@
 """`train`: train or fine-tune by a recipe."""
 
 import argparse
+import shutil
 from pathlib import Path
+
+from . import options
 
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
@@ -13,8 +16,9 @@ and learning rates. The output folder holds the trained checkpoint, and under
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.endswith("_mixture"))
 EXAMPLES = f"""\
 examples:
-  jina-vlm train finetune_lora --output mine
-  jina-vlm train my_recipe.yaml --output mine --resume
+  jina-vlm train finetune_lora --copy recipes     # to be edited
+  jina-vlm train recipes/finetune_lora.yaml --output mine --plan-only
+  jina-vlm train recipes/finetune_lora.yaml --output mine
   torchrun --nproc-per-node 8 -m jina_vlm_tools train stage2 --output mine
 
 recipes that come along: {", ".join(NAMES)}
@@ -30,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "stage", metavar="RECIPE", type=find_recipe, help="a YAML file, or the name of one that comes along"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the trained checkpoint")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", type=Path, help="folder of the trained checkpoint")
+    target.add_argument(
+        "--copy", type=Path, metavar="DIR", help="copy the recipe and the mixture it names there to edit, and stop"
+    )
     parser.add_argument("--model", help="start from this folder or repository rather than the recipe's `model`")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument(
@@ -38,12 +46,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check everything, print what would be seen, and stop before any model is built",
     )
-    parser.set_defaults(run=run, interrupted="The same command with --resume goes on from the last checkpoint.")
+    parser.set_defaults(
+        run=run, check=check, interrupted="The same command with --resume goes on from the last checkpoint."
+    )
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for option in ("model", "resume", "plan_only"):
+        if args.copy and getattr(args, option):
+            parser.error(f"--{option.replace('_', '-')} is for training, and --copy only copies: leave one out")
+
+
+def copy_recipe(recipe: Path, folder: Path) -> None:
+    """A recipe and the mixture beside it, into a folder that has neither."""
+    from jina_vlm_tools.training import settings, stages
+
+    mixture = stages.beside(recipe, settings.read(recipe, stages.Stage).mixture)
+    copies = {file: folder / file.name for file in (recipe, mixture)}
+    if taken := [str(copy) for copy in copies.values() if copy.exists()]:
+        raise FileExistsError(f"{' and '.join(taken)}: already there. Name another folder, or edit what is there.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, copy in copies.items():
+        shutil.copyfile(file, copy)
+        print(copy)
 
 
 def run(args: argparse.Namespace) -> None:
-    try:
+    with options.needing("train"):
         from jina_vlm_tools.training.train import train
-    except ImportError as error:
-        raise OSError(f"`jina-vlm train` needs `pip install 'jina-vlm-transformers[train]'` ({error}).") from error
-    train(args)
+    if args.copy:
+        copy_recipe(args.stage, args.copy)
+    else:
+        train(args)

@@ -36,7 +36,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -47,7 +46,7 @@ from tqdm import tqdm
 
 from jina_vlm_tools.files import UNFINISHED, write_whole
 
-from .loading import load_processor_and_class
+from .loading import default_dtype, load_processor_and_class, quiet_libraries
 
 
 SCHEMA = pa.schema(
@@ -260,11 +259,20 @@ class Answerer:
         max_new_tokens: Longest answer.
         max_tiles: At most so many tiles of each image; None for the processor's own setting.
         batch_size: At most so many at a time; becomes less where memory does not suffice.
+        do_resize: Whether images are fitted before their tiles are chosen; None for the processor's own setting.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None, batch_size: int):
+    def __init__(
+        self,
+        model,
+        processor,
+        max_new_tokens: int,
+        max_tiles: int | None,
+        batch_size: int,
+        do_resize: bool | None = None,
+    ):
         self.model, self.processor, self.max_new_tokens, self.batch_size = model, processor, max_new_tokens, batch_size
-        self.limits = {} if max_tiles is None else {"max_tiles": max_tiles}
+        self.limits = {"max_tiles": max_tiles, "do_resize": do_resize}
         # What fails for this one is no fault of any image.
         self.inputs(Image.new("RGB", (64, 64)), "?")
 
@@ -462,13 +470,14 @@ def plan(args: argparse.Namespace, source: Folder | Table, lock: IO) -> tuple[st
 
 
 class Progress:
-    """A bar of the images that all processes have answered. `answered`: by this one; others' are seen in their
-    parts."""
+    """A bar, on a terminal, of the images that all processes have answered. `answered`: by this one; others' are seen
+    in their parts."""
 
     def __init__(self, output: Output, missing: list[int], mine: list[int], shown: bool):
         self.folder, self.answered = output.folder, 0
         self.others = {output.path(part).name: len(output.numbers(part)) for part in set(missing) - set(mine)}
         self.before = output.rows - sum(len(output.numbers(part)) for part in missing)
+        shown = shown and sys.stderr.isatty()
         self.bar = tqdm(total=output.rows, initial=self.before, unit="image", disable=not shown)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.follow)
@@ -547,7 +556,7 @@ def answer_parts(
     """Answers these parts, one after the other."""
     processor, load_model = load_processor_and_class(args.model)
     model = load_model(dtype=args.dtype).eval().to(device)
-    answerer = Answerer(model, processor, args.max_new_tokens, args.max_tiles, args.batch_size)
+    answerer = Answerer(model, processor, args.max_new_tokens, args.max_tiles, args.batch_size, args.do_resize)
     batches = [
         (part, output.numbers(part)[start : start + args.batch_size])
         for part in parts
@@ -568,10 +577,10 @@ def answer_parts(
 def answer_all(args: argparse.Namespace) -> None:
     """Answer as `jina-vlm batch` was told."""
     datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     # Unless told that there are only CPUs, accelerate takes a launcher's processes for separate runs of one process.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
-    args.dtype = args.dtype or ("float32" if accelerator.device.type == "cpu" else "auto")
+    args.dtype = args.dtype or default_dtype(args.model, accelerator.device.type)
     run(args, accelerator)
     accelerator.end_training()

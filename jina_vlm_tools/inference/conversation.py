@@ -49,19 +49,23 @@ class Conversation:
     Args:
         model, processor: Of one checkpoint.
         max_new_tokens (`int`): Longest answer.
-        max_tiles (`int`, *optional*): At most so many tiles of an image beside its thumbnail.
+        settings: Arguments of the image processor, such as `max_tiles` and `do_resize`; None for its own.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int, max_tiles: int | None = None):
+    def __init__(self, model, processor, max_new_tokens: int, **settings):
         self.model, self.processor = model, processor
-        self.max_new_tokens, self.max_tiles = max_new_tokens, max_tiles
+        self.max_new_tokens, self.settings = max_new_tokens, settings
         self.reset()
 
     def reset(self) -> None:
         """Forget all turns and images."""
+        self.begin_anew()
+        self.ids, self.cache = None, None
+
+    def begin_anew(self) -> None:
+        """Forget all turns, but not how their images look: for another question about the same ones."""
         self.messages = []  # of turns that were answered
         self._asked = []  # these and the question that is being answered
-        self.ids, self.cache = None, None
 
     def answer(
         self, question: str, images: list[Image.Image], show: Callable[[str], None] = lambda text: None
@@ -80,7 +84,12 @@ class Conversation:
 
     def prepare(self, question: str, images: list[Image.Image]) -> BatchFeature:
         """Inputs of the next turn: the whole conversation, as the checkpoint's chat template writes it."""
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+        return self.prepare_turn(
+            [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        )
+
+    def prepare_turn(self, content: list[dict]) -> BatchFeature:
+        """As [`prepare`], for a turn of these parts."""
         self._asked = [*self.messages, {"role": "user", "content": content}]
         return self.processor.apply_chat_template(
             self._asked,
@@ -88,7 +97,7 @@ class Conversation:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={} if self.max_tiles is None else {"max_tiles": self.max_tiles},
+            processor_kwargs=dict(self.settings),
         )
 
     def remember(self, answer: str) -> None:
@@ -134,10 +143,9 @@ class Conversation:
         )
 
 
-def describe_images(processor, images: list[Image.Image], max_tiles: int | None = None) -> list[dict[str, int]]:
-    """What becomes of each: `width` and `height` in pixels, `rows` and `columns` of tiles, `tiles` with the thumbnail,
-    and `tokens` of the prompt."""
-    settings = {} if max_tiles is None else {"max_tiles": max_tiles}
+def describe_images(processor, images: list[Image.Image], **settings) -> list[dict[str, int]]:
+    """What becomes of each with these arguments of the image processor: `width` and `height` in pixels, `rows` and
+    `columns` of tiles, `tiles` with the thumbnail, and `tokens` of the prompt."""
     described = []
     for image in images:
         size = (image.height, image.width)

@@ -48,14 +48,13 @@ def draw_page(tiling: Tiling) -> Image.Image:
     canvas = ImageDraw.Draw(page)
     side, dropped = tiling.tile_side, (tiling.tile_side - tiling.stride) // 2 // tiling.token_side
 
-    fitted = "{} x {}".format(*tiling.fitted)
     caption(
         canvas,
         LEFT,
         TOP,
         "1",
         "The image",
-        f"{tiling.image.width} x {tiling.image.height} pixels, fitted to {fitted}",
+        f"{tiling.image.width} x {tiling.image.height} pixels, {tiling.fit}",
     )
     page.paste(tiling.image.resize(small_size, Image.LANCZOS), (LEFT, TOP))
 

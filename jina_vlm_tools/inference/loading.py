@@ -1,9 +1,14 @@
 """Checkpoints and images, from what people name them by."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from jina_vlm_tools.cli.options import STDIN
+from jina_vlm_tools.cli.options import MODEL_ADVICE, STDIN
+
+
+LARGE = 1_000_000_000  # parameters
 
 
 def load_processor_and_class(checkpoint: str):
@@ -18,6 +23,49 @@ def load_processor_and_class(checkpoint: str):
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    is_bundle = _brings_code(checkpoint)
+    with _reaching(checkpoint):
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=is_bundle)
+
+    def load_model(device: str = "cpu", dtype: str | None = None, **kwargs):
+        dtype = dtype or default_dtype(checkpoint, device)
+        model_class = AutoModelForImageTextToText
+        return model_class.from_pretrained(checkpoint, trust_remote_code=is_bundle, dtype=dtype, **kwargs)
+
+    return processor, load_model
+
+
+def load_image_processor(checkpoint: str):
+    """
+    Raises:
+        SystemExit: as by [`load_processor_and_class`].
+    """
+    from jina_vlm import JinaVLMImageProcessor
+
+    with _reaching(checkpoint):
+        return JinaVLMImageProcessor.from_pretrained(checkpoint)
+
+
+def default_dtype(checkpoint: str, device: str) -> str:
+    """
+    What a checkpoint is computed in where nobody says: bfloat16 for a large one. The release is stored in float32,
+    9.9 GB that half suffices for, and computes in bfloat16 itself where flash attention runs. A small one takes
+    float32 on a CPU, and its own elsewhere.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    is_bundle = _brings_code(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=is_bundle)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=is_bundle)
+    if model.num_parameters() >= LARGE:
+        return "bfloat16"
+    return "float32" if torch.device(device).type == "cpu" else "auto"
+
+
+def _brings_code(checkpoint: str) -> bool:
+    """Whether a folder holds the modules, or else needs the package's, which are registered here."""
     is_bundle = Path(checkpoint, "modeling_jina_vlm.py").is_file()
     if not is_bundle:
         try:
@@ -27,13 +75,20 @@ def load_processor_and_class(checkpoint: str):
                 f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "
                 "pip install ."
             )
+    return is_bundle
+
+
+@contextmanager
+def _reaching(checkpoint: str) -> Iterator[None]:
+    """Where a checkpoint's settings are loaded: what goes wrong is told with what to give instead."""
+    from huggingface_hub import hf_hub_download
+
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=is_bundle)
-    except OSError as error:
-        sys.exit(f"error: {checkpoint}: {error}")
-    return processor, lambda **kwargs: AutoModelForImageTextToText.from_pretrained(
-        checkpoint, trust_remote_code=is_bundle, **kwargs
-    )
+        if not Path(checkpoint).is_dir():
+            hf_hub_download(checkpoint, "config.json")  # a Hub that is not there is waited for once, not for each file
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: --model {checkpoint} cannot be loaded: {error}\n{MODEL_ADVICE}")
 
 
 def load_on_device(load_model, device: str | None = None, dtype: str | None = None):
@@ -43,7 +98,7 @@ def load_on_device(load_model, device: str | None = None, dtype: str | None = No
     Args:
         load_model: See [`load_processor_and_class`].
         device: Such as `"cuda:1"`; a GPU, if there is one, where it is left out.
-        dtype: Float32 on a CPU, and the checkpoint's own elsewhere, where it is left out.
+        dtype: [`default_dtype`], where it is left out.
 
     Raises:
         ValueError: the device is not there.
@@ -57,15 +112,19 @@ def load_on_device(load_model, device: str | None = None, dtype: str | None = No
         raise ValueError(
             f"--device {device}: {str(error).splitlines()[0]}. Leave it out for the best one there is."
         ) from error
-    return load_model(dtype=dtype or ("float32" if device == "cpu" else "auto")).eval().to(device)
+    return load_model(device=device, dtype=dtype).eval().to(device)
 
 
 def quiet_libraries() -> None:
-    """No bars and warnings of the library's: a command says by itself what it does."""
+    """No bars and warnings of the libraries': a command says by itself what it does. A terminal sees downloads."""
+    import huggingface_hub
     import transformers
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def load_image(source: str, image_processor):

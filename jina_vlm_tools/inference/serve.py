@@ -2,7 +2,7 @@
 
 The server and its options (`--help`) are the library's own. It knows only architectures that come with the library, so
 that before it starts this module enters ours where it looks, and registers a processor that answers bad requests over
-HTTP. Needs the package `jina_vlm` and `pip install 'transformers[serving]'`.
+HTTP. Needs `pip install "jina-vlm-transformers[serve]"`.
 """
 
 import jina_vlm
@@ -28,7 +28,7 @@ class JinaVLMProcessor(jina_vlm.JinaVLMProcessor):  # by this name checkpoints a
         Raises:
             fastapi.HTTPException: 400, whose `detail` is the message of the error that the base class raised.
         """
-        from fastapi import HTTPException  # the server has said by now what to install where this is missing
+        from fastapi import HTTPException  # not needed for the server's help
 
         try:
             _check(conversation)

@@ -46,6 +46,11 @@ class Tiling:
     tiles: list[Tile]
 
     @property
+    def fit(self) -> str:
+        """What became of the image before its grid was chosen, in words."""
+        return "not resized" if self.fitted == self.image.size else "fitted to {} x {}".format(*self.fitted)
+
+    @property
     def tile_tokens(self) -> int:
         return sum(tile.tokens for tile in self.tiles)
 
@@ -95,12 +100,14 @@ class Tiling:
         }
 
 
-def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, max_tiles: int | None = None) -> Tiling:
+def compute_tiling(image: Image.Image, image_processor: JinaVLMImageProcessor, **settings) -> Tiling:
     """
+    Args:
+        settings: Arguments of the image processor, such as `max_tiles` and `do_resize`; None for its own.
+
     Raises:
         ValueError: the image is too elongated.
     """
-    settings = {} if max_tiles is None else {"max_tiles": max_tiles}
     features = image_processor(image, return_tensors="pt", **settings)
     positions = features["tile_positions"].tolist()
     rows, columns = positions[0][2:]

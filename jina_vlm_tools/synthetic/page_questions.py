@@ -4,18 +4,18 @@ in Italian and Portuguese."""
 import random
 
 from .pages import COLUMNS, Page
-from .questions import COLOUR_NAMES, NOUNS, PLACE_NAMES, Turn, ask, where
+from .questions import COLOR_NAMES, NOUNS, PLACE_NAMES, Turn, ask, where
 from .questions import TASKS as SHAPE_TASKS
 from .questions import a as a_shape
-from .shapes import COLOURS, KINDS, PLACES, Scene, Shape
+from .shapes import COLORS, KINDS, PLACES, Scene, Shape
 
 
 TASKS = ("shapes", "numbers", "words", "tables", "charts", "small print")
 LANGUAGES = {"en": "English", "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "pt": "Portuguese"}
 
-COLOURS_IN = COLOUR_NAMES | {
-    "it": dict(zip(COLOURS, "rosso arancione giallo verde blu viola rosa nero".split(), strict=True)),
-    "pt": dict(zip(COLOURS, "vermelho laranja amarelo verde azul roxo rosa preto".split(), strict=True)),
+COLORS_IN = COLOR_NAMES | {
+    "it": dict(zip(COLORS, "rosso arancione giallo verde blu viola rosa nero".split(), strict=True)),
+    "pt": dict(zip(COLORS, "vermelho laranja amarelo verde azul roxo rosa preto".split(), strict=True)),
 }
 KINDS_IN = {language: {kind: nouns[kind][1] for kind in KINDS} for language, nouns in NOUNS.items()} | {
     "it": dict(zip(KINDS, "cerchio quadrato triangolo stella croce anello".split(), strict=True)),
@@ -47,13 +47,13 @@ PLACES_IN = PLACE_NAMES | {
 SHAPE_TEMPLATES = {
     "it": {
         "kind": "Che forma c'è {place}?",
-        "colour": "Di che colore è la forma {place}?",
+        "color": "Di che colore è la forma {place}?",
         "position": "Dove vedi {a}?",
         "count": "Quante forme ci sono?",
     },
     "pt": {
         "kind": "Que forma há {place}?",
-        "colour": "De que cor é a forma {place}?",
+        "color": "De que cor é a forma {place}?",
         "position": "Onde vês {a}?",
         "count": "Quantas formas há?",
     },
@@ -64,7 +64,7 @@ TEMPLATES = {
         "numbers": "Which number is {place}?",
         "words": "Which word is {place}?",
         "tables": "Which number is in cell {cell}?",
-        "height": "How high is the bar in {colour}?",
+        "height": "How high is the bar in {color}?",
         "bar": "What colour is the bar of height {height}?",
         "small print": "What does the small print say?",
         "everything": "What is on the page?",
@@ -73,7 +73,7 @@ TEMPLATES = {
         "numbers": "Welche Zahl steht {place}?",
         "words": "Welches Wort steht {place}?",
         "tables": "Welche Zahl steht in Zelle {cell}?",
-        "height": "Wie hoch ist der Balken in {colour}?",
+        "height": "Wie hoch ist der Balken in {color}?",
         "bar": "Welche Farbe hat der Balken der Höhe {height}?",
         "small print": "Was steht im Kleingedruckten?",
         "everything": "Was ist auf der Seite?",
@@ -82,7 +82,7 @@ TEMPLATES = {
         "numbers": "¿Qué número hay {place}?",
         "words": "¿Qué palabra hay {place}?",
         "tables": "¿Qué número hay en la celda {cell}?",
-        "height": "¿Qué altura tiene la barra de color {colour}?",
+        "height": "¿Qué altura tiene la barra de color {color}?",
         "bar": "¿De qué color es la barra de altura {height}?",
         "small print": "¿Qué dice la letra pequeña?",
         "everything": "¿Qué hay en la página?",
@@ -91,7 +91,7 @@ TEMPLATES = {
         "numbers": "Quel nombre y a-t-il {place} ?",
         "words": "Quel mot y a-t-il {place} ?",
         "tables": "Quel nombre y a-t-il dans la case {cell} ?",
-        "height": "Quelle est la hauteur de la barre de couleur {colour} ?",
+        "height": "Quelle est la hauteur de la barre de couleur {color} ?",
         "bar": "De quelle couleur est la barre de hauteur {height} ?",
         "small print": "Que dit le texte en petits caractères ?",
         "everything": "Qu'y a-t-il sur la page ?",
@@ -100,7 +100,7 @@ TEMPLATES = {
         "numbers": "Che numero c'è {place}?",
         "words": "Che parola c'è {place}?",
         "tables": "Che numero c'è nella cella {cell}?",
-        "height": "Quanto è alta la barra di colore {colour}?",
+        "height": "Quanto è alta la barra di colore {color}?",
         "bar": "Di che colore è la barra di altezza {height}?",
         "small print": "Che cosa dice il testo in piccolo?",
         "everything": "Che cosa c'è sulla pagina?",
@@ -109,7 +109,7 @@ TEMPLATES = {
         "numbers": "Que número há {place}?",
         "words": "Que palavra há {place}?",
         "tables": "Que número há na célula {cell}?",
-        "height": "Que altura tem a barra de cor {colour}?",
+        "height": "Que altura tem a barra de cor {color}?",
         "bar": "De que cor é a barra de altura {height}?",
         "small print": "O que dizem as letras pequenas?",
         "everything": "O que há na página?",
@@ -125,12 +125,12 @@ def there(language: str, place: str) -> str:
 def a(language: str, shape: Shape) -> str:
     """ "a red star" """
     if language in NOUNS:
-        return a_shape(language, shape.colour, shape.kind)
-    colour, feminine = COLOURS_IN[language][shape.colour], shape.kind in FEMININE
-    if feminine and colour.endswith("o"):  # all others end alike for both
-        colour = colour[:-1] + "a"
+        return a_shape(language, shape.color, shape.kind)
+    color, feminine = COLORS_IN[language][shape.color], shape.kind in FEMININE
+    if feminine and color.endswith("o"):  # all others end alike for both
+        color = color[:-1] + "a"
     article = {"it": ("un", "una"), "pt": ("um", "uma")}[language][feminine]
-    return f"{article} {KINDS_IN[language][shape.kind]} {colour}"
+    return f"{article} {KINDS_IN[language][shape.kind]} {color}"
 
 
 def ask_shapes(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | None:
@@ -142,13 +142,13 @@ def ask_shapes(scene: Scene, task: str, language: str, rng: random.Random) -> Tu
     shape = rng.choice(scene.shapes)
     if (
         task == "position"
-        and sum((other.colour, other.kind) == (shape.colour, shape.kind) for other in scene.shapes) > 1
+        and sum((other.color, other.kind) == (shape.color, shape.kind) for other in scene.shapes) > 1
     ):
         return None
     question = SHAPE_TEMPLATES[language][task].format(place=PLACES_IN[language][shape.place], a=a(language, shape))
     answer = {
         "kind": KINDS_IN[language][shape.kind],
-        "colour": COLOURS_IN[language][shape.colour],
+        "color": COLORS_IN[language][shape.color],
         "position": PLACES_IN[language][shape.place],
         "count": str(len(scene.shapes)),
     }[task]
@@ -181,18 +181,18 @@ def ask_page(page: Page, task: str, language: str, rng: random.Random) -> Turn |
 def _ask_chart(page: Page, language: str, rng: random.Random) -> Turn:
     """How high a bar is, or, where one alone is so high, what color it has."""
     bar = rng.choice(page.bars)
-    colour = COLOURS_IN[language][bar.colour]
+    color = COLORS_IN[language][bar.color]
     alone = sum(other.height == bar.height for other in page.bars) == 1
     if alone and rng.random() < 0.5:
-        return Turn("charts", language, TEMPLATES[language]["bar"].format(height=bar.height), colour)
-    return Turn("charts", language, TEMPLATES[language]["height"].format(colour=colour), str(bar.height))
+        return Turn("charts", language, TEMPLATES[language]["bar"].format(height=bar.height), color)
+    return Turn("charts", language, TEMPLATES[language]["height"].format(color=color), str(bar.height))
 
 
 def describe(page: Page, language: str) -> Turn:
     """All that is on a page: of a board in reading order ("top: 42; center: a red star"), of a table row by row ("A1:
     42; B1: 17"), of a chart from left to right ("red: 7; blue: 2")."""
     if page.bars:
-        items = [(COLOURS_IN[language][bar.colour], str(bar.height)) for bar in page.bars]
+        items = [(COLORS_IN[language][bar.color], str(bar.height)) for bar in page.bars]
     elif page.kind == "table":
         items = [(f"{COLUMNS[text.cell[0]]}{text.cell[1] + 1}", text.text) for text in page.texts]
     else:

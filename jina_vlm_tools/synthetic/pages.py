@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .shapes import COLOURS, PLACES, Scene, draw_scene, make_scene
+from .shapes import COLORS, PLACES, Scene, draw_scene, make_scene
 
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -87,7 +87,7 @@ class Bar:
     """A bar of a chart: left, top, right and bottom in pixels, its color's name and its height, 1 to 9."""
 
     box: tuple[float, float, float, float]
-    colour: str
+    color: str
     height: int
 
 
@@ -115,7 +115,7 @@ def draw_page(page: Page) -> Image.Image:
     for line in page.lines:
         canvas.line(line, fill=(150, 150, 150), width=1)
     for bar in page.bars:
-        canvas.rectangle(bar.box, fill=COLOURS[bar.colour])
+        canvas.rectangle(bar.box, fill=COLORS[bar.color])
     for text in (*page.texts, *page.labels):
         left, _, _, bottom = text.box
         canvas.text((left, bottom), text.text, font=font(text.size), fill=(20, 20, 24), anchor="ls")
@@ -243,10 +243,10 @@ def make_chart(rng: random.Random) -> Page:
     number = rng.randint(2, 5)
     width = (size[0] - left) / number
     bars = []
-    for index, colour in enumerate(rng.sample(list(COLOURS), number)):
+    for index, color in enumerate(rng.sample(list(COLORS), number)):
         height = rng.randint(1, HIGHEST)
         start = left + (index + 0.15) * width
-        bars.append(Bar((start, bottom - height * unit, start + 0.7 * width, bottom), colour, height))
+        bars.append(Bar((start, bottom - height * unit, start + 0.7 * width, bottom), color, height))
     return Page("chart", _empty(rng, size), labels=tuple(labels), bars=tuple(bars), lines=tuple(lines))
 
 

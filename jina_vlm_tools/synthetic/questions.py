@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .shapes import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape, draw_scene, make_scene
+from .shapes import COLORS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape, draw_scene, make_scene
 
 
-TASKS = ("kind", "colour", "count", "position")
+TASKS = ("kind", "color", "count", "position")
 LANGUAGES = ("en", "de", "es", "fr")
 EVALUATION_SEEDS = 1_000_000_000  # training takes seeds from 0, evaluation from here on
 
@@ -60,11 +60,11 @@ SHAPE = {
 }
 
 # Colors as answers; Spanish and French also as feminine, masculine plural and feminine plural adjectives.
-COLOUR_NAMES = {
-    "en": {colour: colour for colour in COLOURS},
-    "de": dict(zip(COLOURS, "rot orange gelb grün blau lila rosa schwarz".split(), strict=True)),
-    "es": dict(zip(COLOURS, "rojo naranja amarillo verde azul morado rosa negro".split(), strict=True)),
-    "fr": dict(zip(COLOURS, "rouge orange jaune vert bleu violet rose noir".split(), strict=True)),
+COLOR_NAMES = {
+    "en": {color: color for color in COLORS},
+    "de": dict(zip(COLORS, "rot orange gelb grün blau lila rosa schwarz".split(), strict=True)),
+    "es": dict(zip(COLORS, "rojo naranja amarillo verde azul morado rosa negro".split(), strict=True)),
+    "fr": dict(zip(COLORS, "rouge orange jaune vert bleu violet rose noir".split(), strict=True)),
 }
 _UNCHANGING = {"de": ("orange", "lila", "rosa"), "es": ("naranja", "rosa"), "fr": ("orange",)}
 
@@ -100,9 +100,9 @@ PLACE_NAMES = {
 _ENGLISH_PREPOSITIONS = {"left": "on the", "right": "on the", "centre": "in the"}
 
 
-def adjective(language: str, colour: str, gender: str, plural: bool = False) -> str:
+def adjective(language: str, color: str, gender: str, plural: bool = False) -> str:
     """The color beside a noun without article ("rote Formen") or with an indefinite one ("ein rotes Kreuz")."""
-    name = COLOUR_NAMES[language][colour]
+    name = COLOR_NAMES[language][color]
     if language == "en" or name in _UNCHANGING[language]:
         return name
     if language == "de":
@@ -131,32 +131,32 @@ def at(language: str, place: str) -> str:
     return where(language, place)
 
 
-def a(language: str, colour: str, kind: str) -> str:
+def a(language: str, color: str, kind: str) -> str:
     """ "a red star" """
     gender, noun, _ = NOUNS[language][kind]
-    coloured = adjective(language, colour, gender)
+    colored = adjective(language, color, gender)
     if language == "en":
-        return f"{'an' if coloured[0] in 'aeiou' else 'a'} {coloured} {noun}"
+        return f"{'an' if colored[0] in 'aeiou' else 'a'} {colored} {noun}"
     if language == "de":
-        return f"ein {coloured} {noun}"
+        return f"ein {colored} {noun}"
     article = {"es": {"m": "un", "f": "una"}, "fr": {"m": "un", "f": "une"}}[language][gender]
-    return f"{article} {noun} {coloured}"
+    return f"{article} {noun} {colored}"
 
 
-def the(language: str, colour: str | None, kind: str | None) -> str:
+def the(language: str, color: str | None, kind: str | None) -> str:
     """ "the red star", "the star", "the red shape" or "the shape" """
     gender, noun, _ = NOUNS[language][kind] if kind else SHAPE[language]
     if language == "en":
-        return " ".join(filter(None, ("the", colour, noun)))
+        return " ".join(filter(None, ("the", color, noun)))
     if language == "de":
         article = {"m": "der", "f": "die", "n": "das"}[gender]
-        coloured = colour and adjective("de", colour, "f")  # "der rote", "die rote", "das rote"
-        return " ".join(filter(None, (article, coloured, noun)))
-    coloured = colour and " " + adjective(language, colour, gender)
+        colored = color and adjective("de", color, "f")  # "der rote", "die rote", "das rote"
+        return " ".join(filter(None, (article, colored, noun)))
+    colored = color and " " + adjective(language, color, gender)
     if language == "fr" and noun[0] in "aé":
-        return f"l'{noun}{coloured or ''}"
+        return f"l'{noun}{colored or ''}"
     article = {"es": {"m": "el", "f": "la"}, "fr": {"m": "le", "f": "la"}}[language][gender]
-    return f"{article} {noun}{coloured or ''}"
+    return f"{article} {noun}{colored or ''}"
 
 
 def of(phrase: str) -> str:
@@ -184,9 +184,9 @@ class Turn:
 # How a question points at a shape: not at all where it is the only one, by its place, or by its color, its kind or
 # both where these tell it from all others.
 POINTERS = {
-    "kind": ("only", "place", "colour"),
-    "colour": ("only", "place", "kind"),
-    "position": ("only", "colour", "kind", "both"),
+    "kind": ("only", "place", "color"),
+    "color": ("only", "place", "kind"),
+    "position": ("only", "color", "kind", "both"),
 }
 
 # {the}: the shape, with what is known of it; {of}: the same after French "de"; {color}: agreeing with the word for
@@ -195,40 +195,40 @@ TEMPLATES = {
     "en": {
         ("kind", "only"): ["What shape is this?", "Which shape is in the picture?", "What shape is it?"],
         ("kind", "place"): ["What shape is {where}?", "Which shape is {where}?", "What shape do you see {where}?"],
-        ("kind", "colour"): ["What shape is the {name} one?", "Which shape is {name}?"],
-        ("colour", "only"): ["What colour is it?", "What colour is {the}?"],
-        ("colour", "place"): ["What colour is {the} {at}?", "Which colour does {the} {at} have?"],
-        ("colour", "kind"): ["What colour is {the}?", "Which colour does {the} have?"],
+        ("kind", "color"): ["What shape is the {name} one?", "Which shape is {name}?"],
+        ("color", "only"): ["What colour is it?", "What colour is {the}?"],
+        ("color", "place"): ["What colour is {the} {at}?", "Which colour does {the} {at} have?"],
+        ("color", "kind"): ["What colour is {the}?", "Which colour does {the} have?"],
         "position": ["Where is {the}?", "In which part of the picture is {the}?"],
         "count": ["How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."],
     },
     "de": {
         ("kind", "only"): ["Welche Form ist das?", "Welche Form ist im Bild?"],
         ("kind", "place"): ["Welche Form ist {where}?", "Welche Form siehst du {where}?"],
-        ("kind", "colour"): ["Welche Form ist {name}?", "Was für eine Form ist {name}?"],
-        ("colour", "only"): ["Welche Farbe hat {the}?", "Welche Farbe siehst du?"],
-        ("colour", "place"): ["Welche Farbe hat {the} {at}?", "Welche Farbe siehst du {where}?"],
-        ("colour", "kind"): ["Welche Farbe hat {the}?", "Was für eine Farbe hat {the}?"],
+        ("kind", "color"): ["Welche Form ist {name}?", "Was für eine Form ist {name}?"],
+        ("color", "only"): ["Welche Farbe hat {the}?", "Welche Farbe siehst du?"],
+        ("color", "place"): ["Welche Farbe hat {the} {at}?", "Welche Farbe siehst du {where}?"],
+        ("color", "kind"): ["Welche Farbe hat {the}?", "Was für eine Farbe hat {the}?"],
         "position": ["Wo ist {the}?", "Wo befindet sich {the}?"],
         "count": ["Wie viele {plural} gibt es?", "Wie viele {plural} sind da?", "Wie viele {plural} siehst du?"],
     },
     "es": {
         ("kind", "only"): ["¿Qué figura es?", "¿Qué figura hay en la imagen?"],
         ("kind", "place"): ["¿Qué figura hay {where}?", "¿Qué figura ves {where}?"],
-        ("kind", "colour"): ["¿Qué figura es {colour}?", "¿Cuál es la figura {colour}?"],
-        ("colour", "only"): ["¿De qué color es?", "¿Qué color tiene {the}?"],
-        ("colour", "place"): ["¿Qué color tiene {the} {at}?", "¿Qué color ves {where}?"],
-        ("colour", "kind"): ["¿Qué color tiene {the}?", "¿Cuál es el color de {the}?"],
+        ("kind", "color"): ["¿Qué figura es {color}?", "¿Cuál es la figura {color}?"],
+        ("color", "only"): ["¿De qué color es?", "¿Qué color tiene {the}?"],
+        ("color", "place"): ["¿Qué color tiene {the} {at}?", "¿Qué color ves {where}?"],
+        ("color", "kind"): ["¿Qué color tiene {the}?", "¿Cuál es el color de {the}?"],
         "position": ["¿Dónde está {the}?", "¿En qué parte de la imagen está {the}?"],
         "count": ["¿{how_many} {plural} hay?", "¿{how_many} {plural} ves?"],
     },
     "fr": {
         ("kind", "only"): ["Quelle forme est-ce ?", "Quelle forme y a-t-il dans l'image ?"],
         ("kind", "place"): ["Quelle forme y a-t-il {where} ?", "Quelle forme vois-tu {where} ?"],
-        ("kind", "colour"): ["Quelle forme est {colour} ?", "Quelle est la forme {colour} ?"],
-        ("colour", "only"): ["De quelle couleur est-ce ?", "Quelle est la couleur {of} ?"],
-        ("colour", "place"): ["Quelle est la couleur {of} {at} ?", "Quelle couleur vois-tu {where} ?"],
-        ("colour", "kind"): ["Quelle est la couleur {of} ?"],
+        ("kind", "color"): ["Quelle forme est {color} ?", "Quelle est la forme {color} ?"],
+        ("color", "only"): ["De quelle couleur est-ce ?", "Quelle est la couleur {of} ?"],
+        ("color", "place"): ["Quelle est la couleur {of} {at} ?", "Quelle couleur vois-tu {where} ?"],
+        ("color", "kind"): ["Quelle est la couleur {of} ?"],
         "position": ["Où est {the} ?", "Où se trouve {the} ?"],
         "count": ["Combien {of} y a-t-il ?", "Combien {of} vois-tu ?"],
     },
@@ -249,7 +249,7 @@ def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | No
     shape = rng.choice([shape for pointer, shape in pointers if pointer == chosen])
     phrase = the(
         language,
-        shape.colour if chosen in ("colour", "both") else None,
+        shape.color if chosen in ("color", "both") else None,
         shape.kind if chosen in ("kind", "both") else None,
     )
     templates = TEMPLATES[language]
@@ -258,8 +258,8 @@ def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | No
         .format(
             the=phrase,
             of=of(phrase),
-            colour=adjective(language, shape.colour, "f"),
-            name=COLOUR_NAMES[language][shape.colour],
+            color=adjective(language, shape.color, "f"),
+            name=COLOR_NAMES[language][shape.color],
             where=where(language, shape.place),
             at=at(language, shape.place),
         )
@@ -267,7 +267,7 @@ def ask(scene: Scene, task: str, language: str, rng: random.Random) -> Turn | No
     )
     answer = {
         "kind": NOUNS[language][shape.kind][1],
-        "colour": COLOUR_NAMES[language][shape.colour],
+        "color": COLOR_NAMES[language][shape.color],
         "position": PLACE_NAMES[language][shape.place],
     }[task]
     return Turn(task, language, question, answer)
@@ -278,9 +278,9 @@ def _is_clear(scene: Scene, pointer: str, shape: Shape) -> bool:
     look = {
         "only": lambda shape: None,
         "place": lambda shape: shape.place,
-        "colour": lambda shape: shape.colour,
+        "color": lambda shape: shape.color,
         "kind": lambda shape: shape.kind,
-        "both": lambda shape: (shape.colour, shape.kind),
+        "both": lambda shape: (shape.color, shape.kind),
     }[pointer]
     return sum(look(other) == look(shape) for other in scene.shapes) == 1
 
@@ -288,20 +288,20 @@ def _is_clear(scene: Scene, pointer: str, shape: Shape) -> bool:
 def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
     """How many shapes, or shapes of one color, or of one kind, that the scene holds."""
     shape = rng.choice(scene.shapes)
-    colour = kind = None
-    match rng.choice(("all", "all", "colour", "kind")):
-        case "colour":
-            colour = shape.colour
+    color = kind = None
+    match rng.choice(("all", "all", "color", "kind")):
+        case "color":
+            color = shape.color
         case "kind":
             kind = shape.kind
     gender, _, plural = NOUNS[language][kind] if kind else SHAPE[language]
-    if colour:
-        coloured = adjective(language, colour, gender, plural=True)
-        plural = f"{coloured} {plural}" if language in ("en", "de") else f"{plural} {coloured}"
+    if color:
+        colored = adjective(language, color, gender, plural=True)
+        plural = f"{colored} {plural}" if language in ("en", "de") else f"{plural} {colored}"
     question = rng.choice(TEMPLATES[language]["count"]).format(
         plural=plural, of=of(plural), how_many="Cuántas" if gender == "f" else "Cuántos"
     )
-    number = sum(colour in (None, shape.colour) and kind in (None, shape.kind) for shape in scene.shapes)
+    number = sum(color in (None, shape.color) and kind in (None, shape.kind) for shape in scene.shapes)
     return Turn("count", language, question, str(number))
 
 

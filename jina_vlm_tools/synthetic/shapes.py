@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = {
+COLORS = {
     "red": (214, 32, 38),
     "orange": (250, 138, 22),
     "yellow": (246, 216, 30),
@@ -31,8 +31,8 @@ GREYISH = 60  # the most that channels differ in a shade that nobody would call 
 NAMELESS_DISTANCE = 60  # of a color without a name from all that have one, as points of RGB
 SIDES = (250, 378)  # shortest and longest side of an image, in pixels
 
-ALL_PAIRS = tuple((colour, kind) for colour in COLOURS for kind in KINDS)
-HELD_OUT_PAIRS = tuple((colour, KINDS[(5 * i + 3) % len(KINDS)]) for i, colour in enumerate(COLOURS))
+ALL_PAIRS = tuple((color, kind) for color in COLORS for kind in KINDS)
+HELD_OUT_PAIRS = tuple((color, KINDS[(5 * i + 3) % len(KINDS)]) for i, color in enumerate(COLORS))
 TRAINING_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 
@@ -42,9 +42,9 @@ class Shape:
     for a color without a name."""
 
     kind: str
-    colour: str
+    color: str
     place: str
-    centre: tuple[float, float]  # x, y from the cell's top left corner
+    center: tuple[float, float]  # x, y from the cell's top left corner
     radius: float
     angle: float
     shade: tuple[int, int, int]  # the RGB it is drawn in: its color, varied a little
@@ -77,14 +77,14 @@ def make_scene(
     background = tuple(min(255, gray + rng.randint(-12, 12)) for _ in range(3))
     shapes = []
     for place in sorted(rng.sample(range(len(PLACES)), number)):
-        colour, kind = rng.choice(pairs)
+        color, kind = rng.choice(pairs)
         radius = rng.uniform(0.32, 0.44)
-        centre = tuple(0.5 + rng.uniform(-1, 1) * (0.47 - radius) for _ in range(2))
+        center = tuple(0.5 + rng.uniform(-1, 1) * (0.47 - radius) for _ in range(2))
         if rng.random() < nameless:
-            colour, shade = "", _nameless_shade(rng, kind, background)
+            color, shade = "", _nameless_shade(rng, kind, background)
         else:
-            shade = tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLOURS[colour])
-        shapes.append(Shape(kind, colour, PLACES[place], centre, radius, rng.uniform(-12, 12), shade))
+            shade = tuple(max(0, min(255, value + rng.randint(-10, 10))) for value in COLORS[color])
+        shapes.append(Shape(kind, color, PLACES[place], center, radius, rng.uniform(-12, 12), shade))
     return Scene(size, background, tuple(shapes))
 
 
@@ -92,7 +92,7 @@ def _nameless_shade(rng: random.Random, kind: str, background: tuple[int, int, i
     """Far from every named color; and nearer to none that is held out with this kind, unless it is grayish."""
     while True:
         shade = tuple(rng.randint(0, 255) for _ in range(3))
-        distances = {colour: math.dist(shade, named) for colour, named in COLOURS.items()}
+        distances = {color: math.dist(shade, named) for color, named in COLORS.items()}
         nearest = min(distances, key=distances.get)
         if min(distances[nearest], math.dist(shade, background)) < NAMELESS_DISTANCE:
             continue
@@ -107,8 +107,8 @@ def draw_scene(scene: Scene, oversampling: int = 2) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     for shape in scene.shapes:
         row, column = divmod(PLACES.index(shape.place), 3)
-        x = (column + shape.centre[0]) * width / 3
-        y = (row + shape.centre[1]) * height / 3
+        x = (column + shape.center[0]) * width / 3
+        y = (row + shape.center[1]) * height / 3
         _draw_shape(canvas, shape, x, y, shape.radius * min(width, height) / 3, scene.background)
     return image.reduce(oversampling)
 

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.files import TEMPLATE
 
 
 ADDITIONAL_ROWS = 128
@@ -147,7 +147,7 @@ def make_processor(decoder: str, config: jina_vlm.JinaVLMConfig) -> jina_vlm.Jin
     image_processor = jina_vlm.JinaVLMImageProcessor(
         tile_size=config.vision_config.image_size, patch_size=config.vision_config.patch_size
     )
-    template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+    template = TEMPLATE.read_text(encoding="utf-8")
     return jina_vlm.JinaVLMProcessor(image_processor, tokenizer, chat_template=template)
 
 

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.files import TEMPLATE
 
 from .collator import JinaVLMCollator
 from .curves import draw_curves
@@ -70,7 +70,7 @@ def load_processor(stage: Stage, file: Path, config: jina_vlm.JinaVLMConfig) -> 
             "chat_template.jinja, which writes the release's text.",
             stage.model,
         )
-        processor.chat_template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+        processor.chat_template = TEMPLATE.read_text(encoding="utf-8")
     if stage.max_tiles is not None:
         processor.image_processor.max_tiles = stage.max_tiles
     return processor

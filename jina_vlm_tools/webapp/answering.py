@@ -64,7 +64,7 @@ class ImageChat(Conversation):
     def __init__(self, model, processor, image: Image.Image, max_tiles: int):
         super().__init__(model, processor, max_new_tokens=0, max_tiles=max_tiles)  # which each question brings
         self.image = image
-        self.image_tokens = describe_images(processor, [image], max_tiles)[0]["tokens"]
+        self.image_tokens = describe_images(processor, [image], **self.settings)[0]["tokens"]
         self.features = None
         self.is_closed = False
         self._stopped = threading.Event()

@@ -81,7 +81,7 @@ class Page:
     def _show(self, chat: ImageChat) -> dict:
         shown = chat.image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        tiling = compute_tiling(chat.image, self.processor.image_processor, chat.max_tiles)
+        tiling = compute_tiling(chat.image, self.processor.image_processor, **chat.settings)
         return {self.chat: chat, self.image: shown, self.tiling: show_tiling(tiling)}
 
     def retile(self, max_tiles: int, chat: ImageChat | None) -> dict:

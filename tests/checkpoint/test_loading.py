@@ -159,6 +159,7 @@ def test_text_biases_other_than_zero_are_an_error(released_copy, letter):
         ("vision_config.output_size", 64),
         ("vision_config.block_config.attn_config.head_dim", 16),
         ("vision_config.hidden_size", None),
+        ("quantization_config", {"quant_method": "gptq"}),
     ],
 )
 def test_unsupported_released_settings_are_refused_by_name(released_copy, path, value):

@@ -159,7 +159,7 @@ EXPECTED = {
     # JPEG
     "baseline.jpg": Case(lambda: saved(RGB, "JPEG", quality=95), RGB, 8),
     "progressive.jpg": Case(lambda: saved(RGB, "JPEG", quality=95, progressive=True), RGB, 8),
-    "grey.jpg": Case(lambda: saved(GRAY, "JPEG", quality=95), gray(GRAY), 8),
+    "gray.jpg": Case(lambda: saved(GRAY, "JPEG", quality=95), gray(GRAY), 8),
     "cmyk.jpg": Case(lambda: saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=95), unmultiplied(CMYK), 10),
     "several.mpo": Case(lambda: moving("MPO", quality=95), RGB, 8),
     **{
@@ -177,8 +177,8 @@ EXPECTED = {
         gray(np.where(SIXTEEN == KEY_OF_16, 255, np.rint(SIXTEEN / 257))),
         in_pipeline=CLIPPED,
     ),
-    "colours.png": Case(lambda: png(RGB, 8, 2), RGB),
-    "16-bit-colours.png": Case(lambda: png(SIXTEEN_RGB, 16, 2), RGB),  # Pillow keeps the upper half
+    "colors.png": Case(lambda: png(RGB, 8, 2), RGB),
+    "16-bit-colors.png": Case(lambda: png(SIXTEEN_RGB, 16, 2), RGB),  # Pillow keeps the upper half
     "one-transparent.png": Case(
         lambda: png(RGB, 8, 2, tRNS=struct.pack(">3H", *KEY)),
         np.where((RGB == KEY).all(-1, keepdims=True), 255, RGB),
@@ -193,7 +193,7 @@ EXPECTED = {
         1,
         in_pipeline=PALETTE[GRAY],
     ),
-    "grey-alpha.png": Case(
+    "gray-alpha.png": Case(
         lambda: png(np.dstack([GRAY, ALPHA]), 8, 4), on_white(gray(GRAY), ALPHA), 1, in_pipeline=gray(GRAY)
     ),
     "alpha.png": Case(lambda: png(np.dstack([RGB, GRAY]), 8, 6), on_white(RGB, GRAY), 1, in_pipeline=RGB),
@@ -244,7 +244,7 @@ EXPECTED = {
     "16-bit-big-endian.tiff": Case(
         lambda: tiff(SIXTEEN, 1, 1, ">"), gray(np.rint(SIXTEEN / 257)), in_pipeline=CLIPPED
     ),
-    "16-bit-colours.tiff": Case(lambda: tiff(SIXTEEN_RGB, 1, 2), RGB),
+    "16-bit-colors.tiff": Case(lambda: tiff(SIXTEEN_RGB, 1, 2), RGB),
     "32-bit.tiff": Case(
         lambda: tiff(SIXTEEN.astype(np.int32), 2, 1),
         gray(np.rint(SIXTEEN / 257)),

@@ -79,7 +79,7 @@ def test_an_ending_says_nothing(give, name):
 
 SIDES = [(20_000, 20_000), (65_535, 65_535), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1), (0, 5), (5, 0)]
 DECLARED = {  # where a file of the format says its width and height, and how
-    "colours.png": (16, ">II"),
+    "colors.png": (16, ">II"),
     "plain.bmp": (18, "<ii"),
     "still.gif": (6, "<HH"),
     "plain.ppm": (3, None),

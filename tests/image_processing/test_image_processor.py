@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -312,9 +313,9 @@ def pil_kinds(rgb: np.ndarray) -> dict[str, tuple[Image.Image, np.ndarray, int]]
         "LA": (Image.fromarray(np.dstack([one, alpha]), "LA"), with_alpha(gray(one), alpha), 1),
         "RGBA": (Image.fromarray(np.dstack([rgb, one]), "RGBA"), with_alpha(rgb, one), 1),
         "P": (paletted(), seen, 0),
-        "P, one colour transparent": (paletted(transparency=7), np.where((one == 7)[..., None], 255, seen), 0),
-        "P, alpha for each colour": (paletted(transparency=bytes(range(256))), with_alpha(seen, one), 1),
-        "RGB, one colour transparent": (keyed, np.where((rgb == key).all(-1, keepdims=True), 255, rgb), 0),
+        "P, one color transparent": (paletted(transparency=7), np.where((one == 7)[..., None], 255, seen), 0),
+        "P, alpha for each color": (paletted(transparency=bytes(range(256))), with_alpha(seen, one), 1),
+        "RGB, one color transparent": (keyed, np.where((rgb == key).all(-1, keepdims=True), 255, rgb), 0),
         "CMYK": (
             Image.fromarray(cmyk, "CMYK"),
             np.rint((255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255).astype(np.uint8),
@@ -406,6 +407,7 @@ def ways_in(web):
             "str": str(path),
             "URL": f"{url}/{name}",
             "data URI": f"data:image/png;base64,{encoded}",
+            "data URI as browsers take it": f"DATA:image/png;name=a.png;BASE64,{quote(encoded, safe='')}",
             "base64": encoded,
             "base64 in lines": "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)),
         }

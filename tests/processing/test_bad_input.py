@@ -58,6 +58,15 @@ def test_nothing_given(processor):
         processor(text=[1])
 
 
+def test_half_a_character(processor, chat):
+    """What Python reads from a command line that is not in UTF-8."""
+    for attempt in (lambda: processor(text=["fine", "b\udcff"]), lambda: processor(text="\ud83d", images=None)):
+        with refused(r"Sample [01] has '\\u\w+' at character [01], half of a character"):
+            attempt()
+    with refused("half of a character"):
+        chat([("user", "a\udcff", SMALL)])
+
+
 def test_video_and_audio(processor, chat, make_image):
     video = np.stack([make_image(*SMALL)] * 3)
     for kwargs in ({"videos": [video]}, {"audio": [np.zeros(100)]}):

@@ -41,6 +41,8 @@ CHATS = {
     "two turns": [user(IMAGE, text("What?")), assistant(text("A cat.")), user(text("Where?"))],
     "an image later": [user(text("Hi")), assistant(text("Hello.")), user(IMAGE), {**assistant(), "content": "A dog."}]
     + [user(text("Sure?"))],
+    "an image in an answer": [user(text("Draw.")), assistant(text("Here:"), IMAGE), user(text("Thanks."))],
+    "an image for an answer": [user(text("Draw.")), assistant(IMAGE), user(text("Again, like"), IMAGE)],
     "lines": [user(text("a\n")), assistant(text(" b\n\n")), user(text("c"))],
 }
 WRITTEN = {
@@ -69,3 +71,24 @@ def test_system_is_a_turn_of_its_own(processor):
     chat = [{"role": "system", "content": "Be brief."}, user(IMAGE, text("What?"))]
     expected = "<|endoftext|> System: Be brief.  User: <|image|>What? Assistant:"
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == expected
+
+
+def test_an_image_ends_an_answer(processor):
+    """As a text does, but for the space that follows texts alone."""
+    chat = [user(text("Draw.")), assistant(text("Here:"), IMAGE)]
+    expected = "<|endoftext|> User: Draw. Assistant: Here: <|image|><|endoftext|>"
+    assert processor.apply_chat_template(chat) == expected
+
+
+@pytest.mark.parametrize("given", ["tools", "documents", "tool_calls"])
+def test_what_a_template_has_no_place_for_is_refused(processor, given):
+    function = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    chat, more = [user(text("Hi"))], {given: [function]}
+    if given == "tool_calls":
+        chat, more = [*chat, {"role": "assistant", "content": "", **more}, user(text("And?"))], {}
+    for conversation in (chat, [chat, chat]):
+        with pytest.raises(ValueError, match=f"Got `{given}`, which the chat template does not use"):
+            processor.apply_chat_template(conversation, **more)
+    own = "{{ messages | map(attribute='tool_calls') | list }}{{ tools }}{{ documents }}"
+    assert "look" in processor.apply_chat_template(chat, chat_template=own, **more)
+    assert processor.apply_chat_template([user(text("Hi"))], **dict.fromkeys(more))

@@ -440,15 +440,15 @@ def test_a_releases_template_is_given_what_it_expects(tmp_path, new_processor, c
     messages = conversation([("user", SMALL, "hi")])
     for template in (RELEASED_TEMPLATE, {"default": RELEASED_TEMPLATE}):
         new_processor.chat_template = template
-        expected = f"{BOS}{' ' * space}user: <|image|>hi"
+        expected = f"{BOS}{' ' * space}User: <|image|>hi "
         assert new_processor.apply_chat_template(messages) == expected
         for settings in ({}, {"add_special_tokens": False}):  # by TRL
             inputs = new_processor.apply_chat_template(
                 messages, tokenize=True, return_dict=True, processor_kwargs=settings
             )
-            assert inputs["input_ids"] == [expected_ids(new_processor, f"{BOS}{' ' * space}user: ", SMALL, "hi")]
+            assert inputs["input_ids"] == [expected_ids(new_processor, f"{BOS}{' ' * space}User: ", SMALL, "hi ")]
         other = new_processor.apply_chat_template(messages, always_start_with_space=not space)
-        assert other == f"{BOS}{' ' * (not space)}user: <|image|>hi"
+        assert other == f"{BOS}{' ' * (not space)}User: <|image|>hi "
         JinaVLMProcessor(new_processor.image_processor, new_processor.tokenizer, template, space).save_pretrained(
             tmp_path
         )

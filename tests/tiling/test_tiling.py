@@ -113,6 +113,7 @@ PLANS = [
     {"min_pixels": 1_000_000},
     {"max_tiles": 4, "max_pixels": 20_000},
     {"max_pixels": 4_000_000, "max_tiles": 24},
+    {"max_pixels": 10**9, "max_tiles": 60, "do_resize": False},
     {"tile_size": 64, "patch_size": 8, "overlap_margin": 0, "max_pixels": 60_000, "max_tiles": 60},
     {"tile_size": 64, "patch_size": 8, "overlap_margin": 3, "pooling_size": 1, "max_pixels": 60_000, "max_tiles": 60},
 ]
@@ -150,6 +151,18 @@ def test_the_planned_size_holds_for_calls_that_change_the_settings():
         for do_resize in (True, False):
             grid = get_tiling(*size, **{**SETTINGS, **released, "max_tiles": max_tiles, "do_resize": do_resize})[1]
             assert grid == (max_tiles, 1)
+
+
+@pytest.mark.parametrize("do_resize", [True, False])
+@pytest.mark.parametrize(("max_tiles", "max_pixels"), [(34, 10**9), (300, 10**9), (1000, 10**8), (1000, 1003520)])
+def test_a_plan_for_any_budget(max_tiles, max_pixels, do_resize):
+    """However large the settings are, the planned image is one that the model takes."""
+    released = dict(zip(PARTS, GEOMETRIES["released"], strict=True))
+    settings = {**SETTINGS, **released, "max_tiles": max_tiles, "max_pixels": max_pixels, "do_resize": do_resize}
+    rows, columns = get_tiling(*get_size_of_most_tokens(**settings), **settings)[1]
+    assert rows * columns <= max_tiles
+    if max_pixels > 1003520:  # it has room for as many tiles as there may be, or for as many tokens
+        assert count_tokens(rows, columns, 14, 2) == {34: 5374, 300: 40_924, 1000: 40_954}[max_tiles]
 
 
 @pytest.mark.parametrize(("max_tiles", "rows"), [(271, 271), (272, None)])

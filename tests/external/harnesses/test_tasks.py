@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import yaml
+from answers import answer_greedily, prepare
 from conftest import TASKS
 from datasets import Features, Image, List, Value
 from lm_eval.tasks import TaskManager
@@ -176,12 +177,7 @@ ROWS = 8
 
 @torch.inference_mode()
 def own_answer(model, processor, image, prompt: str, max_new_tokens: int) -> str:
-    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
-    inputs = processor.apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answer_greedily(model, processor, prepare(processor, [image, prompt]), max_new_tokens)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.file.split("/")[0])

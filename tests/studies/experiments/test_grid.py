@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from experiments import ablations, grid, grid_data, grid_model, leave_one_out, small_model
 from experiments.grid import Setting, Training
-from jina_vlm_tools.synthetic.page_questions import COLOURS_IN, PLACES_IN, TEMPLATES
-from jina_vlm_tools.synthetic.shapes import COLOURS
+from jina_vlm_tools.synthetic.page_questions import COLORS_IN, PLACES_IN, TEMPLATES
+from jina_vlm_tools.synthetic.shapes import COLORS
 from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import read_stage
 
@@ -132,12 +132,12 @@ def test_mosaics_are_what_is_said_of_them():
             if question["text"] != templates["everything"] or language not in grid_model.ABOUT_MOSAICS:
                 continue
             described.add(language)
-            places, names = list(PLACES_IN[language].values()), list(COLOURS_IN[language].values())
+            places, names = list(PLACES_IN[language].values()), list(COLORS_IN[language].values())
             for said in messages[1]["content"][0]["text"].rstrip(".").split("; "):
                 place, color = said.split(": ")
                 row, column = divmod(places.index(place), 3)
                 pixel = image["image"].getpixel((42 * column + 21, 42 * row + 21))
-                named = list(COLOURS.values())[names.index(color)]
+                named = list(COLORS.values())[names.index(color)]
                 assert max(abs(a - b) for a, b in zip(pixel, named, strict=True)) <= 10
     assert described == {"en", "de", "es"}
 

@@ -93,7 +93,7 @@ def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
     )
     seeing.main()
     printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line.endswith("%"))
-    assert {"characters", "words", "colour", "kind", "place", "height", "column", "row"} == set(printed)
+    assert {"characters", "words", "color", "kind", "place", "height", "column", "row"} == set(printed)
     before = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(new_model)
     after = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(tmp_path / "seeing")
     for name, parameter in after.named_parameters():

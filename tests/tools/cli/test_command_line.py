@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import jina_vlm
 import pytest
 import torch
+from answers import answer_greedily, prepare
 from conftest import ROOT, largest_file, make_image
 from hub_server import serve_hub
 from PIL import Image
@@ -135,19 +136,13 @@ def ended(future: Future, code: int = 0) -> tuple[str, str]:
     return result.stdout.decode(), result.stderr.decode()
 
 
-def expected_answer(checkpoint, images: list[Path], question: str, **kwargs) -> str:
+def expected_answer(
+    checkpoint, images: list[Path], question: str, do_resize: bool = True, max_new_tokens: int = 256
+) -> str:
     """By the library alone."""
     model, processor = checkpoint
-    content = [{"type": "image", "image": str(path)} for path in images] + [{"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    ids = model.generate(**inputs, do_sample=False, **{"max_new_tokens": 256, **kwargs})
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    inputs = prepare(processor, [*images, question], do_resize=do_resize)
+    return answer_greedily(model, processor, inputs, max_new_tokens).strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,7 +168,7 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 @pytest.mark.parametrize(
     "arguments",
     [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
-     ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0")],
+     ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0"), ("ask",)],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
     result = run(*arguments)
@@ -189,18 +184,19 @@ def test_what_is_not_understood(run, arguments):
 def test_ask_images_by_path_and_from_stdin(started, checkpoint, images):
     out, err = ended(started["ask"])
     report = json.loads(out)
-    assert report["answer"] == expected_answer(checkpoint, images, QUESTIONS[1], max_new_tokens=60) and not err
+    expected = expected_answer(checkpoint, images, QUESTIONS[1], max_new_tokens=60, do_resize=False)
+    assert report["answer"] == expected and not err
+    assert [image["name"] for image in report["images"]] == [str(images[0]), "-"]
     assert [(image["width"], image["height"]) for image in report["images"]] == [
         Image.open(path).size for path in images
     ]
     processor = checkpoint[1]
     for image in report["images"]:
-        rows, columns = processor.image_processor.get_tiling(image["height"], image["width"])[1]
+        rows, columns = processor.image_processor.get_tiling(image["height"], image["width"], do_resize=False)[1]
         assert (image["rows"], image["columns"], image["tiles"]) == (rows, columns, 1 + rows * columns)
     sizes = [(image["height"], image["width"]) for image in report["images"]]
-    assert [image["tokens"] for image in report["images"]] == processor._get_num_multimodal_tokens(sizes)[
-        "num_image_tokens"
-    ]
+    counted = processor._get_num_multimodal_tokens(sizes, do_resize=False)["num_image_tokens"]
+    assert [image["tokens"] for image in report["images"]] == counted
     assert report["tokens"]["prompt"] > sum(image["tokens"] for image in report["images"])
     assert report["is_cut_off"] is (report["tokens"]["answer"] == 60)
     parts = report["seconds"]
@@ -221,8 +217,21 @@ def test_progress_is_for_terminals_and_the_answer_comes_piece_by_piece(environme
     while chunk := read_terminal(terminal):
         said += chunk
     assert process.wait() == 0 and len(pieces) > 2
-    assert "".join(pieces) == expected_answer(checkpoint, images[:1], QUESTIONS[1]) + "\n"
-    assert b"Loading the model ...\r\n" in said and b"first after" in said and b"arning" not in said
+    assert "".join(pieces) == expected_answer(checkpoint, images[:1], QUESTIONS[1], do_resize=False) + "\n"
+    assert b"Loading the model ...\r\n" in said and b"the first after" in said and b"arning" not in said
+    tokens = f"{answer_tokens(checkpoint, images[0])} tokens in, 424 of them for images; ".encode()
+    assert tokens in said
+
+
+def answer_tokens(checkpoint, image: Path) -> int:
+    """Of the prompt with one image and the second question."""
+    _, processor = checkpoint
+    (tokens,) = processor._get_num_multimodal_tokens([Image.open(image).size[::-1]])["num_image_tokens"]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTIONS[1]}]}],
+        add_generation_prompt=True,
+    )
+    return tokens - 1 + len(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(environment, empty):
@@ -362,6 +371,19 @@ def test_tiles_of_a_checkpoint_that_does_not_fit(tmp_path, bundle):
     image = Image.fromarray(make_image(186, 1177))
     tiling = compute_tiling(image, processor)
     assert (tiling.fitted, tiling.rows, tiling.columns) == ((1177, 186), 1, 5)
+
+
+def test_tiles_without_a_fit(tmp_path, capsys):
+    """What `ask` makes of an image, where that differs from what the other verbs do."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(make_image(186, 1177)).save(photo)
+    said = []
+    for more in ([], ["--no-resize"]):
+        main(["tiles", str(photo), *more])
+        said.append(capsys.readouterr().out.splitlines())
+    assert said[0][0].startswith("1177 x 186 pixels, fitted to 1176 x 182, ")
+    assert said[1][0].startswith("1177 x 186 pixels, not resized, ")
+    assert said[0][1].startswith("1 x 4 tiles") and said[1][1].startswith("1 x 5 tiles")
 
 
 def test_the_page_shows_the_models_own_pixels_overlaps_and_kept_regions():
@@ -534,9 +556,15 @@ def test_ctrl_c(environment, empty):
     ("arguments", "message"),
     [
         (["ask", "no.png", "Why?"], "no.png: no such image. Expected a path"),
-        (["ask", ".", "Why?"], ". is a folder. Name one image in it."),
+        (["ask", ".", "Why?"], '. is a folder. Name one image in it, or a quoted pattern such as "./*.png"'),
+        (["chat", "."], ". is a folder. Name one image in it."),
         (["ask", "-", "-", "Why?"], "was given several times"),
-        (["ask", "-", "Why?", "--model", "nowhere"], "nowhere: neither a folder nor the name of a repository"),
+        (["ask", "-", "Why?", "--model", "nowhere"], "--model nowhere: neither a folder nor the name of a repository"),
+        (["ask", "Why?", "-m", "nowhere"], "Give --model, or the environment variable JINA_VLM_MODEL, a folder"),
+        (["ask", "no/*.png", "Why?"], "no/*.png: no such image, and no file that this pattern matches."),
+        (["batch", ".", "--output", "out", "--model", "nowhere"], "--model nowhere: neither a folder"),
+        (["demo", "--model", "nowhere"], "--model nowhere: neither a folder"),
+        (["app", "--model", "nowhere"], "--model nowhere: neither a folder"),
         (["chat", "-"], "In a chat stdin brings the questions"),
         (["tiles", "no.png"], "no.png: no such image"),
         (["convert", "./nowhere", "out"], "./nowhere: neither a folder"),

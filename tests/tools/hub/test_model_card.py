@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jina_vlm
 import pytest
+from conftest import ROOT
 from huggingface_hub import EvalResult, ModelCard
 
 from benchmarks.parameters import count
@@ -54,6 +55,17 @@ def test_front_matter_for_the_released_weights_is_the_releases(folder):
     assert len(data["language"]) == 30 and {"jina-vlm", "custom_code"} <= set(data["tags"])
     assert "https://huggingface.co/jinaai/jina-vlm" in made.text and "`cc-by-nc-4.0`" in made.text
     assert "(https://creativecommons.org/licenses/by-nc/4.0/)" in made.text
+
+
+def test_front_matter_of_the_readme_is_the_releases():
+    """But for the license: the repository holds code, and weights of its own."""
+    data = ModelCard.load(ROOT / "README.md").data.to_dict()
+    assert data.pop("license") == "apache-2.0"
+    for name in RELEASE.keys() - {"license"}:
+        assert data[name] == RELEASE[name] if isinstance(RELEASE[name], str) else set(data[name]) >= RELEASE[name], (
+            name
+        )
+    card.check_card(ROOT / "README.md")
 
 
 def test_page_says_which_code_the_release_needs_and_what_replaces_it(folder):

@@ -15,10 +15,12 @@ import huggingface_hub
 import jina_vlm
 import pytest
 import torch
+from answers import prepare
 from conftest import ROOT, largest_file, make_image, python
 from hub_server import GITATTRIBUTES, Fault, serve_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from mlx_copy import save_mlx_copy
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -219,14 +221,7 @@ def test_answers_stay_what_they_were(bundle):
     models = [
         jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(f, dtype=torch.float32).eval() for f in (TINY, bundle)
     ]
-    content = [{"type": "image", "image": make_image(200, 260)}, {"type": "text", "text": "Describe the picture."}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = prepare(processor, [make_image(200, 260), "Describe the picture."])
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0}):
         answers = []
         for model in models:
@@ -317,6 +312,20 @@ def test_what_is_in_the_output_is_replaced_only_if_it_is_a_bundle_and_one_says_s
     said = run(monkeypatch, "--weights", TINY, "--output", copy, "--yes")
     assert "no bundle that --yes could replace" in said and "thesis.tex" in said
     assert contents(copy) == before | {"thesis.tex": b"years of work"}
+
+
+def test_a_copy_for_mlx_is_fetched_by_its_name(hub, released_folder, tmp_path):
+    save_mlx_copy(released_folder, tmp_path / "copy", group_size=32)
+    (tmp_path / "copy" / "README.md").write_text(CARD)
+    (tmp_path / "copy" / "modeling_jvlm.py").write_text("raise RuntimeError('the code of others')")
+    hub.create("me/mlx")
+    commit = hub.put("me/mlx", tmp_path / "copy")
+    for source, folder in ((str(tmp_path / "copy"), tmp_path / "here"), ("me/mlx", tmp_path / "fetched")):
+        folder.mkdir()
+        assembled = assemble(source, folder)
+    assert assembled.commit == commit and "MLX's layout" in assembled.changes[0]
+    assert contents(tmp_path / "here") == contents(tmp_path / "fetched")
+    assert not sent(hub, "GET", r"\.py|\.md")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

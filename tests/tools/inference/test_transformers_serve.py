@@ -24,14 +24,14 @@ from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 for package in ("fastapi", "uvicorn", "openai"):
-    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'transformers[serving]'")
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[serve]'")
 import openai  # noqa: E402
 
 
 ROOT = Path(__file__).parents[3]
 TINY = "checkpoints/tiny"
-SHAPES = evaluation_sample(1, "colour", "en")
-OTHER_SHAPES = evaluation_sample(3, "colour", "en")
+SHAPES = evaluation_sample(1, "color", "en")
+OTHER_SHAPES = evaluation_sample(3, "color", "en")
 DESCRIBE = {"type": "text", "text": "Describe the picture."}
 
 pytestmark = pytest.mark.skipif(not (ROOT / TINY).is_dir(), reason="checkpoints/tiny has not been trained yet")

@@ -43,7 +43,7 @@ from jina_vlm_tools.synthetic.pages_data import (  # noqa: E402
 )
 from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, ask, evaluation_sample, normalize  # noqa: E402
 from jina_vlm_tools.synthetic.shapes import (  # noqa: E402
-    COLOURS,
+    COLORS,
     HELD_OUT_PAIRS,
     KINDS,
     PLACES,
@@ -57,7 +57,7 @@ from jina_vlm_tools.training.layouts import to_conversation  # noqa: E402
 
 
 def pairs_of(sample):
-    return {(shape.colour, shape.kind) for shape in sample.scene.shapes}
+    return {(shape.color, shape.kind) for shape in sample.scene.shapes}
 
 
 def scene_of(*shapes_):
@@ -65,7 +65,7 @@ def scene_of(*shapes_):
     return Scene(
         (300, 300),
         (255, 255, 255),
-        tuple(Shape(kind, colour, place, (0.5, 0.5), 0.4, 0.0, COLOURS[colour]) for colour, kind, place in shapes_),
+        tuple(Shape(kind, color, place, (0.5, 0.5), 0.4, 0.0, COLORS[color]) for color, kind, place in shapes_),
     )
 
 
@@ -85,8 +85,8 @@ def test_same_seed_same_sample():
 
 def test_pairs_are_split():
     assert not set(HELD_OUT_PAIRS) & set(TRAINING_PAIRS)
-    assert len(HELD_OUT_PAIRS) + len(TRAINING_PAIRS) == len(COLOURS) * len(KINDS)
-    for values in (COLOURS, KINDS):
+    assert len(HELD_OUT_PAIRS) + len(TRAINING_PAIRS) == len(COLORS) * len(KINDS)
+    for values in (COLORS, KINDS):
         for value in values:
             assert any(value in pair for pair in HELD_OUT_PAIRS)
             assert sum(value in pair for pair in TRAINING_PAIRS) >= 5
@@ -98,14 +98,14 @@ def test_held_out_pairs_and_words_are_drawn_in_evaluation_only():
     ]
     scenes = PagesDataset(1000, first_seed=0)
     pages += [scenes[index] for index in range(400)]
-    named = {(shape.colour, shape.kind) for page in pages for shape in page.scene.shapes if shape.colour}
+    named = {(shape.color, shape.kind) for page in pages for shape in page.scene.shapes if shape.color}
     assert named == set(TRAINING_PAIRS)
     held_out = {word for words in HELD_OUT_WORDS.values() for word in words}
     assert not held_out & {text.text for page in pages for text in page.texts}
     assert not held_out & {word for words in TRAINING_WORDS.values() for word in words}
     seen, words = set(), set()
     for page, _ in held_out_samples(720):
-        seen |= {(shape.colour, shape.kind) for shape in page.scene.shapes}
+        seen |= {(shape.color, shape.kind) for shape in page.scene.shapes}
         words |= {text.text for text in page.texts if not text.text.isdecimal()}
     assert seen == set(HELD_OUT_PAIRS) and words == held_out
     assert {pair for seed in range(500) for pair in pairs_of(evaluation_sample(seed, TASKS[seed % 4], "en"))} == set(
@@ -128,14 +128,14 @@ def test_shapes_become_one_tile_and_small_print_several():
 
 
 def test_shapes_are_drawn_in_their_place_and_color():
-    for colour in COLOURS:
+    for color in COLORS:
         for kind in KINDS:
             for index, place in enumerate(PLACES):
-                image = draw_scene(scene_of((colour, kind, place)))
+                image = draw_scene(scene_of((color, kind, place)))
                 row, column = divmod(index, 3)
                 cell = (100 * column, 100 * row, 100 * column + 100, 100 * row + 100)
-                colours = dict((value, count) for count, value in image.crop(cell).getcolors(10_000))
-                assert 500 < colours[COLOURS[colour]] < 8000
+                colors = dict((value, count) for count, value in image.crop(cell).getcolors(10_000))
+                assert 500 < colors[COLORS[color]] < 8000
                 image.paste((255, 255, 255), cell)
                 assert image.getextrema() == ((255, 255),) * 3, "a shape leaves its cell"
 
@@ -170,7 +170,7 @@ def test_answers_are_true():
         fitting = [
             shape
             for shape in scene.shapes
-            if (not set(words) & set(COLOURS) or shape.colour in words)
+            if (not set(words) & set(COLORS) or shape.color in words)
             and (not set(words) & set(KINDS) or shape.kind in words)
             and (not places or shape.place == places[0])
         ]
@@ -178,7 +178,7 @@ def test_answers_are_true():
             assert turn.answer == str(len(fitting)) and 1 <= len(fitting) <= 5
         else:
             (shape,) = fitting
-            assert turn.answer == {"kind": shape.kind, "colour": shape.colour, "position": shape.place}[task]
+            assert turn.answer == {"kind": shape.kind, "color": shape.color, "position": shape.place}[task]
         checked[task] += 1
     assert min(checked.values()) > 250
 
@@ -191,13 +191,13 @@ def labels_of(page):
 def test_token_labels_of_shapes():
     scene = scene_of(("yellow", "ring", "top left"), ("black", "star", "bottom right"))
     labels = labels_of(Page("shapes", scene))
-    colours, kinds, places = (labels[name] for name in ("colour", "kind", "place"))
+    colors, kinds, places = (labels[name] for name in ("color", "kind", "place"))
     assert places[0, 0] == 0 and places[0, -1] == 2 and places[7, 7] == 4 and places[-1, -1] == 8
-    assert set(colours[places == 0].tolist()) == {0, 1 + list(COLOURS).index("yellow")}
+    assert set(colors[places == 0].tolist()) == {0, 1 + list(COLORS).index("yellow")}
     assert set(kinds[places == 8].tolist()) == {0, 1 + KINDS.index("star")}
-    assert not colours[(places != 0) & (places != 8)].any()
+    assert not colors[(places != 0) & (places != 8)].any()
     assert (
-        5 <= (colours[places == 0] > 0).sum() <= 16
+        5 <= (colors[places == 0] > 0).sum() <= 16
     )  # a circle of radius 0.4 covers half of its cell of about 22 tokens
     assert not labels["character 0"].any() and (labels["character 1"] == -100).all()
 
@@ -222,7 +222,7 @@ def test_labels_of_tables_and_charts():
     chart = make_chart(random.Random(0))
     labels = labels_of(chart)
     for bar in chart.bars:
-        inside = labels["colour"] == 1 + list(COLOURS).index(bar.colour)
+        inside = labels["color"] == 1 + list(COLORS).index(bar.color)
         assert inside.any() and set(labels["height"][inside].tolist()) == {bar.height}
 
 
@@ -260,9 +260,9 @@ def test_answers_about_pages_are_true():
                 ]
             elif task == "charts":
                 what = asked.split()[-1]
-                answer = {bar.colour: str(bar.height) for bar in page.bars}.get(what)
+                answer = {bar.color: str(bar.height) for bar in page.bars}.get(what)
                 if answer is None:
-                    (answer,) = [bar.colour for bar in page.bars if str(bar.height) == what]
+                    (answer,) = [bar.color for bar in page.bars if str(bar.height) == what]
             elif task == "small print":
                 (answer,) = [text.text for text in page.texts]
             else:
@@ -321,7 +321,7 @@ def test_answers_in_other_languages():
 
 
 @pytest.mark.parametrize(
-    ("language", "colour", "kind", "expected"),
+    ("language", "color", "kind", "expected"),
     [
         ("en", "orange", "ring", "an orange ring"),
         ("de", "green", "square", "ein grünes Quadrat"),
@@ -333,8 +333,8 @@ def test_answers_in_other_languages():
         ("fr", "blue", "ring", "un anneau bleu"),
     ],
 )
-def test_agreement(language, colour, kind, expected):
-    assert questions.a(language, colour, kind) == expected
+def test_agreement(language, color, kind, expected):
+    assert questions.a(language, color, kind) == expected
 
 
 @pytest.mark.parametrize(
@@ -373,10 +373,10 @@ def test_questions_show_the_image():
 def test_nameless_shades_are_like_no_held_out_pair():
     rng = random.Random(0)
     scenes = [make_scene(rng, TRAINING_PAIRS, number=9, nameless=0.5) for _ in range(200)]
-    nameless = [shape for scene in scenes for shape in scene.shapes if not shape.colour]
+    nameless = [shape for scene in scenes for shape in scene.shapes if not shape.color]
     assert 0.45 < len(nameless) / 1800 < 0.55 and {shape.kind for shape in nameless} == set(KINDS)
     for shape in nameless:
-        distances = {colour: math.dist(shape.shade, COLOURS[colour]) for colour in COLOURS}
+        distances = {color: math.dist(shape.shade, COLORS[color]) for color in COLORS}
         nearest = min(distances, key=distances.get)
         assert distances[nearest] >= 60
         assert (nearest, shape.kind) not in HELD_OUT_PAIRS or max(shape.shade) - min(shape.shade) < 60
@@ -419,7 +419,7 @@ def test_tokenizer_encodes_any_text(tokenizer, text):
 def test_words_of_the_generator_are_single_tokens(tokenizer):
     for language in LANGUAGES:
         for word in [
-            *questions.COLOUR_NAMES[language].values(),
+            *questions.COLOR_NAMES[language].values(),
             *(noun for _, noun, _ in questions.NOUNS[language].values()),
         ]:
             assert len(tokenizer(" " + word, add_special_tokens=False)["input_ids"]) == 1
@@ -477,9 +477,9 @@ def test_italian_is_true_and_held_out_pairs_are_held_out():
     assert ask_shapes(twins, "position", "it", random.Random(0)) is None
     for seed in range(200):
         scene, turns = shapes_data.training_turns(seed)
-        assert {(shape.colour, shape.kind) for shape in scene.shapes} <= set(TRAINING_PAIRS) and turns
+        assert {(shape.color, shape.kind) for shape in scene.shapes} <= set(TRAINING_PAIRS) and turns
         scene, turn = shapes_data.held_out_turn(seed)
-        assert {(shape.colour, shape.kind) for shape in scene.shapes} <= set(HELD_OUT_PAIRS)
+        assert {(shape.color, shape.kind) for shape in scene.shapes} <= set(HELD_OUT_PAIRS)
         assert (turn.task, turn.language) == (TASKS[seed % 4], "it")
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, Qwen3Config
 
 from jina_vlm_tools.cli.main import main
-from jina_vlm_tools.cli.train import find_recipe
+from jina_vlm_tools.cli.train import RECIPES, find_recipe
 from jina_vlm_tools.training import train as command
 from jina_vlm_tools.training.mixture import shares
 from jina_vlm_tools.training.settings import SettingsError
@@ -243,14 +243,31 @@ def test_adapters_are_trained_and_saved_alone(write, tmp_path, monkeypatch, mini
 def test_recipes_are_what_the_code_understands(name, tmp_path, monkeypatch):
     """All but their files, which are made or brought: here they are empty."""
     monkeypatch.chdir(tmp_path)
-    for file in ("mine/one.jsonl", "shapes/train.parquet", "shapes/text.jsonl", "shapes/held_out.parquet"):
-        path = tmp_path / "runs" / file
+    for file in (
+        "mine/one.jsonl",
+        *(f"runs/shapes/{name}" for name in ("train.parquet", "text.jsonl", "held_out.parquet")),
+    ):
+        path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     stage, mixture = read_stage(
         find_recipe(name) if name != "tiny" else ROOT / "experiments" / "recipes" / "tiny.yaml"
     )
     assert stage.lora is None or name == "finetune_lora"
+
+
+def test_a_recipe_is_copied_to_be_edited(tmp_path, capsys):
+    copies = [tmp_path / "recipes" / name for name in ("finetune_lora.yaml", "finetune_mixture.yaml")]
+    main(["train", "finetune_lora", "--copy", str(tmp_path / "recipes")])
+    assert capsys.readouterr().out.splitlines() == list(map(str, copies))
+    assert [copy.read_bytes() for copy in copies] == [(RECIPES / copy.name).read_bytes() for copy in copies]
+    copies[1].write_text("mine")
+    with pytest.raises(SystemExit, match=r"lora.yaml and .*mixture.yaml: already there. Name another"):
+        main(["train", "finetune_lora", "--copy", str(tmp_path / "recipes")])
+    assert copies[1].read_text() == "mine"
+    with pytest.raises(SystemExit):
+        main(["train", "finetune_lora", "--copy", str(tmp_path / "other"), "--resume"])
+    assert "--resume is for training" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 PAPER = {  # arXiv 2512.04032, table 2; warm-ups are 10 % of the steps, but 1 % for the connector in stage one

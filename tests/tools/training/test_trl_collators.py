@@ -142,7 +142,7 @@ def test_a_releases_template(new_processor):
     batch = collator([{"images": IMAGES["images"][0], "messages": turns("user", "what?")}])
     assert (
         batch["input_ids"].tolist()
-        == new_processor(text=" user: <|image|>what?", images=IMAGES["images"][0])["input_ids"]
+        == new_processor(text=" User: <|image|>what? ", images=IMAGES["images"][0])["input_ids"]
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from answers import answer_greedily, prepare
 from PIL import Image
 
 
@@ -87,16 +88,7 @@ def png(image) -> str:
 @torch.inference_mode()
 def own_answer(model, processor, content: list) -> str:
     """Of a message of images and texts."""
-    parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in content]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": parts}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    ids = model.generate(**inputs, max_new_tokens=1024, do_sample=False)
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return answer_greedily(model, processor, prepare(processor, content), 1024).strip()
 
 
 IMAGES, QUESTIONS = [row["image"] for row in ROWS], [row["question"] for row in ROWS]
