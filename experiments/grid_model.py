@@ -35,7 +35,7 @@ from .small_model import make_config as make_small_config
 from .small_model import make_model
 
 
-STEPS = {"tower": 1400, "reader": 1400, "decoder": 600}
+STEPS = {"tower": 1400, "reader": 700, "decoder": 600}
 PATCH = 14
 MARGIN = 2  # patches that tiles would share; pages are of one tile
 DEPTH = 5  # blocks of the tower
@@ -100,8 +100,10 @@ def pages_to_see(rng: random.Random, number: int, image_processor) -> tuple[torc
     return pixels[1::2], torch.stack([token_labels(page, middles()) for page in pages])
 
 
-def texts_to_read(rng: random.Random, number: int, collator: JinaVLMCollator) -> dict[str, torch.Tensor]:
-    """A batch of texts, all of which is to be predicted."""
+def texts_to_read(
+    rng: random.Random, number: int, collator: JinaVLMCollator, answers: bool = False
+) -> dict[str, torch.Tensor]:
+    """A batch of texts, all of which is to be predicted, or only `answers`."""
     languages = [language for group in LANGUAGES.values() for language in group]
     rows = []
     for _ in range(number):
@@ -109,9 +111,16 @@ def texts_to_read(rng: random.Random, number: int, collator: JinaVLMCollator) ->
         said = [(role, text) for turn in turns for role, text in (("user", turn.question), ("assistant", turn.answer))]
         rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
     batch = collator(rows)
+    if answers:
+        return batch
     ends = batch["labels"] == collator.processor.tokenizer.eos_token_id
     words = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), IGNORED)
-    return batch | {"answers": batch["labels"], "labels": torch.where(ends, batch["labels"], words)}
+    return batch | {"labels": torch.where(ends, batch["labels"], words)}
+
+
+def fresh_texts(collator: JinaVLMCollator) -> dict[str, torch.Tensor]:
+    """What a reader is asked when it has been taught."""
+    return texts_to_read(random.Random("decoder, fresh"), 128, collator, answers=True)
 
 
 ABOUT_MOSAICS = {"en": "What colour is {}?", "de": "Welche Farbe ist {}?", "es": "¿Qué color hay {}?"}
@@ -186,17 +195,20 @@ def teach_tower(model, processor, steps: int, batch: int = 32) -> dict[str, floa
 
 
 def teach_reader(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
-    """Teach the decoder to read, and return the share of answers' tokens in fresh texts that it predicts."""
+    """Teach the decoder to read: texts as a whole, which teach it words, then, for as long, twice as many at a time
+    and nothing but their answers, of which it has to look up each. Return the share of answers' tokens in fresh texts
+    that it predicts."""
     collator, rng = JinaVLMCollator(processor), random.Random("decoder")
-
-    def loss_of(step: int) -> torch.Tensor:
-        batch_of_texts = texts_to_read(rng, batch, collator)
-        batch_of_texts.pop("answers")
-        return model(**batch_of_texts).loss
-
-    learn(nn.ModuleList([model.model.language_model, model.lm_head]), steps, 4e-3, loss_of, "reader")
-    fresh = texts_to_read(random.Random("decoder, fresh"), 128, collator)
-    return {"tokens of answers in texts": _right(model, fresh | {"labels": fresh.pop("answers")})}
+    decoder = nn.ModuleList([model.model.language_model, model.lm_head])
+    learn(decoder, steps, 4e-3, lambda step: model(**texts_to_read(rng, batch, collator)).loss, "words")
+    learn(
+        decoder,
+        steps,
+        4e-3,
+        lambda step: model(**texts_to_read(rng, 2 * batch, collator, answers=True)).loss,
+        "answers",
+    )
+    return {"tokens of answers in texts": _right(model, fresh_texts(collator))}
 
 
 def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, float]:
@@ -213,14 +225,15 @@ def teach_to_look(model, processor, steps: int, batch: int = 16) -> dict[str, fl
     def loss_of(step: int) -> torch.Tensor:
         if step % 4 < 3:
             return model(**mosaics(batch)).loss
-        batch_of_texts = texts_to_read(rng, batch, collator)
-        batch_of_texts.pop("answers")
-        return model(**batch_of_texts).loss
+        return model(**texts_to_read(rng, batch, collator, answers=True)).loss
 
     learned = nn.ModuleDict({"connector": model.model.connector, "decoder": model.model.language_model})
     learned["lm_head"] = model.lm_head
     learn(learned, steps, 4e-3, loss_of, "mosaics")
-    return {"tokens of answers about mosaics": _right(model, mosaics(128))}
+    return {
+        "tokens of answers about mosaics": _right(model, mosaics(128)),
+        "tokens of answers in texts": _right(model, fresh_texts(collator)),
+    }
 
 
 def mosaics_to_see() -> torch.Tensor:
