@@ -17,7 +17,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -101,8 +101,15 @@ train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts,
 	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage2.yaml --output runs/small_stage2
 	$(RUN) -m experiments.eval_pages --checkpoint runs/small_stage2
 
-leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
-	$(RUN) -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out --workers 2 $(ARGS)
+grid-start: $(VENV)/ready
+	test -d runs/grid/data/held_out || $(RUN) -m experiments.grid_data --output runs/grid/data
+	$(RUN) -m experiments.grid_model --output runs/grid/start
+
+leave-one-out: grid-start  ## which kind of data helps which task: a training without each, three times (hours on a CPU)
+	$(RUN) -m experiments.leave_one_out $(ARGS)
+
+ablations: grid-start  ## how patches are pooled, which layers are seen, how much is text: three times each (hours on a CPU)
+	$(RUN) -m experiments.ablations $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh images, print accuracy per task and language
 	$(RUN) -m experiments.eval_tiny $(ARGS)

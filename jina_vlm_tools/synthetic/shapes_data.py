@@ -65,7 +65,7 @@ def write(output: Path, images: int, texts: int, held_out: int, counting: int) -
     write_images(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
     asked = map(held_out_turn, range(held_out))
     write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
-    write_texts(output / "text.jsonl", map(text_turn, range(images, images + texts)))
+    write_texts(output / "text.jsonl", ([text_turn(seed)] for seed in range(images, images + texts)))
     counted = map(counting_turn, range(counting))
     write_questions(output / "counting.parquet", ((draw_scene(scene), turn) for scene, turn in counted))
     asked = map(held_out_turn, range(TASKS.index("count"), held_out, len(TASKS)))

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     turns = [Turn("count", "en", f"how many {index}?", str(index % 5)) for index in range(12)]
     images = [Image.fromarray(make_image(200, rng.choice((200, 900)))) for _ in turns]
     write_questions(folder / "images.parquet", zip(images, turns, strict=True))
-    write_texts(folder / "text.jsonl", turns)
+    write_texts(folder / "text.jsonl", ([turn] for turn in turns))
     (folder / "documents.jsonl").write_text(json.dumps({"text": "nobody asked"}) + "\n")
     common = {"task": "counting", "domain": "none", "language": "en"}
     sources = [
