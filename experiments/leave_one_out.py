@@ -110,7 +110,8 @@ def _heat_map(axes: Axes, rows: list[dict], title: str) -> None:
         if "chance" in row:
             under[row["column"]] = f"{row['base']:.0f} %, by chance {row['chance']:.0f}"
     axes.set_xticks(range(len(columns)), [f"{column}\n{under[column]}" for column in columns], fontsize=8)
-    axes.set_yticks(range(len(left_out)), [f"without {kind}".replace("not English", "non-English") for kind in left_out])
+    names = [f"without {kind}".replace("not English", "non-English") for kind in left_out]
+    axes.set_yticks(range(len(left_out)), names)
     axes.set_title(title, fontsize=10)
     axes.figure.colorbar(image, ax=axes, pad=0.01)
 

@@ -137,7 +137,17 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
 
         Returns:
             `last_hidden_state` [tiles, patches, width * number of feature layers], zero for black tiles.
+
+        Raises:
+            ValueError: the tiles are of another size.
         """
+        vision = self.config.vision_config
+        tile = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values.shape[1:] != tile:
+            raise ValueError(
+                f"Expected `pixel_values` [tiles, {', '.join(map(str, tile))}], got {list(pixel_values.shape)}. Pass "
+                "them as this model's processor made them."
+            )
         has_values = not pixel_values.is_meta and not torch.compiler.is_compiling()
         if torch.is_grad_enabled() or not has_values or self._captures(kwargs):
             return BaseModelOutputWithPooling(last_hidden_state=self._encode(pixel_values, **kwargs))
@@ -316,15 +326,13 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """
         if tile_positions is None:
             raise ValueError("Got `pixel_values` without `tile_positions`. Pass both, as the processor made them.")
-        vision = self.config.vision_config
-        tile = (vision.num_channels, vision.image_size, vision.image_size)
         # `len` would fix the number of tiles in a graph.
         shape = pixel_values.shape
-        if shape[1:] != tile or shape[0] == 0 or tile_positions.shape != (shape[0], 4):
+        if len(shape) != 4 or shape[0] == 0 or tile_positions.shape != (shape[0], 4):
             raise ValueError(
-                f"Expected `pixel_values` [tiles, {', '.join(map(str, tile))}] and `tile_positions` [tiles, 4], got "
-                f"{list(shape)} and {list(tile_positions.shape)}. Pass both as this model's processor made "
-                "them, those of several samples concatenated along the tiles; or neither, where there are no images."
+                "Expected `pixel_values` [tiles, 3, height, width] and `tile_positions` [tiles, 4], got "
+                f"{list(shape)} and {list(tile_positions.shape)}. Pass both as the processor made them, those of "
+                "several samples concatenated along the tiles; or neither, where there are no images."
             )
         lengths = None if torch.compiler.is_compiling() else self.get_image_lengths(tile_positions)
         order = get_image_token_indices(tile_positions, *self._tokens_and_overlap)
