@@ -17,7 +17,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -68,6 +68,9 @@ test-tokenizer: $(VENV)/ready tests/external/tokenizer/node_modules/ready  ## te
 test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-eval, lmms-eval and VLMEvalKit on checkpoints/tiny (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/vlmevalkit/bin/python -m pytest tests/external/harnesses/vlmevalkit $(PYTEST_ARGS)
+
+test-trainers: $(VENV)/trainers/ready  ## run ms-swift's SFT and GRPO on checkpoints/tiny by examples/ms_swift_plugin.py (its own environment, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
@@ -176,6 +179,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	$(environment)
 	$(@D)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
+
+$(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
+	$(environment)
 
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
 	$(environment)
