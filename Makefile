@@ -92,7 +92,7 @@ train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some 
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
 
-train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from rewards alone, and ask before and after (15 minutes on a CPU)
+train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from rewards alone, and ask before and after (half an hour on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
 	$(RUN) -m experiments.compare runs/grpo_counting
