@@ -8,6 +8,7 @@ RUFF := 0.17.6
 MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
+LLAMAFACTORY := 0.9.5
 BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
@@ -69,8 +70,9 @@ test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-ev
 	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/vlmevalkit/bin/python -m pytest tests/external/harnesses/vlmevalkit $(PYTEST_ARGS)
 
-test-trainers: $(VENV)/trainers/ready  ## run ms-swift's SFT and GRPO on checkpoints/tiny by examples/ms_swift_plugin.py (its own environment, some GB)
+test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swift and LLaMA-Factory on checkpoints/tiny by examples/*_plugin.py (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/llamafactory/bin/python -m pytest tests/external/trainers/llamafactory $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
@@ -182,6 +184,11 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 
 $(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
 	$(environment)
+
+$(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.txt pyproject.toml
+	$(environment)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps llamafactory==$(LLAMAFACTORY)
+	@touch $@
 
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
 	$(environment)

@@ -1,4 +1,4 @@
-"""What the tests of other trainers share: rows, the small checkpoint, and ms-swift's command as a user runs it.
+"""ms-swift's command, as a user runs it on the small checkpoint.
 
 What the command hands to the model is compared with our processor, our collator and our forward pass.
 """
@@ -13,74 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from PIL import Image
-
-from jina_vlm_tools.synthetic.questions import evaluation_sample
-from jina_vlm_tools.synthetic.shapes import draw_scene
+from rows import CHECKPOINT, ROOT, Row, make_rows
 
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "tiny"
 PLUGIN = ROOT / "examples" / "ms_swift_plugin.py"
-SIZES = ((280, 280), (520, 300), (300, 700), (280, 280))  # one tile, two, three, one
-
-
-@dataclass
-class Row:
-    """What ms-swift reads, and the same as messages for our processor."""
-
-    given: dict
-    chat: list[dict]
-
-
-def draw(folder: Path, seed: int) -> tuple[Path, str, str]:
-    """An image, partly transparent, which only our own way to open images puts on white; a question, the answer."""
-    sample = evaluation_sample(seed, "count", "en")
-    image = draw_scene(sample.scene).resize(SIZES[seed]).convert("RGBA")
-    image.paste((0, 0, 0, 0), (0, 0, 40, 40))
-    path = folder / f"{seed}.png"
-    image.save(path)
-    return path, sample.turn.question, sample.turn.answer
-
-
-def say(role: str, text: str, *images: Path) -> tuple[dict, dict]:
-    """A message for ms-swift, and for our processor."""
-    parts = [*({"type": "image", "image": str(image)} for image in images), {"type": "text", "text": text}]
-    return {"role": role, "content": "<image>" * len(images) + text}, {"role": role, "content": parts}
 
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> list[Row]:
-    """Images of different numbers of tiles, two images, text alone with typed control tokens, and several turns."""
-    folder = tmp_path_factory.mktemp("rows")
-    made = []
-    for seed in range(len(SIZES)):
-        path, question, answer = draw(folder, seed)
-        images = [path]
-        if seed == 3:
-            images.append(folder / "turned.png")
-            Image.open(path).rotate(90).save(images[-1])
-        made.append((images, answer, [say("user", question, *images), say("assistant", answer)]))
-    made.append(
-        (
-            [],
-            "green",
-            [say("user", "What does <|image|> <image> mean, <|endoftext|>?"), say("assistant", "green")],
-        )
-    )
-    first = made[0][0]
-    turns = [say("system", "Be brief."), say("user", "Hello"), say("assistant", "yes")]
-    made.append((first, "two", [*turns, say("user", "How many?", *first), say("assistant", "two")]))
-    return [
-        Row(
-            {"messages": [ours for ours, _ in turns], "images": list(map(str, images)), "solution": answer},
-            [message for _, message in turns],
-        )
-        for images, answer, turns in made
-    ]
+    return make_rows(tmp_path_factory.mktemp("rows"))
 
 
 @dataclass

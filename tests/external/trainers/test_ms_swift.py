@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import CHECKPOINT, PLUGIN, Row
+from conftest import PLUGIN
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from rows import CHECKPOINT, Row
 from safetensors.torch import load_file
 from swift.model import get_processor
 from swift.template import get_template
