@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -273,13 +273,22 @@ def open_stage(file: Path, start: Path, pooling_size: int) -> tuple[Stage, Mixtu
     depends = [processor.tokenizer.backend_tokenizer.to_str(), processor.chat_template, pooling_size]
     depends += [mixture_file.parent.joinpath(source.path).read_bytes() for source in mixture.sources]
     key = hashlib.sha256(repr([*depends, (start / "tower.safetensors").read_bytes()]).encode()).hexdigest()[:16]
-    encoded_file = mixture_file.parent / f"encoded-{key}.pt"
+    encoded_file = mixture_file.parent / f"encoded-{key}.safetensors"
     if not encoded_file.is_file():
         partial = encoded_file.with_suffix(f".{os.getpid()}")  # two trainings may find it missing at once
-        torch.save([encode(source, start) for source in sources], partial)
+        tensors = {
+            f"{source.number}.{index}.{name}": tensor.contiguous()
+            for source in sources
+            for index, sample in encode(source, start).items()
+            for name, tensor in sample.items()
+        }
+        save_file(tensors, partial)
         partial.replace(encoded_file)
-    encoded = torch.load(encoded_file, mmap=True)
-    return stage, mixture, [EncodedSource(*both) for both in zip(sources, encoded, strict=True)]
+    samples = [defaultdict(dict) for _ in sources]
+    for name, tensor in load_file(encoded_file).items():
+        number, index, part = name.split(".")
+        samples[int(number)][int(index)][part] = tensor
+    return stage, mixture, [EncodedSource(*both) for both in zip(sources, samples, strict=True)]
 
 
 @functools.cache

@@ -252,6 +252,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         self.vision_model = JinaVLMVisionModel(config)
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # `<|endoftext|>` pads batches, and opens and ends texts: it learns as other tokens do.
+        self.get_input_embeddings().padding_idx = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

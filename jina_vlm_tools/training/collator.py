@@ -33,6 +33,8 @@ class JinaVLMCollator:
         ValueError: the chat template has no generation marks.
     """
 
+    checks: list[str] = []  # that `measure` makes beside those of every row
+
     def __init__(self, processor, max_length: int | None = None):
         template = processor.chat_template
         if "{% generation" not in str(template).replace("{%-", "{%"):

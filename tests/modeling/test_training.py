@@ -106,6 +106,13 @@ def test_gradients_reach_every_parameter(new_model, batch):
         assert gradient.any() or name.endswith("k_proj.bias"), name
 
 
+def test_the_token_that_opens_texts_learns(new_model, batch):
+    """It is the one that pads batches, whose embedding the library would leave as it is."""
+    new_model(**batch, labels=batch["input_ids"]).loss.backward()
+    opening = new_model.config.text_config.pad_token_id
+    assert opening in batch["input_ids"] and new_model.get_input_embeddings().weight.grad[opening].any()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(new_model, batch, reentrant):
     expected = gradients(new_model.train(), batch)
@@ -131,6 +138,7 @@ def test_parts_are_frozen_by_name(new_model, batch, part):
     assert others == {name.split(".")[1] for name in found if name.startswith("model.")}
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart(new_model, chat):
     turns = [
         [("user", (20, 20), "which?"), ("assistant", "the quick brown fox")],

@@ -257,6 +257,7 @@ def test_names_tell_trainings_apart():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_for_real(setting, tmp_path):
     """Both stages, then all questions; connector and decoder learn; the same training again has the same losses."""
     training = Training(1, ("domain", "tables"))

@@ -66,6 +66,7 @@ def test_a_new_model_has_the_released_geometry(new_model):
     assert torch.isfinite(model(**inputs).logits).all()
 
 
+@pytest.mark.slow
 def test_seeing_is_learned(new_model):
     """A few pages, seen again and again."""
     torch.manual_seed(0)
@@ -110,7 +111,7 @@ def test_seeing_as_a_command(new_model, tmp_path, monkeypatch, capsys):
     assert 0.7 < ratio < 1.4
 
 
-@pytest.mark.parametrize("stage", ["small_stage1", "small_stage2"])
+@pytest.mark.parametrize("stage", [pytest.param("small_stage1", marks=pytest.mark.slow), "small_stage2"])
 def test_recipes_name_the_files_that_are_drawn(stage, pages, new_model, tmp_path, monkeypatch):
     """Every source of the recipes' mixtures is there and in a layout, with the tasks and weights that they name."""
     monkeypatch.chdir(tmp_path)

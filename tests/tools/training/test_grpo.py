@@ -112,6 +112,31 @@ def test_rewards_are_weighed(trained):
     assert rewards == pytest.approx([2 * one + 0.5 * other for one, other in zip(letters, pattern, strict=True)])
 
 
+def test_answers_that_rewards_cannot_compare_with(write, folder, tmp_path):
+    """They are bad samples, known before a model is built."""
+    mixture = yaml.safe_load((folder / "mixture.yaml").read_text())
+    rows = [
+        ("how many?", "three"),
+        ("how many?", " "),
+        ("how many?", [{"type": "image"}, {"type": "text", "text": "3"}]),
+    ]
+    Image.new("RGB", (20, 20)).save(folder / "small.png")
+    with open(folder / "odd.jsonl", "w") as file:
+        for question, answer in rows:
+            content = answer if isinstance(answer, list) else [{"type": "text", "text": answer}]
+            asked = {"role": "user", "content": [{"type": "text", "text": question}]}
+            earlier = {"role": "assistant", "content": [{"type": "text", "text": "3"}]}
+            messages = [asked, earlier, asked, {"role": "assistant", "content": content}]
+            images = ["small.png"] if isinstance(answer, list) else []
+            file.write(json.dumps({"messages": messages, "images": images}) + "\n")
+    mixture["sources"] = [{**mixture["sources"][0], "path": "odd.jsonl", "weight": 1.0}]
+    (folder / "odd.yaml").write_text(yaml.safe_dump(mixture))
+    with pytest.raises(SystemExit) as error:
+        run(write(mixture="odd.yaml", grpo={**GRPO, "rewards": [{"name": "number"}]}), "--output", tmp_path)
+    for problem in ("3 of 3 samples are bad", "'three'", "''", "Its answer has an image"):
+        assert problem in str(error.value)
+
+
 def test_adapters_are_trained_and_saved(trained, miniature):
     """Each part at its own rate. What the trainer wants of the processor is not saved with it."""
     weights = load_file(trained / "adapter_model.safetensors")
@@ -157,6 +182,11 @@ def test_a_plan_counts_questions(write, capsys, tmp_path):
         ({"rewards": [{"name": "exact"}] * 2}, "`grpo.rewards` is .*: expected each reward once"),
         ({"rewards": [{"name": "pattern"}]}, r"`grpo.rewards\[0\].pattern` is None: expected a text for the reward"),
         ({"rewards": [{"name": "exact", "pattern": "a"}]}, r"`grpo.rewards\[0\].pattern` is 'a': .* for no other"),
+        (
+            {"rewards": [{"name": "exact", "weight": 0}]},
+            r"`grpo.rewards\[0\].weight` is 0.0: expected a number above 0",
+        ),
+        ({"rewards": [{"name": "pattern", "pattern": ""}]}, r"`grpo.rewards\[0\].pattern` is '': it matches silence"),
         ({"rewards": [{"name": "pattern", "pattern": "("}]}, r"pattern` is '\(': it is no regular expression"),
     ],
 )

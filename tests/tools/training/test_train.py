@@ -264,8 +264,10 @@ def test_a_recipe_is_copied_to_be_edited(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == list(map(str, copies))
     assert [copy.read_bytes() for copy in copies] == [(RECIPES / copy.name).read_bytes() for copy in copies]
     copies[1].write_text("mine")
-    with pytest.raises(SystemExit, match=r"lora.yaml and .*mixture.yaml: already there. Name another"):
+    with pytest.raises(SystemExit, match=r"finetune_lora.yaml: already there. Name another"):
         main(["train", "finetune_lora", "--copy", str(tmp_path / "recipes")])
+    main(["train", "grpo_lora", "--copy", str(tmp_path / "recipes")])  # of the same mixture
+    assert capsys.readouterr().out.endswith(f"grpo_lora.yaml\n{copies[1]} (kept as it is)\n")
     assert copies[1].read_text() == "mine"
     with pytest.raises(SystemExit):
         main(["train", "finetune_lora", "--copy", str(tmp_path / "other"), "--resume"])
@@ -564,6 +566,7 @@ def found_in(printed: str) -> dict:
     return json.loads(printed.rsplit("FOUND", 1)[1].splitlines()[0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_evaluation_gathers_chats_of_different_images(miniature, tmp_path, cache):
     """What each chat gives by itself, in their order."""
