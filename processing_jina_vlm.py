@@ -208,8 +208,6 @@ class JinaVLMProcessor(ProcessorMixin):
             images = []
         elif isinstance(images, (list, tuple)) and not images:
             raise ValueError("Got an empty list of images. Leave `images` out where there are none.")
-        elif texts is not None and isinstance(images, (list, tuple)) and all(sample is None for sample in images):
-            images = [[] for _ in images]
         nested = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
         images = self.image_processor.fetch_images(images)
         if texts is None:
