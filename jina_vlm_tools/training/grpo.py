@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 
 from .answers import ask_all
 from .collator import JinaVLMCollator
-from .layouts import BadSample, to_conversation
+from .layouts import BadSample
 from .mixture import Plan
 from .rewards import REWARDS, Pattern
 from .stages import EvaluationSettings, GrpoSettings
@@ -18,7 +18,7 @@ from .trainer import ByParts
 
 
 class QuestionCollator(JinaVLMCollator):
-    """Measures samples that end in a question and an answer that rewards can compare with.
+    """Asks of samples to end in a question and an answer that rewards can compare with.
 
     Args:
         processor, max_length: As of [`JinaVLMCollator`].
@@ -30,8 +30,7 @@ class QuestionCollator(JinaVLMCollator):
         self.rewards = rewards_of(grpo)
         self.checks = [reward.__name__ for reward in self.rewards]
 
-    def measure(self, row: dict[str, Any]) -> tuple[int, int]:
-        conversation = to_conversation(row)
+    def check(self, conversation: list[dict]) -> None:
         if [message["role"] for message in conversation[-2:]] != ["user", "assistant"]:
             raise BadSample("It does not end in a question and its answer, which rewards are given for.")
         if any(part["type"] != "text" for part in conversation[-1]["content"]):
@@ -42,7 +41,6 @@ class QuestionCollator(JinaVLMCollator):
                 reward([answer], answer=[answer.strip()])
         except ValueError as error:
             raise BadSample(str(error)) from error
-        return super().measure(row)
 
 
 def rewards_of(grpo: GrpoSettings) -> list[Callable]:

@@ -12,8 +12,8 @@ from conftest import make_image
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
+from stages import history, run, write_stage
 
-from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.synthetic.questions import Turn
 from jina_vlm_tools.synthetic.writing import write_questions, write_texts
 from jina_vlm_tools.training.settings import SettingsError
@@ -80,16 +80,9 @@ STAGE = {
 @pytest.fixture(scope="module")
 def write(folder, miniature):
     def write(**changes):
-        file = folder / "stage.yaml"
-        stage = {**STAGE, "model": str(miniature), **changes}
-        file.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
-        return file
+        return write_stage(folder / "stage.yaml", {**STAGE, "model": str(miniature), **changes})
 
     return write
-
-
-def run(*args) -> None:
-    main(["train", *map(str, args)])
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +90,6 @@ def trained(write, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     run(write(), "--output", output)
     return output
-
-
-def history(output, key: str) -> list:
-    entries = json.loads((output / "run" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
-    return [entry[key] for entry in entries if key in entry]
 
 
 def test_rewards_are_weighed(trained):

@@ -20,6 +20,7 @@ from conftest import ROOT
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
+from stages import history, run, write_stage
 from transformers import AutoModelForImageTextToText, Qwen3Config
 
 from jina_vlm_tools.cli.main import main
@@ -106,23 +107,9 @@ STAGE = {
 @pytest.fixture
 def write(folder, miniature):
     def write(**changes):
-        file = folder / "stage.yaml"
-        stage = {**STAGE, "model": str(miniature), **changes}
-        file.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
-        return file
+        return write_stage(folder / "stage.yaml", {**STAGE, "model": str(miniature), **changes})
 
     return write
-
-
-def run(*args) -> None:
-    main(["train", *map(str, args)])
-
-
-def history(output, key: str) -> list:
-    last = max((output / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return [
-        entry[key] for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if key in entry
-    ]
 
 
 @pytest.fixture(scope="module")
