@@ -8,6 +8,7 @@ RUFF := 0.17.6
 MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
+LLAMAFACTORY := 0.9.5
 BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
@@ -17,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small leave-one-out eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -69,6 +70,10 @@ test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-ev
 	OMP_NUM_THREADS=1 $(VENV)/evaluation/bin/python -m pytest tests/external/harnesses $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/vlmevalkit/bin/python -m pytest tests/external/harnesses/vlmevalkit $(PYTEST_ARGS)
 
+test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swift and LLaMA-Factory on checkpoints/tiny by examples/*_plugin.py (two environments, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/llamafactory/bin/python -m pytest tests/external/trainers/llamafactory $(PYTEST_ARGS)
+
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
@@ -89,7 +94,7 @@ train-tiny: $(VENV)/ready  ## teach checkpoints/tiny Italian, by a recipe (some 
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/tiny.yaml --output runs/tiny $(ARGS)
 
-train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from rewards alone, and ask before and after (15 minutes on a CPU)
+train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from rewards alone, and ask before and after (half an hour on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
 	$(RUN) -m experiments.compare runs/grpo_counting
@@ -101,8 +106,15 @@ train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts,
 	$(RUN) -m torch.distributed.run --nproc-per-node 2 -m jina_vlm_tools train experiments/recipes/small_stage2.yaml --output runs/small_stage2
 	$(RUN) -m experiments.eval_pages --checkpoint runs/small_stage2
 
-leave-one-out: $(VENV)/ready  ## which of its data help which task: a training without each, three times (hours on a CPU)
-	$(RUN) -m experiments.leave_one_out experiments/recipes/small_leave_one_out.yaml --output runs/leave_one_out --workers 2 $(ARGS)
+grid-start: $(VENV)/ready
+	test -d runs/grid/data/held_out || $(RUN) -m experiments.grid_data --output runs/grid/data
+	$(RUN) -m experiments.grid_model --output runs/grid/start
+
+leave-one-out: grid-start  ## which kind of data helps which task: a training without each, three times (hours on a CPU)
+	$(RUN) -m experiments.leave_one_out $(ARGS)
+
+ablations: grid-start  ## how patches are pooled, which layers are seen, how much is text: three times each (hours on a CPU)
+	$(RUN) -m experiments.ablations $(ARGS)
 
 eval-tiny: $(VENV)/ready  ## ask checkpoints/tiny about fresh images, print accuracy per task and language
 	$(RUN) -m experiments.eval_tiny $(ARGS)
@@ -168,6 +180,14 @@ $(VENV)/page/ready: tests/external/web/requirements.txt pyproject.toml
 $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.toml
 	$(environment)
 	$(@D)/bin/python -m pip uninstall --yes torchvision
+	@touch $@
+
+$(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.txt pyproject.toml
+	$(environment)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps llamafactory==$(LLAMAFACTORY)
 	@touch $@
 
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml

@@ -50,8 +50,8 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     max_pixels (`int`, *optional*, defaults to 1003520):
         Images with more pixels are shrunk to at most this many.
     crop_to_patches (`bool`, *optional*):
-        If `True`, give `num_patches` [images] beside the tiles: how many tiles each image has, its thumbnail counted.
-        InternVL's names, by which TRL's trainers ask.
+        If `True` in a call, give `num_patches` [images] beside the tiles: how many tiles each image has, its thumbnail
+        counted. InternVL's names, by which TRL's trainers ask.
     tile_size (`int`, *optional*, defaults to 378):
         Side of a tile in pixels.
     patch_size (`int`, *optional*, defaults to 14):

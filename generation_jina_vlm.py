@@ -44,8 +44,8 @@ class JinaVLMGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self._refuse_what_would_lose_images(generation_config, cache, kwargs)
         images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
-        if not images and kwargs.get("inputs_embeds") is None:
-            self._refuse_missing_images(input_ids, cache)
+        if kwargs.get("inputs_embeds") is None:
+            self._refuse_missing_images(images, input_ids, cache, kwargs.get("attention_mask"))
         if "pixel_values" in images and "tile_positions" not in images and input_ids is not None:
             tiles, positions = self.base_model.place_tiles(images.pop("pixel_values"), input_ids)
             if tiles is not None:
@@ -113,13 +113,16 @@ class JinaVLMGenerationMixin(GenerationMixin):
                 "chunks. Leave it out, or run `pip install -U transformers`."
             )
 
-    def _refuse_missing_images(self, input_ids: torch.Tensor | None, cache: Cache | None) -> None:
+    def _refuse_missing_images(
+        self, images: dict, input_ids: torch.Tensor | None, cache: Cache | None, attention_mask: torch.Tensor | None
+    ) -> None:
         """The model would take the places of images that are left out for words."""
-        past_length = 0 if cache is None else cache.get_seq_length()
-        if input_ids is None or past_length >= input_ids.shape[1]:
+        is_given = "pixel_values" in images or (images.get("mm_encoder_outputs") or {}).get("image") is not None
+        if is_given or input_ids is None:
             return
-        places = int((input_ids[:, past_length:] == self.config.image_token_id).sum())
-        if places:
+        past_length = 0 if cache is None else cache.get_seq_length()
+        new = input_ids[:, past_length if _holds_past(input_ids, attention_mask) else 0 :]
+        if places := int((new == self.config.image_token_id).sum()):
             raise ValueError(
                 f"The prompts have {places} places for image features, but no images are given. Pass `pixel_values` "
                 "beside `input_ids`, as the processor returns them."
@@ -135,12 +138,8 @@ class JinaVLMGenerationMixin(GenerationMixin):
             features = copy.copy(features)
             images = {**images, "mm_encoder_outputs": {**encoded, "image": features}}
         past_length = 0 if cache is None else cache.get_seq_length()
-        # The library's own rule for whether the inputs repeat what is in the cache
-        holds_past = input_ids is not None and (
-            attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
-        )
         positions = images.get("tile_positions")
-        if not past_length or not holds_past or (features is None and positions is None):
+        if not past_length or not _holds_past(input_ids, attention_mask) or (features is None and positions is None):
             return images
         if features is None:
             lengths = self.base_model.get_image_lengths(positions)
@@ -179,6 +178,11 @@ class JinaVLMGenerationMixin(GenerationMixin):
         )
         model_kwargs["mm_encoder_outputs"]["image"] = features
         return input_ids, model_kwargs
+
+
+def _holds_past(input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """The library's own rule for whether the inputs repeat what is in the cache."""
+    return input_ids is not None and (attention_mask is None or attention_mask.shape[1] == input_ids.shape[1])
 
 
 def _find_new_images(is_place: torch.Tensor, past_length: int, lengths: list[int]) -> list[bool]:

@@ -86,7 +86,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             kwargs = convert_image_processor_config(kwargs)
         kwargs = get_given({name: value for name, value in kwargs.items() if name not in NO_SETTINGS})
         refuse_unknown(kwargs, self.valid_kwargs.__annotations__, f"of {type(self).__name__}")
-        size = kwargs.pop("size", None)
+        size, crops = (kwargs.pop(name, None) for name in ("size", "crop_to_patches"))  # of which calls ask
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         for name in OF_THE_MODEL:
@@ -97,7 +97,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
         # Engines reserve memory for an image of `size`. A square, as they would assume, makes fewer tokens.
         most_tokens = get_size_of_most_tokens(**self._settings({}), **self._geometry)
         self.size = dict(zip(("height", "width"), most_tokens, strict=True))
-        self._settings({"size": size})
+        self._settings({"size": size, "crop_to_patches": crops})
 
     def preprocess(self, images: Any, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         """
@@ -105,7 +105,7 @@ class JinaVLMImageProcessor(BaseImageProcessor):
             images: One image, or a (nested) list of them.
             do_resize, max_tiles, min_pixels, max_pixels (*optional*): Override the processor's settings. Any other
                 argument of the library is refused unless it asks for what is done anyway.
-            crop_to_patches (`bool`, *optional*): `True` to be given `num_patches` too.
+            crop_to_patches (`bool`, *optional*): `True`, in a call, to be given `num_patches` too.
             input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays.
             device (`str` or `torch.device`, *optional*): Where to compute. Only a CPU gives the release's exact bits.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.

@@ -115,12 +115,14 @@ def patch_labels(page: Page) -> torch.Tensor:
     return labels.flatten()
 
 
-def token_labels(page: Page) -> torch.Tensor:
+TOKEN_MIDDLES = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)  # as parts of a tile's side
+
+
+def token_labels(page: Page, positions: torch.Tensor = TOKEN_MIDDLES) -> torch.Tensor:
     """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the
     index; -100 where nobody could say. A shape reaches as far as the circle around it; a number or word half a token
-    further than its letters."""
+    further than its letters. `positions` are the tokens' middles, from 0 to 1, in either direction."""
     size = page.scene.size
-    positions = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)
     x, y = _centers(size, positions)
     columns = {name: index for index, name in enumerate(TOKEN_CLASSES)}
     labels = torch.zeros(*positions.shape, *positions.shape, len(columns), dtype=torch.long)
@@ -131,7 +133,8 @@ def token_labels(page: Page) -> torch.Tensor:
         inside = _inside(bar.box, x, y)
         labels[..., columns["color"]][inside] = 1 + list(COLORS).index(bar.color)
         labels[..., columns["height"]][inside] = bar.height
-    token = size[0] / SIDE, size[1] / SIDE  # half of a token's width and height
+    half = (positions[1] - positions[0]).item() / 2
+    token = size[0] * half, size[1] * half  # half of a token's width and height
     for text in (*page.texts, *page.labels):
         inside = _inside(text.box, x, y, token)
         numbers = [1 + CHARACTERS.index(character) for character in text.text]

@@ -23,10 +23,10 @@ def make_processor() -> jina_vlm.JinaVLMProcessor:
     return jina_vlm.JinaVLMProcessor(jina_vlm.JinaVLMImageProcessor(), train_tokenizer(), chat_template=template)
 
 
-def make_model(tokenizer) -> jina_vlm.JinaVLMForConditionalGeneration:
+def make_config(tokenizer) -> jina_vlm.JinaVLMConfig:
     structural = tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))
     end_of_text = tokenizer.eos_token_id
-    config = jina_vlm.JinaVLMConfig(
+    return jina_vlm.JinaVLMConfig(
         vision_config={
             "hidden_size": 128,
             "intermediate_size": 512,
@@ -57,10 +57,14 @@ def make_model(tokenizer) -> jina_vlm.JinaVLMForConditionalGeneration:
         image_token_id=structural[STRUCTURAL_TOKENS.index("<im_patch>")],
         structural_token_ids=structural,
     )
+
+
+def make_model(config: jina_vlm.JinaVLMConfig) -> jina_vlm.JinaVLMForConditionalGeneration:
     model = jina_vlm.JinaVLMForConditionalGeneration(config)
+    vision = config.vision_config
     with torch.no_grad():
         positions = model.model.vision_model.tower.embeddings.position_embedding.weight
-        positions.copy_(sine_cosine_positions(27, config.vision_config.hidden_size))
+        positions.copy_(sine_cosine_positions(vision.image_size // vision.patch_size, vision.hidden_size))
         # Words as large as what layers add to them: smaller ones would drown in it. Image tokens add no `<im_patch>`.
         model.get_input_embeddings().weight.normal_(std=EMBEDDING_SIZE)
         model.get_input_embeddings().weight[config.image_token_id] = 0
@@ -85,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     processor = make_processor()
-    model = make_model(processor.tokenizer)
+    model = make_model(make_config(processor.tokenizer))
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     print(f"{model.num_parameters():,} parameters in {args.output}.")

@@ -137,7 +137,17 @@ class JinaVLMVisionModel(JinaVLMPreTrainedModel):
 
         Returns:
             `last_hidden_state` [tiles, patches, width * number of feature layers], zero for black tiles.
+
+        Raises:
+            ValueError: the tiles are of another size.
         """
+        vision = self.config.vision_config
+        tile = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values.shape[1:] != tile:
+            raise ValueError(
+                f"Expected `pixel_values` [tiles, {', '.join(map(str, tile))}], got {list(pixel_values.shape)}. Pass "
+                "them as this model's processor made them."
+            )
         has_values = not pixel_values.is_meta and not torch.compiler.is_compiling()
         if torch.is_grad_enabled() or not has_values or self._captures(kwargs):
             return BaseModelOutputWithPooling(last_hidden_state=self._encode(pixel_values, **kwargs))
@@ -242,6 +252,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         self.vision_model = JinaVLMVisionModel(config)
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # `<|endoftext|>` pads batches, and opens and ends texts: it learns as other tokens do.
+        self.get_input_embeddings().padding_idx = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -316,15 +328,13 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         """
         if tile_positions is None:
             raise ValueError("Got `pixel_values` without `tile_positions`. Pass both, as the processor made them.")
-        vision = self.config.vision_config
-        tile = (vision.num_channels, vision.image_size, vision.image_size)
         # `len` would fix the number of tiles in a graph.
         shape = pixel_values.shape
-        if shape[1:] != tile or shape[0] == 0 or tile_positions.shape != (shape[0], 4):
+        if len(shape) != 4 or shape[0] == 0 or tile_positions.shape != (shape[0], 4):
             raise ValueError(
-                f"Expected `pixel_values` [tiles, {', '.join(map(str, tile))}] and `tile_positions` [tiles, 4], got "
-                f"{list(shape)} and {list(tile_positions.shape)}. Pass both as this model's processor made "
-                "them, those of several samples concatenated along the tiles; or neither, where there are no images."
+                "Expected `pixel_values` [tiles, 3, height, width] and `tile_positions` [tiles, 4], got "
+                f"{list(shape)} and {list(tile_positions.shape)}. Pass both as the processor made them, those of "
+                "several samples concatenated along the tiles; or neither, where there are no images."
             )
         lengths = None if torch.compiler.is_compiling() else self.get_image_lengths(tile_positions)
         order = get_image_token_indices(tile_positions, *self._tokens_and_overlap)
@@ -332,9 +342,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         is_last_tile = (tile_positions[:, :2] == tile_positions[:, 2:] - 1).all(dim=1)
         features = self.connector(outputs.last_hidden_state, is_last_tile.to(outputs.last_hidden_state.device))
         features = features.flatten(0, 1)[order[: None if lengths is None else sum(lengths)].to(features.device)]
-        # Added here, because engines replace the token's embedding.
-        patch_token = torch.full((1,), self.config.image_token_id, device=features.device)
-        features = features + self.get_input_embeddings()(patch_token).to(features)
+        # Added here, because engines replace the token's embedding. Once for each place, as in a text: NEFTune's hook
+        # on the embedding measures its noise by the length.
+        places = torch.full((1, features.shape[0]), self.config.image_token_id, device=features.device)
+        features = features + self.get_input_embeddings()(places)[0].to(features)
         # A graph's shapes cannot depend on values: all images are one there, with the dropped tokens at the end.
         outputs.pooler_output = [features] if lengths is None else list(features.split(lengths))
         return outputs
@@ -348,7 +359,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             ValueError: there are more or fewer places than features.
         """
         if input_ids is None:
-            patch_token = torch.full((1,), self.config.image_token_id, device=inputs_embeds.device)
+            patch_token = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(patch_token).to(inputs_embeds)).all(dim=-1)
         else:
             mask = input_ids == self.config.image_token_id
@@ -474,7 +485,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
 
         Args:
             labels (`torch.Tensor` [batch, length], *optional*): Token ids to predict. -100, structural tokens and
-                padding by `attention_mask` do not count.
+                padding by `attention_mask` do not count, and are taken out of `num_items_in_batch`: by the share that
+                they have of this batch, since the others that are accumulated with it are not known here.
             logits_to_keep (`int` or `torch.Tensor`, *optional*): Compute the logits of as many last positions (0 for
                 all), or of these positions.
         """
@@ -501,6 +513,11 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, JinaVLMGenerationM
                     mask = torch.cat([mask[:, 1:], mask[:, -1:]], 1)
                 kwargs["shift_labels"] = self._targets(shifted, mask)
             targets = self._targets(labels, attention_mask)
+            if (items := kwargs.get("num_items_in_batch")) is not None:
+                # The Trainer has counted the labels that are given, also those that do not count here.
+                given, kept = (labels[:, 1:], targets[:, 1:]) if shifted is None else (shifted, kwargs["shift_labels"])
+                share = (kept != -100).sum().clamp(min=1) / (given != -100).sum().clamp(min=1)
+                kwargs["num_items_in_batch"] = items * share
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=logits.shape[-1], **kwargs)
         return JinaVLMCausalLMOutputWithPast(
             loss=loss,

@@ -71,9 +71,10 @@ class JinaVLMProcessor(ProcessorMixin):
             checkpoint's template expects it; this repository's does not use it.
         tiles_by_sample (`bool`, *optional*, defaults to `False`): Give `pixel_values` a row for each text, [texts,
             most tiles, 3, 378, 378], and no `tile_positions`: for trainers that slice, shuffle or repeat rows. A call
-            may say otherwise. Engines need `False`.
+            may say otherwise. Not saved: engines need `False`.
         return_tile_positions (`bool`, *optional*, defaults to `True`): If `False`, leave `tile_positions` out, which
             the model then reads off the tokens: for trainers that know `pixel_values` alone. A call may say otherwise.
+            Not saved: engines need `True`.
 
     Raises:
         ValueError: the tokenizer lacks a structural token.
@@ -150,7 +151,10 @@ class JinaVLMProcessor(ProcessorMixin):
         media = [kwargs.pop(name, None) for name in ("videos", "audio", "audios")]
         if any(item is not None and not (isinstance(item, list) and not item) for item in media):
             raise ValueError("jina-vlm takes text and images; got a video or audio. Pass a video's frames as images.")
-        tiles_by_sample, return_tile_positions = (kwargs.pop(name, getattr(self, name)) for name in _LAYOUT)
+        layout = {name: kwargs.pop(name, None) for name in _LAYOUT}
+        tiles_by_sample, return_tile_positions = (
+            getattr(self, name) if value is None else value for name, value in layout.items()
+        )
         self._check_kwargs(kwargs)
         if text is None and images is None:
             raise ValueError("Expected `text`, `images` or both, got neither.")
@@ -176,8 +180,8 @@ class JinaVLMProcessor(ProcessorMixin):
         if images and placed and tiles_by_sample:
             counts = [sample.count(self.image_token) for sample in placed]
             pixel_values, positions = (torch.as_tensor(data[name]) for name in ("pixel_values", "tile_positions"))
-            data = {"pixel_values": pad_samples(pixel_values, positions, counts)}
-        if images and not return_tile_positions:
+            data["pixel_values"] = pad_samples(pixel_values, positions, counts)
+        if not return_tile_positions or (placed and tiles_by_sample):
             data.pop("tile_positions", None)
         if texts is None:
             return BatchFeature(data, tensor_type=kwargs["images_kwargs"].get("return_tensors"))
@@ -430,6 +434,10 @@ class JinaVLMProcessor(ProcessorMixin):
     @property
     def _control_tokens(self) -> tuple[str, ...]:
         return control_tokens(self.tokenizer, STRUCTURAL_TOKENS)
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """List the settings as [`~ProcessorMixin.to_dict`] does, without what trainers alone want."""
+        return {name: value for name, value in super().to_dict(*args, **kwargs).items() if name not in _LAYOUT}
 
     # Loading
 

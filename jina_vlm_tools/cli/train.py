@@ -58,17 +58,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def copy_recipe(recipe: Path, folder: Path) -> None:
-    """A recipe and the mixture beside it, into a folder that has neither."""
+    """A recipe and the mixture beside it, into a folder. A mixture that is there, which recipes share, stays."""
     from jina_vlm_tools.training import settings, stages
 
     mixture = stages.beside(recipe, settings.read(recipe, stages.Stage).mixture)
-    copies = {file: folder / file.name for file in (recipe, mixture)}
-    if taken := [str(copy) for copy in copies.values() if copy.exists()]:
-        raise FileExistsError(f"{' and '.join(taken)}: already there. Name another folder, or edit what is there.")
+    copy, beside = (folder / file.name for file in (recipe, mixture))
+    if copy.exists():
+        raise FileExistsError(f"{copy}: already there. Name another folder, or edit what is there.")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, copy in copies.items():
-        shutil.copyfile(file, copy)
-        print(copy)
+    shutil.copyfile(recipe, copy)
+    print(copy)
+    if beside.exists():
+        print(f"{beside} (kept as it is)")
+    else:
+        shutil.copyfile(mixture, beside)
+        print(beside)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -108,14 +108,14 @@ def write(output: Path, stage1: int, stage2: int, texts: int, held_out: int) -> 
         (output / stage).mkdir(parents=True, exist_ok=True)
     described = map(stage1_turns, range(stage1))
     write_images(output / "stage1" / "pages.parquet", ((draw_page(page), turns) for page, turns in described))
-    write_texts(output / "stage1" / "text.jsonl", map(text_turn, range(texts)))
+    write_texts(output / "stage1" / "text.jsonl", ([text_turn(seed)] for seed in range(texts)))
     for task in TASKS:
         asked = (stage2_turns(task, seed) for seed in range(stage2))
         write_images(
             output / "stage2" / f"{task.replace(' ', '_')}.parquet",
             ((draw_page(page), turns) for page, turns in asked),
         )
-    write_texts(output / "stage2" / "text.jsonl", map(text_turn, range(texts, 2 * texts)))
+    write_texts(output / "stage2" / "text.jsonl", ([text_turn(seed)] for seed in range(texts, 2 * texts)))
     write_questions(
         output / "held_out.parquet", ((draw_page(sample.page), sample.turn) for sample in held_out_samples(held_out))
     )

@@ -6,6 +6,7 @@ has one right answer, short enough to be compared as a string.
 
 import random
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from PIL import Image
@@ -306,8 +307,17 @@ def _ask_count(scene: Scene, language: str, rng: random.Random) -> Turn:
 
 
 def normalize(answer: str) -> str:
-    """What is compared of an answer: its words in lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", answer.lower()))
+    """What is compared of an answer: its words in lower case, without punctuation and symbols."""
+    return " ".join(words_of(answer, "LNM"))
+
+
+def words_of(text: str, categories: str) -> list[str]:
+    """Words of characters of these Unicode categories, in lower case. Vowel signs are marks (M), not letters."""
+    composed = unicodedata.normalize("NFC", text.lower())
+    return "".join(
+        character if character == "_" or unicodedata.category(character)[0] in categories else " "
+        for character in composed
+    ).split()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@
     text.jsonl                 questions about a caption in the place of an image, as `messages`
     held_out.parquet           one question each, of pairs of color and shape that training never draws, as `image` and
                                `conversations`
-    counting.parquet           how many shapes there are, one question each, in the same layout
-    held_out_counting.parquet  the same of pairs that training never draws
+    counting.parquet           how many shapes there are, one question each, in the same layout: every second one in
+                               Italian, the others in the four languages
+    held_out_counting.parquet  the same of pairs that training never draws, in Italian
 
 The questions are in Italian, which `checkpoints/tiny` has never read, and some of the images' in its own four
 languages, so that these are not forgotten.
@@ -51,10 +52,10 @@ def text_turn(seed: int) -> Turn:
 
 
 def counting_turn(seed: int) -> tuple[Scene, Turn]:
-    """How many shapes there are, in Italian."""
+    """How many shapes there are, by turns in Italian and in another language."""
     rng = random.Random(f"counting {seed}")
     scene = make_scene(rng, TRAINING_PAIRS)
-    return scene, ask_shapes(scene, "count", "it", rng)
+    return scene, ask_shapes(scene, "count", "it" if seed % 2 else rng.choice(LANGUAGES), rng)
 
 
 def write(output: Path, images: int, texts: int, held_out: int, counting: int) -> None:
@@ -64,7 +65,7 @@ def write(output: Path, images: int, texts: int, held_out: int, counting: int) -
     write_images(output / "train.parquet", ((draw_scene(scene), turns) for scene, turns in trained))
     asked = map(held_out_turn, range(held_out))
     write_questions(output / "held_out.parquet", ((draw_scene(scene), turn) for scene, turn in asked))
-    write_texts(output / "text.jsonl", map(text_turn, range(images, images + texts)))
+    write_texts(output / "text.jsonl", ([text_turn(seed)] for seed in range(images, images + texts)))
     counted = map(counting_turn, range(counting))
     write_questions(output / "counting.parquet", ((draw_scene(scene), turn) for scene, turn in counted))
     asked = map(held_out_turn, range(TASKS.index("count"), held_out, len(TASKS)))

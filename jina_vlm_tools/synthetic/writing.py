@@ -39,11 +39,15 @@ def write_questions(path: Path, samples: Iterable[tuple[Image.Image, Turn]]) -> 
     datasets.Dataset.from_list(rows, features=features).to_parquet(path)
 
 
-def write_texts(path: Path, turns: Iterable[Turn]) -> None:
-    """Questions without images, as `messages`, to a JSONL file."""
+def write_texts(path: Path, conversations: Iterable[list[Turn]]) -> None:
+    """Conversations without images, as `messages`, to a JSONL file."""
     with open(path, "w", encoding="utf-8") as file:
-        for turn in turns:
-            messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        for turns in conversations:
+            messages = [
+                {"role": role, "content": content}
+                for turn in turns
+                for role, content in (("user", turn.question), ("assistant", turn.answer))
+            ]
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 

@@ -33,6 +33,8 @@ class JinaVLMCollator:
         ValueError: the chat template has no generation marks.
     """
 
+    checks: list[str] = []  # names of what `check` does, on which measures depend
+
     def __init__(self, processor, max_length: int | None = None):
         template = processor.chat_template
         if "{% generation" not in str(template).replace("{%-", "{%"):
@@ -99,6 +101,7 @@ class JinaVLMCollator:
             BadSample: the row cannot be used.
         """
         conversation = to_conversation(row)
+        self.check(conversation)
         images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
         sizes = [_size(image) for image in images]
         ids = self.processor.tokenizer.apply_chat_template(
@@ -112,6 +115,13 @@ class JinaVLMCollator:
         limit = self.processor.tokenizer.model_max_length if self.max_length is None else self.max_length
         self._check_length(conversation, tokens, limit)
         return min(tokens, limit), sum(numbers.num_image_patches or [])
+
+    def check(self, conversation: list[dict]) -> None:
+        """What a kind of training asks of a sample beside its layout.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
 
     def _check_length(self, conversation: list[dict], tokens: int, limit: int | None) -> None:
         can_be_cut = self.max_length is not None and is_document(conversation)

@@ -1,6 +1,7 @@
 """Reinforcement learning on answers that can be checked: TRL's GRPO, on questions of a mixture."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -9,7 +10,7 @@ from trl import GRPOTrainer
 
 from .answers import ask_all
 from .collator import JinaVLMCollator
-from .layouts import BadSample, to_conversation
+from .layouts import BadSample
 from .mixture import Plan
 from .rewards import REWARDS, Pattern
 from .stages import EvaluationSettings, GrpoSettings
@@ -17,13 +18,33 @@ from .trainer import ByParts
 
 
 class QuestionCollator(JinaVLMCollator):
-    """Measures samples that end in an answer to somebody's question."""
+    """Asks of samples to end in a question and an answer that rewards can compare with.
 
-    def measure(self, row: dict[str, Any]) -> tuple[int, int]:
-        conversation = to_conversation(row)
+    Args:
+        processor, max_length: As of [`JinaVLMCollator`].
+        grpo (`GrpoSettings`): The rewards.
+    """
+
+    def __init__(self, processor, max_length: int | None, grpo: GrpoSettings):
+        super().__init__(processor, max_length)
+        self.rewards = rewards_of(grpo)
+        self.checks = [reward.__name__ for reward in self.rewards]
+
+    def check(self, conversation: list[dict]) -> None:
         if [message["role"] for message in conversation[-2:]] != ["user", "assistant"]:
             raise BadSample("It does not end in a question and its answer, which rewards are given for.")
-        return super().measure(row)
+        if any(part["type"] != "text" for part in conversation[-1]["content"]):
+            raise BadSample("Its answer has an image, which no reward compares with.")
+        answer = to_question(conversation)["answer"]
+        try:
+            for reward in self.rewards:
+                reward([answer], answer=[answer.strip()])
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+
+
+def rewards_of(grpo: GrpoSettings) -> list[Callable]:
+    return [REWARDS.get(one.name) or Pattern(one.pattern) for one in grpo.rewards]
 
 
 def to_question(conversation: list[dict]) -> dict[str, Any]:
@@ -82,9 +103,7 @@ class JinaVLMGRPOTrainer(ByParts, GRPOTrainer):
         without_positions.return_tile_positions = False  # TRL hands on `pixel_values` alone
         super().__init__(
             *args,
-            reward_funcs=[
-                Pattern(one.pattern) if one.name == "pattern" else REWARDS[one.name] for one in grpo.rewards
-            ],
+            reward_funcs=rewards_of(grpo),
             train_dataset=questions(plan),
             eval_dataset=Dataset.from_dict({"prompt": []}) if evaluation else None,
             processing_class=without_positions,

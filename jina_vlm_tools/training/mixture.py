@@ -341,7 +341,7 @@ def _fingerprint(collator) -> str:
             processor.chat_template,
             processor.image_processor.to_json_string(),
             collator.max_length,
-            type(collator).__name__,
+            collator.checks,
         ]
     )
 

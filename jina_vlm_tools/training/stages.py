@@ -75,7 +75,7 @@ class Stage:
         mixture (`str`): A YAML file, relative to this one.
         steps (`int`): Optimizer steps.
         global_batch_size (`int`): Samples of one step, over all processes; answers where there is `grpo`.
-        batch_size (`int`): Samples of one process at a time.
+        batch_size (`int`): Samples, or answers, of one process at a time.
         encoder, connector, decoder (`PartSettings`): How each part is trained.
         lora (`LoraSettings`, *optional*): Train adapters instead.
         grpo (`GrpoSettings`, *optional*): Learn from rewards rather than from answers.
@@ -219,6 +219,10 @@ def check_grpo(file: str | Path, stage: Stage, grpo: GrpoSettings) -> None:
             raise SettingsError(
                 file, f"{key}.pattern", reward.pattern, "expected a text for the reward pattern, and for no other."
             )
+        if not reward.weight > 0:
+            raise SettingsError(file, f"{key}.weight", reward.weight, "expected a number above 0.")
+        if reward.pattern == "":
+            raise SettingsError(file, f"{key}.pattern", "", "it matches silence alone.")
         try:
             re.compile(reward.pattern or "")
         except re.error as error:

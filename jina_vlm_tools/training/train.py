@@ -2,7 +2,6 @@
 the Trainer's own, TensorBoard's files and loss curves."""
 
 import argparse
-import copy
 import dataclasses
 import json
 import logging
@@ -248,7 +247,7 @@ def make_collator(stage: Stage, processor: jina_vlm.JinaVLMProcessor) -> JinaVLM
     if stage.grpo:
         from .grpo import QuestionCollator
 
-        return QuestionCollator(processor, stage.max_length)
+        return QuestionCollator(processor, stage.max_length, stage.grpo)
     return JinaVLMCollator(processor, stage.max_length)
 
 
@@ -277,10 +276,7 @@ def save(trainer: Trainer, stage: Stage, output: Path) -> None:
             model = model.to(torch.bfloat16)
         model.save_pretrained(output)
     if trainer.is_world_process_zero():
-        processor = copy.copy(trainer.processing_class)
-        if stage.grpo:
-            processor.return_tile_positions = True  # only the trainer does without
-        processor.save_pretrained(output)
+        trainer.processing_class.save_pretrained(output)
 
 
 def describe(plan: Plan, mixture: MixtureSettings) -> str:

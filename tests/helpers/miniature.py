@@ -7,11 +7,12 @@ import torch
 from conftest import ROOT
 
 
-def save_miniature(folder: Path) -> Path:
-    """Random weights, with the tokenizer and the settings of `checkpoints/tiny`."""
+def save_miniature(folder: Path, tile_size: int = 378) -> Path:
+    """Random weights, with the tokenizer and the settings of `checkpoints/tiny`, and tiles of this side in pixels."""
     tiny = ROOT / "checkpoints" / "tiny"
     config = jina_vlm.JinaVLMConfig.from_pretrained(tiny)
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1}
+    vision["image_size"] = tile_size
     text = {
         "layer_types": None,
         "hidden_size": 32,
@@ -33,5 +34,7 @@ def save_miniature(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     jina_vlm.JinaVLMForConditionalGeneration(config).save_pretrained(folder)
-    jina_vlm.JinaVLMProcessor.from_pretrained(tiny).save_pretrained(folder)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(tiny)
+    processor.image_processor.tile_size = tile_size
+    processor.save_pretrained(folder)
     return folder

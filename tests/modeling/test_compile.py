@@ -28,6 +28,7 @@ def tiles(chat, *sizes):
     return inputs["pixel_values"], (positions[:, :2] == positions[:, 2:] - 1).all(dim=1)
 
 
+@pytest.mark.slow
 def test_tower_and_connector_are_one_graph_for_any_number_of_tiles(model, chat):
     """fullgraph, dynamic in tiles: images of 2, 3 and 5 tiles are compiled once."""
     counter = CompileCounterWithBackend("eager")

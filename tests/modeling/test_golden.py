@@ -34,7 +34,7 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
+@pytest.fixture(scope="module", params=[pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 def exact_model(request, released_folder):
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
         released_folder, attn_implementation=request.param

@@ -95,11 +95,12 @@ def test_one_row_through_the_default_collator(model, processor):
     assert torch.equal(logits(model, collated), logits(model, one))
 
 
-def test_a_saved_setting(processor, tmp_path):
-    """In a processor's settings and in a chat; a call says otherwise."""
+def test_a_setting(processor, tmp_path):
+    """In a processor's settings and in a chat; a call says otherwise. It is a trainer's, and not saved."""
     chosen = JinaVLMProcessor(processor.image_processor, processor.tokenizer, tiles_by_sample=True)
     chosen.save_pretrained(tmp_path)
-    loaded = JinaVLMProcessor.from_pretrained(tmp_path)
+    assert not JinaVLMProcessor.from_pretrained(tmp_path).tiles_by_sample
+    loaded = JinaVLMProcessor.from_pretrained(tmp_path, tiles_by_sample=True)
     assert loaded.tiles_by_sample is True and not processor.tiles_by_sample
     image = make_image(*SMALL)
     assert loaded(text="<|image|>", images=image)["pixel_values"].shape[:2] == (1, 2)
@@ -112,18 +113,13 @@ def test_a_saved_setting(processor, tmp_path):
 
 
 def test_tiles_without_positions(processor, model, batch, tmp_path):
-    """The model reads them off the tokens. In a call or as a setting, which is saved."""
-    processor.return_tile_positions = False
-    try:
-        processor.save_pretrained(tmp_path)
-    finally:
-        processor.return_tile_positions = True
+    """The model reads them off the tokens. In a call or as a setting, which is not saved: engines need them."""
+    chosen = JinaVLMProcessor(processor.image_processor, processor.tokenizer, return_tile_positions=False)
+    chosen.save_pretrained(tmp_path)
+    assert JinaVLMProcessor.from_pretrained(tmp_path).return_tile_positions
     images = [[make_image(*size, seed=index) for index, size in enumerate(sizes)] for sizes, _ in SAMPLES]
     texts = ["<|image|>" * len(sizes) + f" User: {text} Assistant:" for sizes, text in SAMPLES]
-    for one, kwargs in (
-        (processor, {"return_tile_positions": False}),
-        (JinaVLMProcessor.from_pretrained(tmp_path), {}),
-    ):
+    for one, kwargs in ((processor, {"return_tile_positions": False}), (chosen, {"return_tile_positions": None})):
         inputs = one(text=texts, images=images, return_tensors="pt", **kwargs)
         assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
         assert torch.equal(inputs["pixel_values"], batch[1]["pixel_values"])
@@ -136,6 +132,9 @@ def test_tiles_are_counted_as_trainers_ask(processor):
     images = [[make_image(*SMALL)], None, [make_image(*WIDE), make_image(*SMALL)], []]
     counted = processor.image_processor(images, crop_to_patches=True, return_tensors="pt")["num_patches"]
     assert counted.tolist() == [2, 3, 2]
+    texts = ["<|image|>", "none", "<|image|><|image|>", "none"]
+    inputs = processor(text=texts, images=images, crop_to_patches=True, tiles_by_sample=True, return_tensors="pt")
+    assert inputs["num_patches"].tolist() == [2, 3, 2] and "tile_positions" not in inputs
     with refused("Expected an image .*, got NoneType", TypeError):
         processor.image_processor([make_image(*SMALL), None])
 
@@ -146,6 +145,9 @@ def test_prompts_without_their_images_are_not_answered(model, batch):
     places = int((ids["input_ids"] == model.config.image_token_id).sum())
     with refused(f"The prompts have {places} places for image features, but no images are given. Pass"):
         model.generate(**ids, max_new_tokens=2)
+    for nothing in ({"tile_positions": tiles["tile_positions"]}, {"mm_encoder_outputs": {}}):
+        with refused("but no images are given"):
+            model.generate(**ids, **nothing, max_new_tokens=2)
     assert model.generate(**rows(ids, [2]), max_new_tokens=2).shape[1] == ids["input_ids"].shape[1] + 2
 
 

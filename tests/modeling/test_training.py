@@ -52,12 +52,43 @@ def test_labels_of_the_logits_that_are_kept(model, batch):
 
 def test_loss_over_accumulated_batches(model, batch):
     """With `num_items_in_batch`, as the Trainer gives it, a loss is a sum over that number."""
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    ids = batch["input_ids"]
+    words = (batch["attention_mask"] == 1) & ~torch.isin(ids, torch.tensor(model.config.structural_token_ids))
+    labels = ids.masked_fill(~words, -100)
     with torch.no_grad():
         mean = model(**batch, labels=labels).loss
         share = model(**batch, labels=labels, num_items_in_batch=torch.tensor(1000)).loss
-    words = (batch["attention_mask"] == 1) & ~torch.isin(labels, torch.tensor(model.config.structural_token_ids))
     torch.testing.assert_close(share * 1000, mean * words[:, 1:].sum())
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_number_of_labels_that_counts_images(model, batch, shift):
+    """It is the Trainer's, where the labels are the ids: the loss is the mean over words all the same."""
+    ids = batch["input_ids"]
+    shifted = F.pad(ids, (0, 1), value=-100)[:, 1:]
+    given = {"labels": ids, **({"shift_labels": shifted} if shift else {})}
+    with torch.no_grad():
+        expected = model(**batch, labels=ids).loss
+        found = model(**batch, **given, num_items_in_batch=(shifted != -100).sum()).loss
+        none = model(**batch, labels=torch.full_like(ids, -100), num_items_in_batch=torch.tensor(7)).loss
+    torch.testing.assert_close(found, expected)
+    assert none == 0
+
+
+def test_hooks_on_the_embedding_see_sequences(new_model, batch):
+    """As NEFTune's does. Images' places are a sequence too, and those of embeddings without ids are found."""
+    seen = []
+    embedding = new_model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    ids, width = batch["input_ids"], new_model.config.text_config.hidden_size
+    with torch.no_grad():
+        expected = new_model(**batch).logits
+        inputs = {name: value for name, value in batch.items() if name != "input_ids"}
+        found = new_model(inputs_embeds=embedding(ids), **inputs).logits
+    places = int((ids == new_model.config.image_token_id).sum())
+    of_text, of_images = (*ids.shape, width), (1, places, width)
+    assert sorted(seen) == sorted([of_text, of_images, of_text, of_images, (1, 1, width)])
+    assert torch.equal(found, expected)
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
@@ -73,6 +104,13 @@ def test_gradients_reach_every_parameter(new_model, batch):
         assert gradient.isfinite().all()
         # A softmax does not see what is the same for all keys.
         assert gradient.any() or name.endswith("k_proj.bias"), name
+
+
+def test_the_token_that_opens_texts_learns(new_model, batch):
+    """It is the one that pads batches, whose embedding the library would leave as it is."""
+    new_model(**batch, labels=batch["input_ids"]).loss.backward()
+    opening = new_model.config.text_config.pad_token_id
+    assert opening in batch["input_ids"] and new_model.get_input_embeddings().weight.grad[opening].any()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -100,6 +138,7 @@ def test_parts_are_frozen_by_name(new_model, batch, part):
     assert others == {name.split(".")[1] for name in found if name.startswith("model.")}
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart(new_model, chat):
     turns = [
         [("user", (20, 20), "which?"), ("assistant", "the quick brown fox")],

@@ -12,8 +12,8 @@ from conftest import make_image
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
+from stages import history, run, write_stage
 
-from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.synthetic.questions import Turn
 from jina_vlm_tools.synthetic.writing import write_questions, write_texts
 from jina_vlm_tools.training.settings import SettingsError
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     turns = [Turn("count", "en", f"how many {index}?", str(index % 5)) for index in range(12)]
     images = [Image.fromarray(make_image(200, rng.choice((200, 900)))) for _ in turns]
     write_questions(folder / "images.parquet", zip(images, turns, strict=True))
-    write_texts(folder / "text.jsonl", turns)
+    write_texts(folder / "text.jsonl", ([turn] for turn in turns))
     (folder / "documents.jsonl").write_text(json.dumps({"text": "nobody asked"}) + "\n")
     common = {"task": "counting", "domain": "none", "language": "en"}
     sources = [
@@ -80,16 +80,9 @@ STAGE = {
 @pytest.fixture(scope="module")
 def write(folder, miniature):
     def write(**changes):
-        file = folder / "stage.yaml"
-        stage = {**STAGE, "model": str(miniature), **changes}
-        file.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
-        return file
+        return write_stage(folder / "stage.yaml", {**STAGE, "model": str(miniature), **changes})
 
     return write
-
-
-def run(*args) -> None:
-    main(["train", *map(str, args)])
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +92,37 @@ def trained(write, tmp_path_factory):
     return output
 
 
-def history(output, key: str) -> list:
-    entries = json.loads((output / "run" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
-    return [entry[key] for entry in entries if key in entry]
-
-
 def test_rewards_are_weighed(trained):
     rewards, letters, pattern = (
         history(trained, key) for key in ("reward", "rewards/letters/mean", "rewards/pattern/mean")
     )
     assert len(rewards) == 4 and any(pattern)
     assert rewards == pytest.approx([2 * one + 0.5 * other for one, other in zip(letters, pattern, strict=True)])
+
+
+def test_answers_that_rewards_cannot_compare_with(write, folder, tmp_path):
+    """They are bad samples, known before a model is built."""
+    mixture = yaml.safe_load((folder / "mixture.yaml").read_text())
+    rows = [
+        ("how many?", "three"),
+        ("how many?", " "),
+        ("how many?", [{"type": "image"}, {"type": "text", "text": "3"}]),
+    ]
+    Image.new("RGB", (20, 20)).save(folder / "small.png")
+    with open(folder / "odd.jsonl", "w") as file:
+        for question, answer in rows:
+            content = answer if isinstance(answer, list) else [{"type": "text", "text": answer}]
+            asked = {"role": "user", "content": [{"type": "text", "text": question}]}
+            earlier = {"role": "assistant", "content": [{"type": "text", "text": "3"}]}
+            messages = [asked, earlier, asked, {"role": "assistant", "content": content}]
+            images = ["small.png"] if isinstance(answer, list) else []
+            file.write(json.dumps({"messages": messages, "images": images}) + "\n")
+    mixture["sources"] = [{**mixture["sources"][0], "path": "odd.jsonl", "weight": 1.0}]
+    (folder / "odd.yaml").write_text(yaml.safe_dump(mixture))
+    with pytest.raises(SystemExit) as error:
+        run(write(mixture="odd.yaml", grpo={**GRPO, "rewards": [{"name": "number"}]}), "--output", tmp_path)
+    for problem in ("3 of 3 samples are bad", "'three'", "''", "Its answer has an image"):
+        assert problem in str(error.value)
 
 
 def test_adapters_are_trained_and_saved(trained, miniature):
@@ -157,6 +170,11 @@ def test_a_plan_counts_questions(write, capsys, tmp_path):
         ({"rewards": [{"name": "exact"}] * 2}, "`grpo.rewards` is .*: expected each reward once"),
         ({"rewards": [{"name": "pattern"}]}, r"`grpo.rewards\[0\].pattern` is None: expected a text for the reward"),
         ({"rewards": [{"name": "exact", "pattern": "a"}]}, r"`grpo.rewards\[0\].pattern` is 'a': .* for no other"),
+        (
+            {"rewards": [{"name": "exact", "weight": 0}]},
+            r"`grpo.rewards\[0\].weight` is 0.0: expected a number above 0",
+        ),
+        ({"rewards": [{"name": "pattern", "pattern": ""}]}, r"`grpo.rewards\[0\].pattern` is '': it matches silence"),
         ({"rewards": [{"name": "pattern", "pattern": "("}]}, r"pattern` is '\(': it is no regular expression"),
     ],
 )

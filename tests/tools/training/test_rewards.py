@@ -17,7 +17,21 @@ from jina_vlm_tools.training.rewards import REWARDS, Pattern
         ("number", "three", "3", 0),
         ("number", "1,024", "1024", 1),
         ("number", "−7 °C", "-7", 1),
-        ("number", "2.5", "2,5", 0),
+        ("number", "2.5", "2,5", 1),
+        ("number", "1.024,50", "1,024.5", 1),
+        ("number", "3.0", "3", 1),
+        ("number", "\u0663", "3", 1),
+        ("number", "5-3", "-3", 0),
+        ("number", "\u20133", "-3", 1),
+        ("number", "3", ["three", "3"], 1),
+        ("number", "3", 3, 1),
+        ("exact", "\u0926\u094b", "\u0926\u0940", 0),  # Hindi: two, gave
+        ("exact", "cafe\u0301", "caf\u00e9", 1),
+        ("exact", "-5", "5", 0),
+        ("exact", "5 %", "5", 0),
+        ("exact", "C++", "C", 0),
+        ("exact", "...", "!", 0),
+        ("words", "\u0926\u094b", "\u0926\u0940", 0),
         ("number", "1,2", "12", 0),
         ("words", "top right", "top left", 0.5),
         ("words", "left, at the top", "top left", 2 * 2 / (4 + 2)),
@@ -28,7 +42,6 @@ from jina_vlm_tools.training.rewards import REWARDS, Pattern
         ("letters", "79", "9797", 0.5),
         ("letters", "7", "9797", 0),
         ("letters", "REGEN ", "regen", 1),
-        ("letters", "", "", 1),
     ],
 )
 def test_rewards(name, given, right, expected):
@@ -51,8 +64,16 @@ def test_form():
     assert reward.__name__ == "pattern"
 
 
-def test_numbers_of_answers_without_one():
-    with pytest.raises(
-        ValueError, match="The right answer 'red' has 0 numbers in digits, expected one. Use the reward"
-    ):
-        REWARDS["number"](["3"], answer=["red"])
+@pytest.mark.parametrize(
+    ("name", "right"), [("number", "red"), ("number", "3 or 4"), ("exact", None), ("exact", []), ("letters", "")]
+)
+def test_answers_that_cannot_be_compared_with(name, right):
+    with pytest.raises(ValueError, match=r"The right answer 0 is .*, which this reward cannot compare with"):
+        REWARDS[name](["3"], answer=[right])
+
+
+@pytest.mark.parametrize(
+    "completion", [[], [{"role": "assistant", "tool_calls": []}], [{"content": None}], [{"content": [{"text": None}]}]]
+)
+def test_completions_that_say_nothing(completion):
+    assert REWARDS["exact"]([completion], answer=["red"]) == [0]

@@ -20,6 +20,7 @@ from conftest import ROOT
 from miniature import save_miniature
 from PIL import Image
 from safetensors.torch import load_file
+from stages import history, run, write_stage
 from transformers import AutoModelForImageTextToText, Qwen3Config
 
 from jina_vlm_tools.cli.main import main
@@ -106,23 +107,9 @@ STAGE = {
 @pytest.fixture
 def write(folder, miniature):
     def write(**changes):
-        file = folder / "stage.yaml"
-        stage = {**STAGE, "model": str(miniature), **changes}
-        file.write_text(yaml.safe_dump({key: value for key, value in stage.items() if value is not None}))
-        return file
+        return write_stage(folder / "stage.yaml", {**STAGE, "model": str(miniature), **changes})
 
     return write
-
-
-def run(*args) -> None:
-    main(["train", *map(str, args)])
-
-
-def history(output, key: str) -> list:
-    last = max((output / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return [
-        entry[key] for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if key in entry
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +251,10 @@ def test_a_recipe_is_copied_to_be_edited(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == list(map(str, copies))
     assert [copy.read_bytes() for copy in copies] == [(RECIPES / copy.name).read_bytes() for copy in copies]
     copies[1].write_text("mine")
-    with pytest.raises(SystemExit, match=r"lora.yaml and .*mixture.yaml: already there. Name another"):
+    with pytest.raises(SystemExit, match=r"finetune_lora.yaml: already there. Name another"):
         main(["train", "finetune_lora", "--copy", str(tmp_path / "recipes")])
+    main(["train", "grpo_lora", "--copy", str(tmp_path / "recipes")])  # of the same mixture
+    assert capsys.readouterr().out.endswith(f"grpo_lora.yaml\n{copies[1]} (kept as it is)\n")
     assert copies[1].read_text() == "mine"
     with pytest.raises(SystemExit):
         main(["train", "finetune_lora", "--copy", str(tmp_path / "other"), "--resume"])
@@ -564,6 +553,7 @@ def found_in(printed: str) -> dict:
     return json.loads(printed.rsplit("FOUND", 1)[1].splitlines()[0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_evaluation_gathers_chats_of_different_images(miniature, tmp_path, cache):
     """What each chat gives by itself, in their order."""

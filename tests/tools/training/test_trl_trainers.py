@@ -121,7 +121,9 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-lora = pytest.mark.parametrize("is_lora", [False, True], ids=["full", "lora"])
+lora = pytest.mark.parametrize(
+    "is_lora", [pytest.param(False, id="full", marks=pytest.mark.slow), pytest.param(True, id="lora")]
+)
 
 
 def adapters(is_lora: bool) -> dict:
