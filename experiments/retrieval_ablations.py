@@ -1,4 +1,4 @@
-"""Choices of the retrieval's training, tried on small pages: `python -m experiments.retrieval_ablations runs/retrieval`.
+"""Choices of the training for retrieval, on small pages: `python -m experiments.retrieval_ablations runs/retrieval`.
 
 Each variant is trained with three seeds from the same adapters of tower and connector (stage `seeing` of
 `train_retrieval`), as long as the base and on the same pages in the same order, and compared with the base seed by

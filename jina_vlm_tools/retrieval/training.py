@@ -18,7 +18,7 @@ from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
 
 from .inputs import prepare
-from .losses import agreement, info_nce, matryoshka
+from .losses import agreement, cosent, info_nce, matryoshka
 from .scores import cut, late_scores, pool
 
 
@@ -33,20 +33,32 @@ class Weights:
 
 
 class Retriever(nn.Module):
-    """A model and its projector, with the joint loss of queries and documents. The tower is not trained here: it sees
-    each distinct tile once, without gradients.
+    """A model and its projector, with the joint loss of queries and documents.
 
     Args:
         model ([`JinaVLMForConditionalGeneration`]): With adapters, or whole.
         projector (`nn.Linear`): To multi-vectors.
         dims (`list[int]`): To which dense vectors may be cut.
+        weights (`Weights`): Of the loss's terms.
+        sees (`bool`): Whether the tower is trained. Else it sees each distinct tile once, without gradients.
     """
 
-    def __init__(self, model: nn.Module, projector: nn.Linear, dims: list[int], weights: Weights):
+    def __init__(self, model: nn.Module, projector: nn.Linear, dims: list[int], weights: Weights, sees: bool = False):
         super().__init__()
         self.model, self.projector, self.dims, self.weights = model, projector, dims, weights
-        tower = model.model.vision_model
-        tower.forward = torch.no_grad()(tower.forward)
+        if not sees:
+            tower = model.model.vision_model
+            tower.forward = torch.no_grad()(tower.forward)
+
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # until 5.23
+
+    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """What is trained: a checkpoint of a run has no base in it."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def mask(self, inputs: dict) -> torch.Tensor:
         """Which tokens count [batch, length]: all real ones."""
@@ -88,6 +100,20 @@ class Retriever(nn.Module):
             "agreement": agreement(cut(query) @ cut(document).T, late, temperature),
         }
         return {"loss": sum(getattr(weights, name) * term for name, term in terms.items()), **terms}
+
+
+class Matcher(Retriever):
+    """A model with a loss that orders pairs by how alike they are, of dense vectors of each width (CoSENT)."""
+
+    def forward(self, queries: dict, documents: list[dict], truth: torch.Tensor, **_) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            queries (`dict`), documents (`list[dict]`): Model inputs, pair by pair.
+            truth (`torch.Tensor` [pairs]): How alike they are.
+        """
+        query, document = self.embed(queries)[0], torch.cat([self.embed(group)[0] for group in documents])
+        losses = [cosent((cut(query, dim) * cut(document, dim)).sum(-1), truth) for dim in self.dims]
+        return {"loss": torch.stack(losses).mean()}
 
 
 class Searches(Dataset):
