@@ -15,6 +15,7 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from torch import nn
 from torch.nn import functional as F
 
+from .adapters import switch
 from .embeddings import Embeddings, join
 from .heat_maps import HeatMap, match
 from .inputs import Role, check, prepare
@@ -64,7 +65,7 @@ class JinaVLMEmbedder:
         for task, place in (adapters or {}).items():
             model.load_adapter(place, adapter_name=task)
         if self.tasks:
-            model.disable_adapters()
+            switch(model, None)
         model.eval()
 
     @classmethod
@@ -240,12 +241,11 @@ class JinaVLMEmbedder:
         with self._lock:
             try:
                 if task is not None:
-                    self.model.set_adapter(task)
-                    self.model.enable_adapters()
+                    switch(self.model, task)
                 yield
             finally:
                 if self.tasks:
-                    self.model.disable_adapters()
+                    switch(self.model, None)
 
     # Comparing, showing, answering
 
