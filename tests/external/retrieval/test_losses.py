@@ -17,6 +17,8 @@ from sentence_transformers import (
 from sentence_transformers.multi_vector_encoder import losses as late
 from sentence_transformers.sentence_transformer import losses
 
+from jina_vlm_tools.retrieval.inputs import PROMPTS
+
 
 QUERIES = ["a red circle", "two green triangles beside a blue star", "nothing"]
 PAGES = [shapes(1), shapes(2, 640, 480), shapes(3, 300, 500)]
@@ -24,7 +26,11 @@ CLASSES = {"dense": SentenceTransformer, "multi": MultiVectorEncoder}
 
 
 def load(home, kind: str):
-    model = CLASSES[kind](str(home / ALL), trust_remote_code=True, model_kwargs={"dtype": torch.float32}, device="cpu")
+    # The last two are in the folder for multi-vectors, and lost where it is opened as one for dense vectors.
+    model = CLASSES[kind](
+        str(home / ALL), trust_remote_code=True, model_kwargs={"dtype": torch.float32}, device="cpu",
+        prompts=PROMPTS, processor_kwargs={"tiles_by_sample": True},
+    )  # fmt: skip
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or ".linear." in name)  # loaded frozen
     return model.train()
