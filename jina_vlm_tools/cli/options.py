@@ -28,7 +28,8 @@ EXTRAS = {
     "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
     "batch": ("accelerate", "datasets"),
     "app": ("gradio",),
-    "retrieval": ("peft", "pyarrow", "pypdfium2", "scipy"),
+    "search": ("accelerate", "peft", "pyarrow", "pypdfium2", "scipy"),
+    "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
 }
 

@@ -46,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_way(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--way", choices=WAYS, help="how to search (default: the first that the index allows)"
-    )
+    parser.add_argument("--way", choices=WAYS, help="how to search (default: the first that the index allows)")
     parser.add_argument(
         "--candidates",
         type=options.positive,
@@ -72,7 +70,7 @@ class Searcher:
             raise NotADirectoryError(f"{index}: no such index. Make one with `jina-vlm index FOLDER`.")
         if args.model:
             options.check_model(args.model)
-        with options.needing("retrieval", verb), progress.step("import", "Importing torch and transformers"):
+        with options.needing("search", verb), progress.step("import", "Importing torch and transformers"):
             from jina_vlm_tools.inference.loading import quiet_libraries
             from jina_vlm_tools.retrieval.identity import identify
             from jina_vlm_tools.retrieval.index import Index
