@@ -1,67 +1,135 @@
-"""Train an adapter and a projector for retrieval: `python -m experiments.train_retrieval --output runs/retrieval`."""
+"""Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
+
+Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
+where on a page (`seeing`). Then those of connector and decoder, and a projector, learn to bring queries and pages
+together, by the joint loss of jina-embeddings-v4's paper.
+"""
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from transformers import TrainingArguments, set_seed
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainingArguments, set_seed
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
 from jina_vlm_tools.synthetic.page_questions import TASKS
-from jina_vlm_tools.training.lora import add_adapters
-from jina_vlm_tools.training.stages import LoraSettings
+from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
+from jina_vlm_tools.training.lora import target_modules
+from jina_vlm_tools.training.muon import Muon, muon_groups
 
-from .eval_retrieval import evaluate, interval
+from .seeing import PageCollator, PageReader, PagesDataset, measure
+
+
+PARTS = {"seeing": ("vision_model", "connector"), "searching": ("connector", "language_model")}
+RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
+WIDTH = 64  # of multi-vectors
+DIMS = [16, 32, 64, 128]
+MAX_TILES = 4
+# Small print, on pages of several tiles, costs as much as three of the others.
+KINDS = ("shapes", "numbers", "numbers", "words", "words", "tables", "charts", "small print")
+
+
+def make_model(checkpoint: str):
+    """The base in float32 with new adapters, as a `PeftModel`."""
+    model = JinaVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    patterns = {rf".*{part}.*": rank for part, rank in RANK.items()}
+    config = LoraConfig(
+        r=max(RANK.values()), lora_alpha=max(RANK.values()), rank_pattern=patterns, alpha_pattern=patterns,
+        target_modules=target_modules(["encoder", "connector", "decoder"]), bias="none",
+    )  # fmt: skip
+    return get_peft_model(model, config)
+
+
+def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
+
+
+def train(trainer_class, module: nn.Module, collator, dataset, output: Path, args: argparse.Namespace) -> Trainer:
+    """By Muon, down a cosine; several processes each take their share of a step's samples."""
+    on_cpu = not torch.accelerator.is_available()
+    processes = PartialState(cpu=on_cpu).num_processes
+    trainer = trainer_class(
+        module,
+        TrainingArguments(
+            str(output), num_train_epochs=1, per_device_train_batch_size=args.batch_size // processes,
+            lr_scheduler_type="cosine", warmup_steps=30, logging_steps=25, save_strategy="no", use_cpu=on_cpu,
+            remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=["labels"], bf16=True,
+            train_sampling_strategy="sequential", dataloader_pin_memory=False, seed=args.seed,
+            ddp_backend="gloo" if on_cpu and processes > 1 else None,
+        ),
+        collator,
+        dataset,
+        optimizers=(Muon(muon_groups(module, args.learning_rate, weight_decay=0.0)), None),
+    )  # fmt: skip
+    started = time.perf_counter()
+    trainer.train()
+    if trainer.is_world_process_zero():
+        seconds = {"seconds": round(time.perf_counter() - started), "processes": processes}
+        (output / "log.json").write_text(json.dumps(trainer.state.log_history + [seconds]))
+    return trainer
+
+
+def see(args: argparse.Namespace, output: Path) -> None:
+    model = make_model(args.model)
+    train_only(model, PARTS["seeing"])
+    reader = PageReader(model.get_base_model())
+    collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
+    dataset = PagesDataset(args.pages, first_seed=EVALUATION_SEEDS // 2)
+    trainer = train(Trainer, reader, collator, dataset, output, args)
+    if not trainer.is_world_process_zero():
+        return
+    fresh = PagesDataset(64, first_seed=EVALUATION_SEEDS)
+    for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
+        print(f"{name}: {share:.1%}", flush=True)
+    save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
+
+
+def search(args: argparse.Namespace, output: Path) -> None:
+    model = make_model(args.model)
+    set_peft_model_state_dict(model, load_file(args.output / "seeing" / "adapter.safetensors"))
+    train_only(model, PARTS["searching"])
+    projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
+    nn.init.orthogonal_(projector.weight)
+    retriever = Retriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
+    processor = JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
+    dataset = Searches(args.searches, KINDS if args.kinds is None else args.kinds)
+    trainer = train(RetrievalTrainer, retriever, SearchCollator(processor), dataset, output, args)
+    if trainer.is_world_process_zero():
+        weights = {f"adapter.{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
+        save_file(weights | {"projector": projector.weight.detach().clone()}, output / "weights.safetensors")
+
+
+STAGES = {"seeing": see, "searching": search}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=8, help="0: all weights")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--pages", type=int, default=24_000, help="to see (default: %(default)s)")
+    parser.add_argument(
+        "--searches", type=int, default=4_000, help="pages, and as many beside them (default: %(default)s)"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=TASKS, help="of pages (default: all)")
+    parser.add_argument("--batch-size", type=int, default=8, help="of all processes (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--temperature", type=float, default=0.03)
-    parser.add_argument("--parts", nargs="+", default=["encoder", "connector", "decoder"])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--pages", type=int, default=120)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    set_seed(0)
-    model = JinaVLMForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
-    processor = JinaVLMProcessor.from_pretrained(args.model)
-    processor.image_processor.max_tiles = 4
-    if args.rank:
-        model = add_adapters(model, LoraSettings(args.rank, 2 * args.rank, parts=args.parts))
-    else:
-        for name, parameter in model.named_parameters():
-            if "vision_model" in name and "encoder" not in args.parts:
-                parameter.requires_grad_(False)
-    hidden = model.config.get_text_config().hidden_size
-    dims = [dim for dim in (16, 32, 64, 128, hidden) if dim <= hidden]
-    retriever = Retriever(model, args.width, dims, Weights(temperature=args.temperature))
-    print(f"{sum(p.numel() for p in retriever.parameters() if p.requires_grad):,} trained")
-    trainer = RetrievalTrainer(
-        retriever,
-        TrainingArguments(
-            str(args.output), max_steps=args.steps, per_device_train_batch_size=args.batch_size, learning_rate=args.lr,
-            lr_scheduler_type="cosine", warmup_steps=20, logging_steps=10, save_strategy="no", use_cpu=True,
-            remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=[],
-        ),
-        SearchCollator(processor),
-        Searches(args.steps * args.batch_size, tuple(args.tasks)),
-    )  # fmt: skip
-    trainer.train()
-    retriever.eval()
-    results = evaluate(retriever.embed, processor, args.pages, 2 * args.pages, dims, tuple(args.tasks))
-    for name, measured in results.items():
-        print(name, {key: interval(values) for key, values in measured.items()}, flush=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "log.json").write_text(json.dumps(trainer.state.log_history))
+    set_seed(args.seed)
+    output = args.output / args.stage
+    output.mkdir(parents=True, exist_ok=True)
+    STAGES[args.stage](args, output)
 
 
 if __name__ == "__main__":

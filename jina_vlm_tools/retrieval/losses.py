@@ -6,27 +6,28 @@ from torch.nn import functional as F
 from .scores import cut
 
 
-def info_nce(scores: torch.Tensor, relevant: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Each query's own document against all that are not relevant, and the other way round.
+def info_nce(scores: torch.Tensor, own: torch.Tensor, relevant: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Each query's own document against all that are not relevant.
 
     Args:
-        scores: [queries, documents]; query i's own document is document i, and there may be more documents.
+        scores: [queries, documents].
+        own: [queries] int64, the number of each query's document.
         relevant: [queries, documents], bool: what is relevant beside its own is left out.
     """
-    own = torch.arange(len(scores))
-    logits = scores / temperature
-    others = relevant.clone()
-    others[own, own] = False
-    logits = logits.masked_fill(others, -torch.inf)
-    square = logits[:, : len(scores)]
-    return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(square.T, own))
+    others = relevant.scatter(1, own[:, None], False)
+    return F.cross_entropy((scores / temperature).masked_fill(others, -torch.inf), own)
 
 
 def matryoshka(
-    queries: torch.Tensor, documents: torch.Tensor, relevant: torch.Tensor, dims: list[int], temperature: float
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    own: torch.Tensor,
+    relevant: torch.Tensor,
+    dims: list[int],
+    temperature: float,
 ) -> torch.Tensor:
     """[`info_nce`] of dense vectors cut to each of `dims`, in the mean (arXiv 2205.13147)."""
-    losses = [info_nce(cut(queries, dim) @ cut(documents, dim).T, relevant, temperature) for dim in dims]
+    losses = [info_nce(cut(queries, dim) @ cut(documents, dim).T, own, relevant, temperature) for dim in dims]
     return torch.stack(losses).mean()
 
 

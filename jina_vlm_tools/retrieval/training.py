@@ -1,6 +1,7 @@
-"""Training of adapters and projector for retrieval, on drawn pages, by the library's Trainer."""
+"""Training of an adapter and a projector for retrieval, on drawn pages, by the library's Trainer."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
 
 from .inputs import prepare
-from .losses import agreement, info_nce, matryoshka
+from .losses import agreement, cosent, info_nce, matryoshka
 from .scores import cut, late_scores, pool
 
 
@@ -35,71 +36,141 @@ class Retriever(nn.Module):
     """A model and its projector, with the joint loss of queries and documents.
 
     Args:
-        model: With adapters, or whole.
-        width (`int`): Of multi-vectors.
+        model ([`JinaVLMForConditionalGeneration`]): With adapters, or whole.
+        projector (`nn.Linear`): To multi-vectors.
         dims (`list[int]`): To which dense vectors may be cut.
+        weights (`Weights`): Of the loss's terms.
+        sees (`bool`): Whether the tower is trained. Else it sees each distinct tile once, without gradients.
     """
 
-    def __init__(self, model: nn.Module, width: int, dims: list[int], weights: Weights):
+    def __init__(self, model: nn.Module, projector: nn.Linear, dims: list[int], weights: Weights, sees: bool = False):
         super().__init__()
-        hidden = model.config.get_text_config().hidden_size
-        self.model, self.dims, self.weights = model, dims, weights
-        self.projector = nn.Linear(hidden, width, bias=False)
+        self.model, self.projector, self.dims, self.weights = model, projector, dims, weights
+        if not sees:
+            tower = model.model.vision_model
+            tower.forward = torch.no_grad()(tower.forward)
 
-    @property
-    def base(self) -> nn.Module:
-        """The decoder's states come out of it."""
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return model.model
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # until 5.23
+
+    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """What is trained: a checkpoint of a run has no base in it."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def mask(self, inputs: dict) -> torch.Tensor:
+        """Which tokens count [batch, length]: all real ones."""
+        return inputs["attention_mask"]
+
+    def pool(self, states: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """Dense vectors [batch, hidden], not normalized."""
+        return pool(states, self.mask(inputs))
 
     def embed(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dense [batch, hidden] and multi-vectors [batch, length, width], of length 1."""
-        states = self.base(**inputs, use_cache=False).last_hidden_state
-        return pool(states, inputs["attention_mask"]), F.normalize(self.projector(states.float()), dim=-1)
+        """Dense [batch, hidden], not normalized, and multi-vectors [batch, length, width] of length 1."""
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state.float()
+        return self.pool(states, inputs), F.normalize(self.projector(states), dim=-1)
 
-    def forward(self, queries: dict, documents: dict, relevant: torch.Tensor) -> dict[str, torch.Tensor]:
-        (query, query_tokens), (document, document_tokens) = self.embed(queries), self.embed(documents)
-        late = late_scores(query_tokens, queries["attention_mask"], document_tokens, documents["attention_mask"])
+    def forward(
+        self, queries: dict, documents: list[dict], own: torch.Tensor, relevant: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            queries (`dict`): Model inputs.
+            documents (`list[dict]`): Model inputs of several batches, each as long as its longest.
+            own (`torch.Tensor` [queries], int64), relevant (`torch.Tensor` [queries, documents], bool): See
+                [`losses.info_nce`].
+        """
+        query, query_tokens = self.embed(queries)
+        embedded = [self.embed(group) for group in documents]
+        document = torch.cat([dense for dense, _ in embedded])
+        late = torch.cat(
+            [
+                late_scores(query_tokens, self.mask(queries), tokens, self.mask(group))
+                for (_, tokens), group in zip(embedded, documents, strict=True)
+            ],
+            dim=1,
+        )
         temperature, weights = self.weights.temperature, self.weights
         terms = {
-            "dense": matryoshka(query, document, relevant, self.dims, temperature),
-            "late": info_nce(late, relevant, temperature),
+            "dense": matryoshka(query, document, own, relevant, self.dims, temperature),
+            "late": info_nce(late, own, relevant, temperature),
             "agreement": agreement(cut(query) @ cut(document).T, late, temperature),
         }
         return {"loss": sum(getattr(weights, name) * term for name, term in terms.items()), **terms}
 
 
-class Searches(Dataset):
-    """By seed: a page, one that shows nearly the same, and a query that finds the first alone."""
+class Matcher(Retriever):
+    """A model with a loss that orders pairs by how alike they are, of dense vectors of each width (CoSENT)."""
 
-    def __init__(self, length: int, tasks: tuple[str, ...] = TASKS):
-        self.length, self.tasks = length, tasks
+    def forward(self, queries: dict, documents: list[dict], truth: torch.Tensor, **_) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            queries (`dict`), documents (`list[dict]`): Model inputs, pair by pair.
+            truth (`torch.Tensor` [pairs]): How alike they are.
+        """
+        query, document = self.embed(queries)[0], torch.cat([self.embed(group)[0] for group in documents])
+        losses = [cosent((cut(query, dim) * cut(document, dim)).sum(-1), truth) for dim in self.dims]
+        return {"loss": torch.stack(losses).mean()}
+
+
+class Searches(Dataset):
+    """A page, one that shows nearly the same, and queries about each.
+
+    Args:
+        tasks: Kinds of pages, of `page_questions.TASKS`, each as often as it stands there.
+        queries (`int`): About each page.
+        first_seed (`int`): Of the first sample.
+    """
+
+    def __init__(self, length: int, tasks: Sequence[str] = TASKS, queries: int = 3, first_seed: int = 0):
+        self.length, self.tasks, self.queries, self.first_seed = length, tasks, queries, first_seed
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, seed: int) -> dict[str, Any]:
-        rng = random.Random(f"search {seed}")
-        language = rng.choice(list(LANGUAGES))
-        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS, TRAINING_WORDS[language])
-        return {"page": page, "other": near_miss(page, rng), "query": query_about(page, language, rng)}
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = random.Random(f"search {self.first_seed + index}")
+        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS, TRAINING_WORDS[rng.choice(list(LANGUAGES))])
+        return [
+            {
+                "page": shown,
+                "queries": [query_about(shown, rng.choice(list(LANGUAGES)), rng) for _ in range(self.queries)],
+            }
+            for shown in (page, near_miss(page, rng))
+        ]
 
 
 class SearchCollator:
-    """Queries, and all pages of a batch as documents."""
+    """Queries, and the pages of a batch as documents, in two groups by their length, for the less padding."""
 
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        pages = [sample["page"] for sample in samples] + [sample["other"] for sample in samples]
-        facts = [facts_of(page) for page in pages]
-        relevant = torch.tensor([[sample["query"].finds(shown) for shown in facts] for sample in samples])
+    def __call__(self, samples: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        shown = [page for sample in samples for page in sample]
+        shown.sort(key=self._tokens)
+        half = next((k for k, page in enumerate(shown) if self._tokens(page) > self._tokens(shown[0])), len(shown))
+        groups = [group for group in (shown[:half], shown[half:]) if group]
+        queries = [(number, query) for number, page in enumerate(shown) for query in page["queries"]]
+        facts = [facts_of(page["page"]) for page in shown]
         return {
-            "queries": dict(prepare(self.processor, [sample["query"].text for sample in samples], "query")),
-            "documents": dict(prepare(self.processor, [draw_page(page) for page in pages], "document")),
-            "relevant": relevant,
+            "queries": dict(prepare(self.processor, [query.text for _, query in queries], "query")),
+            "documents": [
+                dict(prepare(self.processor, [draw_page(page["page"]) for page in group], "document"))
+                for group in groups
+            ],
+            "own": torch.tensor([number for number, _ in queries]),
+            "relevant": torch.tensor([[query.finds(one) for one in facts] for _, query in queries]),
         }
+
+    def _tokens(self, page: dict[str, Any]) -> int:
+        width, height = page["page"].scene.size
+        return self.processor._get_num_multimodal_tokens([(height, width)]).num_image_tokens[0]
 
 
 class RetrievalTrainer(Trainer):
@@ -111,6 +182,5 @@ class RetrievalTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(
-            logs | ({f"loss_{name}": term for name, term in self.terms.items()} if "loss" in logs else {}), start_time
-        )
+        terms = {f"loss_{name}": term for name, term in self.terms.items()} if "loss" in logs else {}
+        super().log(logs | terms, start_time)
