@@ -18,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -98,6 +98,11 @@ train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from re
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
 	$(RUN) -m experiments.compare runs/grpo_counting
+
+train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (40 minutes on a CPU)
+	for stage in seeing searching; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval $(ARGS) || exit 1; done
+	$(RUN) -m experiments.train_retrieval writing --output runs/retrieval
+	$(RUN) -m experiments.eval_retrieval runs/retrieval/writing/tiny-retrieval
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages

@@ -2,11 +2,12 @@
 
 Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
 where on a page (`seeing`). Then those of connector and decoder, and a projector, learn to bring queries and pages
-together, by the joint loss of jina-embeddings-v4's paper.
+together, by the joint loss of jina-embeddings-v4's paper. What is written lies in `writing/tiny-retrieval`.
 """
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
 from jina_vlm_tools.synthetic.page_questions import TASKS
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
@@ -104,11 +106,24 @@ def search(args: argparse.Namespace, output: Path) -> None:
     dataset = Searches(args.searches, KINDS if args.kinds is None else args.kinds)
     trainer = train(RetrievalTrainer, retriever, SearchCollator(processor), dataset, output, args)
     if trainer.is_world_process_zero():
-        weights = {f"adapter.{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
-        save_file(weights | {"projector": projector.weight.detach().clone()}, output / "weights.safetensors")
+        save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
+        save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
 
 
-STAGES = {"seeing": see, "searching": search}
+def write(args: argparse.Namespace, output: Path) -> None:
+    """The retrieval folder, in bfloat16."""
+    trained, model = args.output / "searching", make_model(args.model)
+    set_peft_model_state_dict(model, load_file(trained / "adapter.safetensors"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    weight = load_file(trained / "projector.safetensors")["weight"]
+    processor = JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
+    base = os.path.relpath(args.model)
+    write_folder(output / "tiny-retrieval", model, weight, processor, base=base, replace=True)
+
+
+STAGES = {"seeing": see, "searching": search, "writing": write}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ EXTRAS = {
     "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
     "batch": ("accelerate", "datasets"),
     "app": ("gradio",),
+    "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
 }
 

@@ -1,7 +1,7 @@
 """The published retrieval folder: a PEFT adapter, and what sentence-transformers keeps beside one.
 
 adapter_config.json, adapter_model.safetensors     for PEFT, transformers and vLLM
-modules.json, 1_Dense, 2_MultiVectorMask, ...      for sentence-transformers, which writes them; 1_Dense is the projector
+modules.json, 1_Dense, 2_MultiVectorMask, ...      for sentence-transformers, which writes them: 1_Dense projects
 processor_config.json, tokenizer.json, *.py, ...   the processor, with the number of tiles that was trained with
 """
 
@@ -81,8 +81,8 @@ def is_retrieval_folder(place: str | Path, revision: str | None = None, local_fi
 
 def read_folder(place: str | Path, revision: str | None = None, local_files_only: bool = False) -> RetrievalFolder:
     """
-    Find the adapter, its base and the projector. The base is looked for beside the folder, by the last part of the name
-    in `adapter_config.json`, then by that whole name: folders that are moved together stay together.
+    Find the adapter, its base and the projector. The base is looked for beside the folder, by the last part of the
+    name in `adapter_config.json`, then by that whole name: folders that are moved together stay together.
 
     Args:
         place: A folder, or a repository of the Hub.
@@ -216,7 +216,7 @@ def write_folder(
     Raises:
         ImportError: sentence-transformers is not installed.
         FileExistsError: there is an `output`.
-        FileNotFoundError, ValueError: the base is not there, or the parts do not fit together.
+        FileNotFoundError, ValueError: there is no base, the adapter is not LoRA, or the parts do not fit together.
     """
     output = Path(output)
     _refuse_existing(output, replace)
@@ -297,6 +297,11 @@ def _take_adapter(model: nn.Module, adapter: str) -> tuple[dict[str, torch.Tenso
         state[f"{PREFIX}{MODEL}{name}"] = tensor.detach().cpu().contiguous()
     config = copy.copy(known[adapter])
     config.inference_mode = True
+    if other := [name for name in state if not re.search(r"\.lora_[AB]\.weight$", name)]:
+        raise ValueError(
+            f"The adapter {adapter!r} holds {other[0]}. Every engine reads LoRA alone: train with a `LoraConfig` "
+            "without `modules_to_save`, biases, trained tokens and DoRA."
+        )
     modules = sorted({name.removeprefix(f"{PREFIX}{MODEL}").partition(".lora_")[0] for name in state})
     if not isinstance(config.target_modules, str) or not all(
         re.fullmatch(config.target_modules, prefix + module) for module in modules for prefix in ("", MODEL)

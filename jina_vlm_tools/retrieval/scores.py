@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-CHUNK = 2**26  # numbers that are compared at once: 256 MB in float32
+CHUNK = 2**26  # scores of tokens that are made at once: 256 MB in float32
 
 
 def pool(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
