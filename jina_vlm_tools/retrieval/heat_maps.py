@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,20 +93,18 @@ def compare(
 
 
 def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:
-    """Words of a query, and the numbers of each one's tokens in the whole prompt."""
+    """Words of a query as the template writes it, which breaks up typed control tokens, and the numbers of each one's
+    tokens in the whole prompt."""
     chat = to_chat(query, "query")
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"return_offsets_mapping": True}
     )
-    rendered = processor.apply_chat_template(chat, tokenize=False)
-    start = rendered.rindex(query)
-    words, tokens_of, position = [], [], start
-    for word in query.split():
-        first = rendered.index(word, position)
-        position = first + len(word)
+    start = processor.apply_chat_template(to_chat("x", "query"), tokenize=False).rindex("x")
+    words, tokens_of = [], []
+    for word in re.compile(r"\S+").finditer(processor.apply_chat_template(chat, tokenize=False), start):
         spans = enumerate(encoded["offset_mapping"][0])
-        tokens = [number for number, (begin, end) in spans if max(begin, first) < min(end, position)]
+        tokens = [number for number, (begin, end) in spans if max(begin, word.start()) < min(end, word.end())]
         if tokens:
-            words.append(word)
+            words.append(word.group())
             tokens_of.append(tokens)
     return words, tokens_of
