@@ -15,6 +15,7 @@ from jina_vlm_tools.inference.tiling import compute_tiling
 
 from .answering import ImageChat
 from .examples import EXAMPLES
+from .limits import AT_ONCE, MAX_NEW_TOKENS
 from .showing import NO_TILING, NO_TURN, show_error, show_tiling, show_turn
 from .wording import text_of, with_notes, without_folder
 
@@ -22,8 +23,6 @@ from .wording import text_of, with_notes, without_folder
 if TYPE_CHECKING:
     from .search_tab import SearchTab
 
-AT_ONCE = 2  # answers; others wait in a queue, and see that they do
-MAX_NEW_TOKENS = 256
 UPLOADS_KEPT_SECONDS = 3600
 MAX_FILE_SIZE = "64mb"
 SHOWN_SIDE = 1280  # pixels of the image as the page shows it

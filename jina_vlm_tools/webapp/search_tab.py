@@ -9,6 +9,7 @@ import gradio as gr
 
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 
+from .limits import AT_ONCE, MAX_NEW_TOKENS
 from .search_examples import QUESTION, save_examples
 from .searching import MAX_LENGTH, Library
 from .showing import show_error
@@ -25,7 +26,6 @@ from .showing_search import (
 from .wording import with_notes
 
 
-AT_ONCE = 2  # users whose pages are read or searched; others wait
 CUT_OFF = "*Cut off: it was as long as answers here may be.*"
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,10 @@ class SearchTab:
     Args:
         embedder: With the model's weights.
         model, processor: That answer, as in the chat.
-        max_new_tokens (`int`): Longest answer.
     """
 
-    def __init__(self, embedder: JinaVLMEmbedder, model, processor, max_new_tokens: int):
+    def __init__(self, embedder: JinaVLMEmbedder, model, processor):
         self.embedder, self.model, self.processor = embedder, model, processor
-        self.max_new_tokens = max_new_tokens
         self.folder = tempfile.TemporaryDirectory(prefix="jina-vlm-examples-")
         self.examples = [str(path) for path in save_examples(Path(self.folder.name))]
 
@@ -127,7 +125,7 @@ class SearchTab:
             return
         has_begun, shown = False, {}
         try:
-            for turn in chat.stream(self.max_new_tokens, temperature=0):
+            for turn in chat.stream(MAX_NEW_TOKENS, temperature=0):
                 if chat.is_closed:
                     return
                 has_begun = True

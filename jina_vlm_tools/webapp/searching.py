@@ -40,13 +40,7 @@ def load_embedder(model, folder: str) -> JinaVLMEmbedder:
     Raises:
         OSError, ValueError: it is no retrieval folder, or belongs to another model.
     """
-    found = read_folder(folder)
-    hidden = model.config.get_text_config().hidden_size
-    if found.projector.in_features != hidden:
-        raise ValueError(
-            f"--retrieval {folder} belongs to {found.base}, of width {found.projector.in_features}, but the model has "
-            f"width {hidden}. Give `--model {found.base}`."
-        )
+    found = read_folder(folder, base=model.name_or_path)
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     return JinaVLMEmbedder(twin, found.load_processor(), found.projector, {found.task: found.path})
 
@@ -145,6 +139,8 @@ class Library:
         model, processor: That answer, shared as well.
     """
 
+    max_pages = MAX_PAGES
+
     def __init__(self, embedder: JinaVLMEmbedder, model, processor):
         self.embedder, self.model, self.processor = embedder, model, processor
         self.files: list[File] = []
@@ -158,7 +154,7 @@ class Library:
     @property
     def total(self) -> int:
         """Pages of all files, as far as they are known, and no more than are read."""
-        return min(sum(file.pages or 0 for file in self.files), MAX_PAGES)
+        return min(sum(file.pages or 0 for file in self.files), self.max_pages)
 
     @property
     def done(self) -> int:
@@ -178,7 +174,7 @@ class Library:
     def left_out(self) -> list[File]:
         """Files of which pages are left out, as there are too many."""
         files = [file for file in self.files if not file.error and (file.pages is None or file.next_page)]
-        return files if self.done >= MAX_PAGES else []
+        return files if self.done >= self.max_pages else []
 
     def hold(self, uploads: list[tuple[str, str]]) -> None:
         """From here on these are the files, (path, name) each. Those that were there stay as they are."""
@@ -225,7 +221,7 @@ class Library:
 
     def _next(self) -> File | None:
         files = [file for file in self.files if not file.error]
-        if self.done >= MAX_PAGES:
+        if self.done >= self.max_pages:
             return None
         # All are counted first: so the end can be seen.
         return next((file for file in files if file.pages is None), None) or next(

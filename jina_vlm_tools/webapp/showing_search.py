@@ -54,7 +54,7 @@ def _problems(library: Library) -> Iterator[tuple[str, str]]:
             yield file.name, f"{where}cannot be searched: {error}"
     for file in library.left_out:
         which = f"pages {file.next_page} to {file.pages} are" if file.vectors or file.errors else "is"
-        yield file.name, f"{which} left out: {MAX_PAGES} pages in all are searched. `jina-vlm index` takes more."
+        yield file.name, f"{which} left out: {library.max_pages} pages in all are searched. `jina-vlm index` takes more."
 
 
 def show_words(found: Found | None) -> str:

@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 
 
-TRAINED = TINY.with_name("tiny-retrieval")
 WIDTH = 32
 
 
 def find_retrieval_folder(home: Path) -> Path:
     """It is written to `home` where it was not trained yet."""
-    if TRAINED.is_dir():
-        return TRAINED
+    if TINY_RETRIEVAL.is_dir():
+        return TINY_RETRIEVAL
     pytest.importorskip("sentence_transformers", reason="checkpoints/tiny-retrieval has not been trained yet")
     from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 
