@@ -135,7 +135,7 @@ class Document:
         try:
             return step()
         except (pypdfium2.PdfiumError, ValueError) as error:
-            reason = str(error)
+            reason = str(error).rstrip(".")
             if "password" in reason.lower():
                 reason = "it is encrypted, and needs a password"
             raise ValueError(f"{self.path} cannot be read as a PDF: {reason}.") from error

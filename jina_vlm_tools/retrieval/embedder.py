@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from .heat_maps import HeatMap, match
 from .inputs import Role, check, prepare
 from .scores import cut, pool
 from .token_pooling import pool_tokens
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 Kind = Literal["dense", "multi", "both"]
@@ -61,10 +65,17 @@ class JinaVLMEmbedder:
         self.tasks = list(adapters or {})
         self.task: str | None = self.tasks[0] if self.tasks else None
         self._lock = threading.RLock()
+        # PEFT's own calls: the library's wrap them, and may ask for a newer PEFT than there is.
+        self._adapted: PeftModel | None = None
         for task, place in (adapters or {}).items():
-            model.load_adapter(place, adapter_name=task)
-        if self.tasks:
-            model.disable_adapters()
+            from peft import PeftModel
+
+            if self._adapted is None:
+                self._adapted = PeftModel.from_pretrained(model, place, adapter_name=task)
+            else:
+                self._adapted.load_adapter(place, adapter_name=task)
+        if self._adapted is not None:
+            self._adapted.base_model.disable_adapter_layers()
         model.eval()
 
     @classmethod
@@ -240,12 +251,12 @@ class JinaVLMEmbedder:
         with self._lock:
             try:
                 if task is not None:
-                    self.model.set_adapter(task)
-                    self.model.enable_adapters()
+                    self._adapted.set_adapter(task, inference_mode=True)
+                    self._adapted.base_model.enable_adapter_layers()
                 yield
             finally:
                 if self.tasks:
-                    self.model.disable_adapters()
+                    self._adapted.base_model.disable_adapter_layers()
 
     # Comparing, showing, answering
 

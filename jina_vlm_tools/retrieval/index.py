@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,10 @@ from .documents import Page
 from .embeddings import Embeddings
 from .identity import differences
 from .search import CANDIDATES, KINDS, Found, Part, Way, rank
+
+
+if TYPE_CHECKING:
+    from .embedder import JinaVLMEmbedder
 
 
 LAYOUT = "jina-vlm index 1"
@@ -104,7 +108,7 @@ class Index:
                 raise ValueError(f"{share} was not made as {shares[0].name} was: {'; '.join(unlike)}. Make it anew.")
         numbers = sorted(manifest["share"][0] for manifest in manifests)
         of = manifests[0]["share"][1]
-        if numbers != list(range(1, of + 1)):
+        if shares != [found] and numbers != list(range(1, of + 1)):
             missing = sorted(set(range(1, of + 1)) - set(numbers))
             raise ValueError(
                 f"{found} lacks the shares {', '.join(map(str, missing))} of {of}: make them by "
@@ -130,6 +134,20 @@ class Index:
         """Of all vectors."""
         return sum(array.nbytes for part in self.parts for array in (part.dense, part.multi) if array is not None)
 
+    @property
+    def share(self) -> str:
+        """Which of several workers' shares it is, such as "3/16"; "1/1" of a whole one."""
+        return "{}/{}".format(*self.manifest["share"]) if len(find_shares(self.path)) == 1 else "1/1"
+
+    def locate(self, row: int) -> tuple[Part, int]:
+        """The part with a row, and its place there."""
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self.parts[number], row - int(self._starts[number])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
     def page(self, row: int) -> Page:
         return Page(**{name: self.table[name][row].as_py() for name in COLUMNS})
 
@@ -147,8 +165,8 @@ class Index:
             raise ValueError(f"`way` must be one of {', '.join(KINDS)}, got {way!r}.")
         if way not in self.ways:
             raise ValueError(
-                f"{self.path} has dense vectors only, and cannot be searched by {way!r}: take 'dense', or make another "
-                "index by a model with a projector."
+                f"{self.path} has dense vectors only, and cannot be searched by {way!r}: take 'dense', or make "
+                "another index by a model with a projector."
             )
         if top < 1 or candidates < 1:
             raise ValueError(f"`top` and `candidates` must be at least 1, got {top} and {candidates}.")
@@ -182,6 +200,16 @@ class Index:
             for number in range(len(queries) if len(self) else 0)
         ]
 
+    def embed(self, embedder: JinaVLMEmbedder, questions: Sequence[str], way: Way | None = None) -> Embeddings:
+        """Questions as queries, by the embedder that made the index, of the kind that the way needs."""
+        return embedder.embed(
+            list(questions),
+            task=self.manifest["task"],
+            role="query",
+            kind=KINDS[way or self.ways[0]],
+            dims=None if way == "late" else dims_for(embedder, self.settings.dims),
+        )
+
     def check_embedder(self, identity: dict[str, Any], name: str) -> None:
         """
         Args:
@@ -192,6 +220,11 @@ class Index:
             ValueError: the index was made by another; the message names what differs.
         """
         refuse_another(self.path, self.manifest, identity, name)
+
+
+def dims_for(embedder: JinaVLMEmbedder, dims: int) -> int | None:
+    """What to ask for, to get so many: nothing, if that is all there are."""
+    return None if dims == embedder.model.config.get_text_config().hidden_size else dims
 
 
 def check_queries(queries: Embeddings, way: Way, dims: int, width: int | None) -> None:
@@ -345,9 +378,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(
-                f"Another run is at work on {path}. Wait for its end, or end its process."
-            ) from None
+            raise BlockingIOError(f"Another run is at work on {path}. Wait for its end, or end its process.") from None
         yield
 
 

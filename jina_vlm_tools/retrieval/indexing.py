@@ -18,7 +18,7 @@ from .documents import WHOLE, Document, Page, Unreadable, digest, draw_all, find
 from .embedder import JinaVLMEmbedder
 from .embeddings import Embeddings, join
 from .identity import identify
-from .index import MANIFEST, Settings, Writer, folder_of, locked, new_manifest, read_manifest, refuse_another
+from .index import MANIFEST, Settings, Writer, dims_for, folder_of, locked, new_manifest, read_manifest, refuse_another
 
 
 PAGES_PER_PART = 64  # what a kill can cost
@@ -88,35 +88,48 @@ def update(
         raise ValueError(f"{folder} holds no images and no PDFs.{kept}")
     _check_place(folder, path)
     with locked(path):
-        embedder = None
+        loaded: list[JinaVLMEmbedder] = []
+
+        def get_embedder() -> JinaVLMEmbedder:
+            """The index's, loaded where it is first needed."""
+            if not loaded:
+                embedder, name = load(model or manifest["model"])
+                refuse_another(path, manifest, identify(embedder, manifest["task"]), name)
+                loaded.append(embedder)
+            return loaded[0]
+
         if is_new:
             embedder, name = load(model)
             manifest = _begin(folder, path, embedder, name, asked, share)
+            loaded.append(embedder)
         else:
             manifest = read_manifest(path)
             _check(folder, path, manifest, asked, share)
-        if embedder is None and model is not None and model != manifest["model"]:
-            embedder, name = load(model)
-            refuse_another(path, manifest, identify(embedder, manifest["task"]), name)
+            if model not in (None, manifest["model"]):
+                get_embedder()
         writer = Writer(path, manifest)
-        settings = Settings(**manifest["settings"])
         unreadable: list[Unreadable] = []
         hashes = dict(_hash(folder, files, unreadable))
         moved, left = _forget(writer, hashes)
-        pages = {}
+        done: dict[str, set[int]] = {}
         for row in writer.rows():
-            pages.setdefault(row["file"], [row["pages"], set()])[1].add(row["page"])
+            done.setdefault(row["file"], set()).add(row["page"])
+        lengths = {row["file"]: row["pages"] for row in writer.rows()}
+        max_pixels = manifest["identity"]["image settings"]["max_pixels"]
+        for file in hashes.keys() - lengths.keys():
+            try:
+                with Document(folder / file, max_pixels) as document:
+                    lengths[file] = document.pages
+            except (OSError, ValueError) as error:
+                unreadable.append(Unreadable(file, WHOLE, str(error)))
         pending = {
-            file: sha for file, sha in hashes.items() if file not in pages or len(pages[file][1]) < pages[file][0]
+            file: sha for file, sha in hashes.items() if file in lengths and len(done.get(file, ())) < lengths[file]
         }
-        done = {(file, page) for file in pending if file in pages for page in pages[file][1]}
-        new = 0
-        if pending:
-            if embedder is None:
-                embedder, name = load(manifest["model"])
-                refuse_another(path, manifest, identify(embedder, manifest["task"]), name)
-            new = _embed_all(embedder, folder, pending, done, settings, writer, unreadable, batch_size, show)
-        errors = [{"file": one.file, "page": one.page, "error": one.error} for one in unreadable]
+        drawn = draw_all(folder, pending, {(file, page) for file in done for page in done[file]}, max_pixels)
+        total = sum(lengths.values())
+        new = _embed_all(get_embedder, drawn, total, writer, unreadable, batch_size, show)
+        unreadable.sort(key=lambda one: (one.file, one.page))
+        errors = [vars(one) for one in unreadable]
         writer.settle(errors)
         total = sum(entry["pages"] for entry in writer.manifest["parts"])
     return Summary(path, total, new, moved, left, errors, writer.damaged, round(time.perf_counter() - started, 3))
@@ -203,21 +216,19 @@ def _forget(writer: Writer, hashes: dict[str, str]) -> tuple[int, int]:
 
 
 def _embed_all(
-    embedder: JinaVLMEmbedder,
-    folder: Path,
-    pending: dict[str, str],
-    done: set[tuple[str, int]],
-    settings: Settings,
+    get_embedder: Callable[[], JinaVLMEmbedder],
+    drawn: Iterator,
+    total: int,
     writer: Writer,
     unreadable: list[Unreadable],
     batch_size: int,
     show: bool,
 ) -> int:
-    """Embed and write what is pending, part by part; how many pages."""
-    max_pixels = embedder.processor.image_processor.max_pixels
+    """Embed and write pages, part by part; how many. `total`: with those that are there."""
+    settings = Settings(**writer.manifest["settings"])
     options = {
         "kind": settings.kind, "max_tiles": settings.max_tiles, "pool_factor": settings.pool_factor,
-        "dims": settings.dims, "task": writer.manifest["task"], "batch_size": batch_size,
+        "task": writer.manifest["task"], "batch_size": batch_size,
     }  # fmt: skip
     before = sum(entry["pages"] for entry in writer.manifest["parts"])
     waiting: list[tuple[Page, Embeddings]] = []
@@ -228,13 +239,11 @@ def _embed_all(
         writer.add([page for page, _ in waiting], join([vectors for _, vectors in waiting]), errors)
         waiting.clear()
 
-    total = before + _count(folder, pending, max_pixels) - len(done)
-    drawn = draw_all(folder, pending, done, max_pixels)
     with tqdm(total=total, initial=before, unit="page", disable=not show, dynamic_ncols=True) as bar:
         for batch in _ahead(drawn, batch_size):
             unreadable += [each for each in batch if isinstance(each, Unreadable)]
             images = [each for each in batch if not isinstance(each, Unreadable)]
-            for page, vectors in _embed(embedder, images, options):
+            for page, vectors in _embed(get_embedder(), images, settings.dims, options) if images else ():
                 if isinstance(vectors, str):
                     unreadable.append(Unreadable(page.file, page.page, vectors))
                     continue
@@ -248,31 +257,21 @@ def _embed_all(
     return count
 
 
-def _embed(embedder: JinaVLMEmbedder, images: list[tuple[Page, Image.Image]], options: dict) -> Iterator:
+def _embed(
+    embedder: JinaVLMEmbedder, images: list[tuple[Page, Image.Image]], dims: int, options: dict[str, Any]
+) -> Iterator[tuple[Page, Embeddings | str]]:
     """Each page with its vectors, or with what is wrong with it."""
     try:
-        vectors = embedder.embed([image for _, image in images], **options)
+        vectors = embedder.embed([image for _, image in images], dims=dims_for(embedder, dims), **options)
     except (OSError, ValueError) as error:
         if len(images) == 1:
             yield images[0][0], str(error)
         else:
             for image in images:
-                yield from _embed(embedder, [image], options)
+                yield from _embed(embedder, [image], dims, options)
         return
     for number, (page, _) in enumerate(images):
         yield page, vectors[number]
-
-
-def _count(folder: Path, files: dict[str, str], max_pixels: int) -> int:
-    """Pages, as far as files can be opened."""
-    pages = 0
-    for file in files:
-        try:
-            with Document(folder / file, max_pixels) as document:
-                pages += document.pages
-        except (OSError, ValueError):
-            pages += 1  # an error
-    return pages
 
 
 def _ahead(items: Iterator, batch_size: int) -> Iterator[list]:
