@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=(
             "an adapter and a projector of the model, a folder or a repository of the Hub: the page has a tab that "
             "searches images and PDFs (default: checkpoints/tiny-retrieval for the small checkpoint, where it is and "
-            'what `pip install ".[retrieval]"` brings, else none)'
+            'what `pip install ".[search]"` brings, else none)'
         ),
     )
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _find_retrieval(model: str) -> str | None:
     """The small checkpoint's own, where all is there that it needs: nobody who only chats is asked to install it."""
-    is_there = options.is_tiny(model) and TINY_RETRIEVAL.is_dir() and not options.missing("retrieval")
+    is_there = options.is_tiny(model) and TINY_RETRIEVAL.is_dir() and not options.missing("search")
     return str(TINY_RETRIEVAL) if is_there else None
 
 
 def _load_search(model, processor, folder: str) -> "SearchTab":
-    with options.needing("retrieval", "app --retrieval"):
+    with options.needing("search", "app --retrieval"):
         from jina_vlm_tools.webapp.search_tab import SearchTab
         from jina_vlm_tools.webapp.searching import load_embedder
     print(f"Loading {folder} ...", flush=True)

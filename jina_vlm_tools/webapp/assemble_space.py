@@ -30,7 +30,7 @@ FILES = (
 )
 # What the tab for searching adds
 RETRIEVAL_FILES = (("jina_vlm_tools/retrieval/*.py", "jina_vlm_tools/retrieval"),)
-RETRIEVAL_REQUIREMENTS = "peft==0.21.2\npypdfium2==5.15.2\nscipy==1.17.1\n"
+RETRIEVAL_REQUIREMENTS = "accelerate==1.15.0\npeft==0.21.2\npyarrow==26.0.1\npypdfium2==5.15.2\nscipy==1.17.1\n"
 RETRIEVAL = "retrieval"  # the folder of the Space that the page looks for
 
 

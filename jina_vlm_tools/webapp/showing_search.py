@@ -36,10 +36,12 @@ def show_reading(library: Library) -> str:
     state = "Reading" if library.is_reading else "Stopped" if library.is_stopped else "Read"
     of = f"{done:,} of {total:,}" if done < total else f"{done:,}"
     noun = "page" if total == 1 else "pages"
-    problems = "".join(f"<li><b>{html.escape(name)}</b> {html.escape(text)}</li>" for name, text in _problems(library))
+    problems = "".join(
+        f"<li><b>{html.escape(name)}:</b> {html.escape(text)}</li>" for name, text in _problems(library)
+    )
     return (
         f'<p class="state" role="status">{state} <b>{of} {noun}</b></p>'
-        f'<progress max="{max(total, 1)}" value="{done}" aria-label="Pages that were read"></progress>'
+        f'<div class="bar"><i style="width: {100 * done / max(total, 1):.1f}%"></i></div>'
         + (f'<ul class="problems">{problems}</ul>' if problems else "")
     )
 
@@ -48,13 +50,20 @@ def _problems(library: Library) -> Iterator[tuple[str, str]]:
     """Names of files, and what is wrong with them."""
     for file in library.files:
         if file.error:
-            yield file.name, f"cannot be searched: {file.error}"
+            yield file.name, _without_name(file.error, file.name)
         for page, error in file.errors.items():
-            where = f"page {page} " if file.pages > 1 else ""
-            yield file.name, f"{where}cannot be searched: {error}"
+            where = f"page {page}: " if file.pages > 1 else ""
+            yield file.name, where + _without_name(error, file.name)
     for file in library.left_out:
-        which = f"pages {file.next_page} to {file.pages} are" if file.vectors or file.errors else "is"
-        yield file.name, f"{which} left out: {library.max_pages} pages in all are searched. `jina-vlm index` takes more."
+        which = f"pages {file.next_page} to {file.pages} are" if file.vectors or file.errors else "it is"
+        yield (
+            file.name,
+            f"{which} left out, as {library.max_pages} pages in all are searched. `jina-vlm index` takes more.",
+        )
+
+
+def _without_name(message: str, name: str) -> str:
+    return message.removeprefix(name).lstrip(": ")
 
 
 def show_words(found: Found | None) -> str:

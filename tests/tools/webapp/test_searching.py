@@ -16,7 +16,6 @@ pytest.importorskip("peft")
 pytest.importorskip("pypdfium2")
 pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="checkpoints/tiny has not been trained yet")
 
-from jina_vlm_tools.retrieval.embeddings import Embeddings  # noqa: E402
 from jina_vlm_tools.webapp.search_examples import IMAGES, PAGES, draw_examples, save_examples  # noqa: E402
 from jina_vlm_tools.webapp.searching import Library, load_embedder  # noqa: E402
 from jina_vlm_tools.webapp.showing_search import (  # noqa: E402
@@ -89,7 +88,9 @@ def test_one_set_of_weights_serves_both(loaded, embedder):
     assert own and all("lora_" in name for name in own)
     twins = {parameter.data_ptr() for parameter in embedder.model.parameters()}
     assert shared <= twins and not any("lora_" in name for name, _ in model.named_modules())
-    assert {tensor.data_ptr() for tensor in model.buffers()} <= {tensor.data_ptr() for tensor in embedder.model.buffers()}
+    assert {tensor.data_ptr() for tensor in model.buffers()} <= {
+        tensor.data_ptr() for tensor in embedder.model.buffers()
+    }
 
 
 def test_the_chat_answers_as_before_while_an_adapter_is_on(loaded, embedder):
@@ -144,15 +145,15 @@ def test_another_choice_ends_the_answer_that_is_being_made(full):
 
 def test_bad_files_are_said_by_name_and_the_others_searched(library, files, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
-    (tmp_path / "<b>broken</b>.pdf").write_bytes(b"%PDF-1.7 nothing")
+    (tmp_path / "<b>broken<_b>.pdf").write_bytes(b"%PDF-1.7 nothing")
     Image.new("RGB", (1005, 5)).save(tmp_path / "strip.png")
-    hold(library, [tmp_path / "notes.png", files[0], tmp_path / "<b>broken</b>.pdf", tmp_path / "strip.png"])
+    hold(library, [tmp_path / "notes.png", files[0], tmp_path / "<b>broken<_b>.pdf", tmp_path / "strip.png"])
     read(library)
     shown = show_reading(library)
     assert library.searched == 1 and "Read <b>2 pages</b>" in shown and str(tmp_path) not in shown
-    assert "<b>notes.png</b> cannot be searched: notes.png: not an image" in shown
-    assert "<b>&lt;b&gt;broken&lt;/b&gt;.pdf</b> cannot be searched: " in shown and "PDF" in shown
-    assert "<b>strip.png</b> cannot be searched: " in shown and "200 times the shorter" in shown
+    assert "<b>notes.png:</b> not an image in a format" in shown
+    assert "<b>&lt;b&gt;broken&lt;_b&gt;.pdf:</b> cannot be read as a PDF" in shown
+    assert "<b>strip.png:</b> " in shown and "200 times the shorter" in shown
     library.find(QUESTION)
     assert [hit.file.name for hit in library.found.hits] == [files[0].name]
 
@@ -163,8 +164,8 @@ def test_pages_above_the_limit_are_left_out_until_there_is_room(library, files):
     read(library)
     shown = show_reading(library)
     assert library.searched == 3 and not library.is_stopped
-    assert "<b>drawings.pdf</b> pages 3 to 6 are left out: 3 pages in all" in shown
-    assert f"<b>{files[1].name}</b> is left out" in shown
+    assert "<b>drawings.pdf:</b> pages 3 to 6 are left out, as 3 pages in all" in shown
+    assert f"<b>{files[1].name}:</b> it is left out" in shown
     hold(library, [files[-1]])
     read(library)
     assert library.searched == 3 and "pages 4 to 6" in show_reading(library)
@@ -291,12 +292,3 @@ def test_what_is_shown_follows_the_word_and_the_page(full):
     assert "red where “star?” matches" in show_chosen(full.found)
     full.found.chosen, full.found.word = 1, None
     assert show_chosen(full.found) != large and full.found.hits[1].file.name in show_source(full.found)
-
-
-def test_scores_of_one_are_those_of_a_batch(embedder):
-    """Which the order rests on: pages are read one by one, and compared together."""
-    images = draw_examples()[:3]
-    asked = embedder.embed([QUESTION], role="query", kind="multi")
-    alone = [embedder.embed([image], kind="multi").multi[0] for image in images]
-    together = embedder.score(asked, embedder.embed(images, kind="multi"))
-    torch.testing.assert_close(embedder.score(asked, Embeddings(multi=alone)), together, atol=1e-4, rtol=0)
