@@ -75,12 +75,10 @@ class Searcher(User):
 
 
 @pytest.fixture(scope="session")
-def embedder(loaded, tmp_path_factory):
-    from retrieval_folder import find_retrieval_folder
-
+def embedder(loaded, retrieval_folder):
     from jina_vlm_tools.webapp.searching import load_embedder
 
-    return load_embedder(loaded[0], str(find_retrieval_folder(tmp_path_factory.mktemp("retrieval"))))
+    return load_embedder(loaded[0], str(retrieval_folder))
 
 
 @pytest.fixture(scope="session")
@@ -317,10 +315,11 @@ def test_a_phones_width_is_enough(come, files):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(come, files, scheme):
+def test_text_can_be_read(come, files, scheme, tmp_path):
     """Contrasts of at least 4.5 to 1, as WCAG 2 asks for."""
     user = come(color_scheme=scheme)
-    user.drop(files[0], files[-1], {"name": "bad.png", "mimeType": "image/png", "buffer": b"bad"})
+    (tmp_path / "bad.png").write_text("no image")
+    user.drop(files[0], files[-1], tmp_path / "bad.png")
     user.wait_read(7)
     user.search(QUESTION)
     selectors = [
