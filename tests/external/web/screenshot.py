@@ -41,24 +41,27 @@ def search(user: User, page: Page) -> None:
     print(user.page.locator("#source").inner_text(), user.page.locator("#answer").inner_text())
 
 
-def take(user: User, target: Path) -> None:
+def take(user: User, target: Path, colors: int | None) -> None:
     user.page.mouse.move(0, 0)
     user.page.wait_for_timeout(1000)  # until nothing moves
     user.page.screenshot(path=target, full_page=True)
-    with Image.open(target) as shot:
-        # 192 colors are plenty for a page
-        shot.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(target, optimize=True)
+    with Image.open(target) as opened:
+        shot = opened.convert("RGB")
+    (shot.quantize(colors, dither=Image.Dither.NONE) if colors else shot).save(target, optimize=True)
     print(f"Wrote {target} ({target.stat().st_size // 1024} KiB)")
 
 
-def draw(page: Page, name: str, act: Callable[[User, Page], None], folder: Path | None) -> None:
+def draw(
+    page: Page, name: str, act: Callable[[User, Page], None], folder: Path | None, colors: int | None = None
+) -> None:
+    """`colors`: as many as are plenty for it; all, where it is None."""
     blocks = page.build()
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **launch_arguments())
     with chromium() as browser:
         for look, options in LOOKS.items() if folder else [("light", LOOKS["light"])]:
             user = User(browser, url, **options)
             act(user, page)
-            take(user, folder / f"{name}-{look}.png" if folder else DOCS / f"{name}.png")
+            take(user, folder / f"{name}-{look}.png" if folder else DOCS / f"{name}.png", colors)
     blocks.close(verbose=False)
 
 
@@ -72,7 +75,7 @@ def main() -> None:
     processor, load_model = load_processor_and_class(str(ROOT / "checkpoints" / "tiny"))
     model = load_on_device(load_model, "cpu")
     if args.only != "search_tab":
-        draw(Page(model, processor, "checkpoints/tiny"), "page", chat, args.folder)
+        draw(Page(model, processor, "checkpoints/tiny"), "page", chat, args.folder, 192)
     if args.only != "page":
         from jina_vlm_tools.webapp.search_tab import SearchTab
         from jina_vlm_tools.webapp.searching import load_embedder
