@@ -5,7 +5,7 @@ import re
 import pytest
 from browsing import DONE, PHONE, User
 from PIL import Image
-from test_page import CONTRASTS
+from test_page import CAPTION, CONTRASTS
 
 from jina_vlm_tools.webapp.search_examples import QUESTION, draw_examples, save_examples
 
@@ -133,7 +133,7 @@ def test_drop_ask_see_answer(searcher, files, embedder, tmp_path, expected, mode
     searcher.wait_read(8)
     pages = {files[0].name: page_image(files[0]), files[2].name: page_image(files[2])}
     pages |= {f"drawings.pdf page {number} of 6": page_image(files[-1], number) for number in range(1, 7)}
-    asked = embedder.embed([QUESTION], role="query", kind="multi")
+    asked = embedder.embed([CAPTION], role="query", kind="multi")
     vectors = [embedder.embed([image], kind="multi") for image in pages.values()]
     scores = {
         name: float(embedder.score(asked, one)) / len(asked.multi[0]) for name, one in zip(pages, vectors, strict=True)
@@ -141,7 +141,7 @@ def test_drop_ask_see_answer(searcher, files, embedder, tmp_path, expected, mode
     right = sorted(scores, key=scores.get, reverse=True)[:5]
 
     with model_work.slowly(0.1):
-        searcher.page.locator("#search-question textarea").fill(QUESTION)
+        searcher.page.locator("#search-question textarea").fill(CAPTION)
         searcher.page.locator("#search-send").click()
         searcher.page.wait_for_function("document.querySelector('#answer')?.innerText.trim()")
         seen = []
@@ -151,21 +151,22 @@ def test_drop_ask_see_answer(searcher, files, embedder, tmp_path, expected, mode
     answer = searcher.wait_answer()
     assert [name for name, _ in searcher.hits] == right
     assert [score for _, score in searcher.hits] == pytest.approx([scores[name] for name in right], abs=6e-4)
-    assert all(answer.startswith(text.strip()) for text in seen) and (len(answer) < 8 or len(set(seen)) > 1)
+    partial = list(dict.fromkeys(seen))
+    assert [text for text in partial if not answer.startswith(text)] == [] and len(partial) > 5
     assert searcher.source == f"Answered from {right[0]}"
 
     def chat_answer(name):
         pages[name].save(tmp_path / "page.png")
-        return expected(tmp_path / "page.png", QUESTION)[0].text
+        return expected(tmp_path / "page.png", CAPTION)[0].text
 
     assert answer == chat_answer(right[0])
 
     before = searcher.images
-    word = searcher.page.locator("#words").get_by_role("button", name="star?", exact=True)
+    word = searcher.page.locator("#words").get_by_role("button", name="picture.", exact=True)
     assert searcher.page.locator("#words [aria-pressed=true]").inner_text() == "All words"
     word.click()
     searcher.page.wait_for_function("src => document.querySelector('#chosen img').src !== src", arg=before[-1])
-    assert searcher.page.locator("#words [aria-pressed=true]").inner_text() == "star?"
+    assert searcher.page.locator("#words [aria-pressed=true]").inner_text() == "picture."
     assert all(one != other for one, other in zip(before, searcher.images, strict=True))
     assert word.evaluate("element => element === document.activeElement") and searcher.answer == answer
     searcher.page.locator("#words").get_by_role("button", name="All words").click()
@@ -185,8 +186,8 @@ def test_the_chat_is_as_it_was(searcher, files, image_file, expected):
     searcher.page.get_by_role("tab", name="Chat").click()
     searcher.upload(image_file())
     searcher.canvas.wait_for()
-    searcher.ask("Describe the picture.")
-    assert searcher.wait() == expected(image_file(), "Describe the picture.")[0].text
+    searcher.ask(CAPTION)
+    assert searcher.wait() == expected(image_file(), CAPTION)[0].text
 
 
 def test_drawn_pages_to_begin_with(searcher):
@@ -271,18 +272,18 @@ def test_a_failing_model_is_an_error_on_the_page(searcher, files, model_work):
     searcher.drop(files[0])
     searcher.wait_read(1)
     with model_work.slowly(), model_work.failing(RuntimeError("CUDA out of <memory>")):
-        searcher.page.locator("#search-question textarea").fill("Describe the picture.")
+        searcher.page.locator("#search-question textarea").fill(CAPTION)
         searcher.page.locator("#search-send").click()
         assert searcher.problem() == "This could not be answered. CUDA out of <memory>"
     assert searcher.page.locator("#search-send").is_visible()
-    assert searcher.search("Describe the picture.")
+    assert searcher.search(CAPTION)
 
 
 def test_stop(searcher, files, model_work):
     searcher.drop(files[0])
     searcher.wait_read(1)
     with model_work.slowly(0.3):
-        searcher.page.locator("#search-question textarea").fill("Describe the picture.")
+        searcher.page.locator("#search-question textarea").fill(CAPTION)
         searcher.page.locator("#search-send").click()
         searcher.page.wait_for_function("document.querySelector('#answer')?.innerText.includes('shapes')")
         searcher.page.locator("#search-stop").click()
