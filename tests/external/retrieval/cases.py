@@ -40,5 +40,3 @@ def cases() -> dict[str, tuple[str, dict]]:
 
 def of_role(role: str) -> list[str]:
     return [name for name, (wanted, _) in cases().items() if wanted == role]
-
-

@@ -84,7 +84,9 @@ def test_load_adapter_on_the_generating_model(home, vectors, reference):
         same("load_adapter, dense", cut(pool(states, inputs["attention_mask"]))[0], vectors[name][0])
 
 
-QUESTION = [{"role": "user", "content": [{"type": "image", "image": shapes(1)}, {"type": "text", "text": "What is it?"}]}]
+QUESTION = [
+    {"role": "user", "content": [{"type": "image", "image": shapes(1)}, {"type": "text", "text": "What is it?"}]}
+]
 
 
 def answer(model, processor) -> list[int]:
