@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 
 from .progress import Progress
 
 
 RELEASED = "jinaai/jina-vlm"
 MODEL_VARIABLE = "JINA_VLM_MODEL"
+RETRIEVAL_VARIABLE = "JINA_VLM_RETRIEVAL_MODEL"
 STDIN = "-"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
@@ -27,6 +28,7 @@ EXTRAS = {
     "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
     "batch": ("accelerate", "datasets"),
     "app": ("gradio",),
+    "search": ("accelerate", "peft", "pyarrow", "pypdfium2", "scipy"),
     "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
 }
@@ -79,6 +81,43 @@ def add_model(parser: argparse.ArgumentParser) -> None:
             f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}; without it the small checkpoint in a "
             f"checkout, else {RELEASED}, fetched once: 9.9 GB, CC BY-NC 4.0; now %(default)s)"
         ),
+    )
+
+
+def add_retrieval_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        help=(
+            "what embeds: a folder or a repository of the Hub with an adapter and a projector for retrieval, or a "
+            "checkpoint as it is, which makes dense vectors only (default: the one that made the index; for a new one "
+            f"the environment variable {RETRIEVAL_VARIABLE}, without it checkpoints/tiny-retrieval in a checkout)"
+        ),
+    )
+
+
+def default_retrieval_model() -> str:
+    """What embeds, where neither an option nor an index says.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name := os.environ.get(RETRIEVAL_VARIABLE):
+        return name
+    if TINY_RETRIEVAL.is_dir():
+        return str(TINY_RETRIEVAL)
+    raise ValueError(
+        "There is no model for retrieval here. Give --model, or the environment variable "
+        f"{RETRIEVAL_VARIABLE}, a folder or a repository of the Hub that holds an adapter and a projector; or a "
+        "checkpoint as it is, which makes dense vectors only, and has not learned to find pages."
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="KIND:PLACE",
+        help="a database beside the index: qdrant:URL or qdrant:FOLDER, lancedb:FOLDER (default: the index itself)",
     )
 
 
@@ -137,7 +176,7 @@ def default_question(model: str) -> str:
 
 
 @contextmanager
-def needing(extra: str) -> Iterator[None]:
+def needing(extra: str, verb: str | None = None) -> Iterator[None]:
     """
     The imports of a verb that needs an extra of the package.
 
@@ -150,7 +189,9 @@ def needing(extra: str) -> Iterator[None]:
             raise ImportError(f"not installed: {missing}")
         yield
     except ImportError as error:
-        raise OSError(f'`jina-vlm {extra}` needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
+        raise OSError(
+            f'`jina-vlm {verb or extra}` needs `pip install ".[{extra}]"` in a checkout ({error}).'
+        ) from error
 
 
 def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from torch import nn
 from torch.nn import functional as F
 
-from .adapters import switch
 from .embeddings import Embeddings, join
+from .folder import is_retrieval_folder, read_folder
 from .heat_maps import HeatMap, match
 from .inputs import Role, check, prepare
 from .scores import cut, pool
 from .token_pooling import pool_tokens
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 Kind = Literal["dense", "multi", "both"]
@@ -62,10 +66,17 @@ class JinaVLMEmbedder:
         self.tasks = list(adapters or {})
         self.task: str | None = self.tasks[0] if self.tasks else None
         self._lock = threading.RLock()
+        # PEFT's own calls: the library's wrap them, and may ask for a newer PEFT than there is.
+        self._adapted: PeftModel | None = None
         for task, place in (adapters or {}).items():
-            model.load_adapter(place, adapter_name=task)
-        if self.tasks:
-            switch(model, None)
+            from peft import PeftModel
+
+            if self._adapted is None:
+                self._adapted = PeftModel.from_pretrained(model, place, adapter_name=task)
+            else:
+                self._adapted.load_adapter(place, adapter_name=task)
+        if self._adapted is not None:
+            self._adapted.base_model.disable_adapter_layers()
         model.eval()
 
     @classmethod
@@ -93,18 +104,17 @@ class JinaVLMEmbedder:
         Raises:
             OSError, ValueError: something is not there, or does not belong together; the message says what.
         """
-        from .folder import is_retrieval_folder, read_folder
-
         hub = {"revision": revision, "local_files_only": local_files_only}
-        projector, adapters = None, dict(adapters or {})
-        base = str(model)
+        projector, adapters, base = None, dict(adapters or {}), str(model)
         if is_retrieval_folder(base, **hub):
             found = read_folder(base, **hub)
-            base, projector = found.base, found.projector
+            base, projector, hub["revision"] = found.base, found.projector, None
             adapters = {found.task: found.path} | adapters
-            hub["revision"] = None
+            processor = found.load_processor()
+        else:
+            processor = JinaVLMProcessor.from_pretrained(base, **hub)
         loaded = JinaVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, device_map=device_map, **hub)
-        return cls(loaded, JinaVLMProcessor.from_pretrained(base, **hub), projector, adapters)
+        return cls(loaded, processor, projector, adapters)
 
     # Embedding
 
@@ -178,11 +188,9 @@ class JinaVLMEmbedder:
                 "(`1_Dense`), or ask for kind='dense'."
             )
         config = self.model.config
-        allowed = getattr(config, "matryoshka_dimensions", None) or range(1, config.get_text_config().hidden_size + 1)
+        allowed = config.matryoshka_dimensions
         if dims is not None and (kind == "multi" or dims not in allowed):
-            listed = ", ".join(
-                map(str, getattr(config, "matryoshka_dimensions", None) or ("any up to the model's width",))
-            )
+            listed = ", ".join(map(str, allowed))
             raise ValueError(f"`dims` is for dense vectors, and one of {listed}; got {dims!r} with kind={kind!r}.")
         for name, value in (("batch_size", batch_size), ("pool_factor", pool_factor)):
             if value < 1:
@@ -241,11 +249,12 @@ class JinaVLMEmbedder:
         with self._lock:
             try:
                 if task is not None:
-                    switch(self.model, task)
+                    self._adapted.set_adapter(task, inference_mode=True)
+                    self._adapted.base_model.enable_adapter_layers()
                 yield
             finally:
                 if self.tasks:
-                    switch(self.model, None)
+                    self._adapted.base_model.disable_adapter_layers()
 
     # Comparing, showing, answering
 
