@@ -61,6 +61,7 @@ def embed(llm, names: list[str], **kwargs) -> list:
 def test_an_adapter_for_each_request(llm, home, vectors):
     """Without one, as the base; with one, as PEFT; in one batch, and alone."""
     from vllm import PoolingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.lora.request import LoRARequest
 
     adapter = LoRARequest("retrieval", 1, str(home / DECODER))
@@ -76,7 +77,7 @@ def test_an_adapter_for_each_request(llm, home, vectors):
         same("vLLM embed, every other with it", found, vectors[f"{(DECODER if index % 2 else 'none')}/{name}/dense"])
     for name, found in zip(NAMES, embed(llm, NAMES, pooling_params=PoolingParams(dimensions=DIMS)), strict=True):
         same("vLLM embed, dimensions", found, cut(vectors[f"none/{name}/dense"], DIMS))
-    with pytest.raises(ValueError, match="only supports Matryoshka dimensions"):
+    with pytest.raises(VLLMValidationError, match="only supports Matryoshka dimensions"):
         embed(llm, NAMES[:1], pooling_params=PoolingParams(dimensions=DIMS + 1))
 
 
