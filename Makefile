@@ -18,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers test-retrieval app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -73,6 +73,12 @@ test-evaluation: $(VENV)/evaluation/ready $(VENV)/vlmevalkit/ready  ## run lm-ev
 test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swift and LLaMA-Factory on checkpoints/tiny by examples/*_plugin.py (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/llamafactory/bin/python -m pytest tests/external/trainers/llamafactory $(PYTEST_ARGS)
+
+test-retrieval: $(VENV)/retrieval/ready $(VENV)/vllm/ready  ## hold transformers, PEFT, sentence-transformers, mteb and vLLM to the same vectors (two environments, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/external/retrieval $(PYTEST_ARGS)
+	rm -rf build/retrieval
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/retrieval/bin/python tests/external/retrieval/reference.py build/retrieval
+	$(VENV)/vllm/bin/python -m pytest tests/external/retrieval/vllm $(PYTEST_ARGS)
 
 app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm --retrieval FOLDER")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
@@ -188,6 +194,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	@touch $@
 
 $(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/retrieval/ready: tests/external/retrieval/requirements.txt pyproject.toml
 	$(environment)
 
 $(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.txt pyproject.toml

@@ -1,7 +1,6 @@
 """What the engines embed, in each of the environments: a role, and a text, images or both."""
 
 from functools import lru_cache
-from pathlib import Path
 
 from jina_vlm_tools.files import TINY
 
