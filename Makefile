@@ -80,13 +80,13 @@ test-retrieval: $(VENV)/retrieval/ready $(VENV)/vllm/ready  ## hold transformers
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/retrieval/bin/python tests/external/retrieval/reference.py build/retrieval
 	$(VENV)/vllm/bin/python -m pytest tests/external/retrieval/vllm $(PYTEST_ARGS)
 
-app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
+app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm --retrieval FOLDER")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
 test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
 	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshot of the page, docs/page.png
+screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshots of the page, docs/page.png and docs/search_tab.png
 	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris

@@ -1,5 +1,6 @@
 """Embedders, from what people name them by."""
 
+import warnings
 from pathlib import Path
 
 from jina_vlm_tools.inference.loading import choose_device, default_dtype
@@ -24,7 +25,9 @@ def load_embedder(name: str, device: str | None = None, dtype: str | None = None
     try:
         base = read_folder(name).base if is_retrieval_folder(name) else name
         dtype = dtype or default_dtype(base, device)
-        return JinaVLMEmbedder.from_pretrained(name, dtype=dtype, device_map={"": device})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what the library renames
+            return JinaVLMEmbedder.from_pretrained(name, dtype=dtype, device_map={"": device})
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"--model {name} cannot be loaded: {error}") from error

@@ -9,6 +9,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 PAGES = [
     name for name in of_role("document") if set(cases()[name][1]) == {"image"} and len(cases()[name][1]["image"]) == 1
 ]
+RELEVANT = dict(zip(of_role("query"), PAGES, strict=True))
 
 
 class Pages(AbsTaskRetrieval):
@@ -37,7 +38,7 @@ class Pages(AbsTaskRetrieval):
                     "corpus": Dataset.from_dict(
                         {"id": PAGES, "image": [cases()[name][1]["image"][0] for name in PAGES]}
                     ),
-                    "relevant_docs": {name: {PAGES[0]: 1} for name in queries},
+                    "relevant_docs": {query: {page: 1} for query, page in RELEVANT.items()},
                     "top_ranked": None,
                 }
             }

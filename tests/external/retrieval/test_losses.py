@@ -22,6 +22,7 @@ from jina_vlm_tools.retrieval.inputs import PROMPTS
 
 QUERIES = ["a red circle", "two green triangles beside a blue star", "nothing"]
 PAGES = [shapes(1), shapes(2, 640, 480), shapes(3, 300, 500)]
+GRADIENTS = 1e-4  # in parts of the largest: sums of many, in another order
 CLASSES = {"dense": SentenceTransformer, "multi": MultiVectorEncoder}
 
 
@@ -99,7 +100,7 @@ def test_cached_is_as_uncached(models, guide, name):
     same(f"{name}, cached against uncached", found, expected)
     largest = max(one.abs().max() for one in gradients)
     for one, other in zip(gradients, cached_gradients, strict=True):
-        same(f"{name}, gradients in parts of the largest", other / largest, one / largest)
+        same(f"{name}, gradients in parts of the largest", other / largest, one / largest, GRADIENTS)
 
 
 def test_cosent(models):

@@ -326,6 +326,7 @@ NEEDING = {
     "serve": [str(TINY)],
     "batch": [".", "--output", "answers", "--model", str(TINY)],
     "app": ["--model", str(TINY)],
+    "search": [".", "What is it?", "--model", str(TINY)],
     "train": ["finetune_lora", "--output", "mine"],
 }
 

@@ -37,8 +37,8 @@ from jina_vlm_tools.synthetic.shapes import draw_scene
 
 TOKEN = "hf_SecretOfMine0123456789"
 QUESTIONS = ("How many shapes are there?", "Describe the picture.", "Which colour does the shape at the bottom have?")
-COMMANDS = ("ask", "chat", "tiles", "batch", "app", "demo", "train", "convert", "upload")
-REPORTING = ("ask", "chat", "tiles", "convert", "upload")  # by --json
+COMMANDS = ("ask", "chat", "tiles", "batch", "index", "search", "app", "demo", "train", "convert", "upload")
+REPORTING = ("ask", "chat", "tiles", "index", "search", "convert", "upload")  # by --json
 
 
 @pytest.fixture(scope="module")

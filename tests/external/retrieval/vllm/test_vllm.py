@@ -10,7 +10,7 @@ import pytest
 import requests
 import servers
 from cases import ALL, CHECKPOINT, DECODER, DENSE, DIMS, MAX_TILES, MULTI, cases
-from comparing import same
+from comparing import same, same_multi_vectors
 
 from jina_vlm_tools.retrieval.inputs import to_chat
 
@@ -34,6 +34,9 @@ def llm():
     yield LLM(
         CHECKPOINT, trust_remote_code=True, dtype="float32", max_model_len=4096, enforce_eager=True, runner="pooling",
         pooler_config=PoolerConfig(task="embed", seq_pooling_type="MEAN"), enable_lora=True, max_lora_rank=8,
+        # One more than are loaded. On CPUs, a request without an adapter gets what is in the last place, if another
+        # request in its batch has one (vLLM's pull request 48421): that place has to be empty.
+        max_loras=3,
         mm_processor_kwargs={"max_tiles": MAX_TILES}, limit_mm_per_prompt={"image": 2},
     )  # fmt: skip
 
@@ -58,6 +61,7 @@ def embed(llm, names: list[str], **kwargs) -> list:
 def test_an_adapter_for_each_request(llm, home, vectors):
     """Without one, as the base; with one, as PEFT; in one batch, and alone."""
     from vllm import PoolingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.lora.request import LoRARequest
 
     adapter = LoRARequest("retrieval", 1, str(home / DECODER))
@@ -73,7 +77,7 @@ def test_an_adapter_for_each_request(llm, home, vectors):
         same("vLLM embed, every other with it", found, vectors[f"{(DECODER if index % 2 else 'none')}/{name}/dense"])
     for name, found in zip(NAMES, embed(llm, NAMES, pooling_params=PoolingParams(dimensions=DIMS)), strict=True):
         same("vLLM embed, dimensions", found, cut(vectors[f"none/{name}/dense"], DIMS))
-    with pytest.raises(ValueError, match="only supports Matryoshka dimensions"):
+    with pytest.raises(VLLMValidationError, match="only supports Matryoshka dimensions"):
         embed(llm, NAMES[:1], pooling_params=PoolingParams(dimensions=DIMS + 1))
 
 
@@ -137,5 +141,5 @@ def test_server_of_dense_vectors(home, vectors, tmp_path):
 
 def test_server_of_multi_vectors(home, vectors, tmp_path):
     with serving(home / MULTI, tmp_path / "log.txt", "--pooler-config", '{"task": "token_embed"}') as url:
-        for name in NAMES:
-            same("vLLM /pooling, token_embed", post(url, "/pooling", name)["data"], vectors[f"{ALL}/{name}/multi"])
+        found = {name: post(url, "/pooling", name)["data"] for name in NAMES}
+    same_multi_vectors("vLLM /pooling, token_embed", found, {name: vectors[f"{ALL}/{name}/multi"] for name in NAMES})
