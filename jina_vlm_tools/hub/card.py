@@ -150,9 +150,7 @@ def _read_table(file: Path) -> str:
     except (OSError, ValueError, csv.Error) as error:
         raise PublishingError(f"--results {file}: {type(error).__name__}: {error}.") from error
     if len(rows) < 2 or len({len(row) for row in rows}) > 1:
-        raise PublishingError(
-            f"--results {file}: not a table. Expected a line of names, then lines of as many cells."
-        )
+        raise PublishingError(f"--results {file}: not a table. Expected a line of names, then lines of as many cells.")
     head, *rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     words = [index for index, column in enumerate(zip(*rows, strict=True)) if not all(map(_is_number, column))]
     return f"As measured, in `{file.name}`:\n\n{table(head, rows, figures=max(words, default=-1) + 1)}"

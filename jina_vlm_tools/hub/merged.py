@@ -4,26 +4,41 @@ import errno
 import shutil
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+
+from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.retrieval.folder import merge_folder, read_folder
 
 from . import PublishingError
 from .check import LICENSE, MODULES, SETTINGS, TEXT, weight_files
-from .retrieval import CONFIG, ENCODER, module_files
+from .embedding import Base
+from .retrieval import BASE_FILES, CONFIG, ENCODER, module_files
 
 
-def merge(source: str, folder: Path, kind: str, dtype: str = "auto") -> None:
+def find_source(adapter: str) -> tuple[Path, Base]:
     """
-    Write base and adapter as one checkpoint into `folder`, which is yet to be made.
+    The files of a retrieval folder and of its base, here or fetched.
+
+    Raises:
+        OSError, ValueError, HfHubHTTPError: one is not there, or they do not belong together.
+    """
+    found = read_folder(adapter)
+    is_here = Path(found.base).is_dir()
+    place = found.base if is_here else snapshot_download(found.base, allow_patterns=BASE_FILES)
+    return Path(found.path), Base(found.base, Path(place))
+
+
+def merge(source: Path, folder: Path, kind: str, dtype: str) -> None:
+    """
+    Write base and adapter as one checkpoint in the place of `folder`, an empty one.
 
     Raises:
         PublishingError: the disk is full.
-        OSError, ValueError: a part is not there, or they do not belong together.
+        OSError, ValueError: as from `merge_folder`.
     """
-    from jina_vlm_tools.files import ROOT
-    from jina_vlm_tools.retrieval.folder import merge_folder
-
     try:
-        merge_folder(source, folder, kind, dtype=dtype)
+        merge_folder(source, folder, kind, dtype=dtype, replace=True)
         shutil.copyfile(ROOT / "LICENSE", folder / LICENSE)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):

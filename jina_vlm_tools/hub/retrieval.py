@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from . import PublishingError
 from .check import CARD, LICENSE, MODULES, TEXT
-from .embedding import ADAPTER_CONFIG, Base, with_local_base
+from .embedding import ADAPTER_CONFIG, Base
 from .origin import is_repo_id
 
 
@@ -156,11 +156,13 @@ def assemble(source: Path, folder: Path, base: Base) -> Facts:
 
 
 def module_files(folder: Path) -> list[str]:
-    """Of the folders that `modules.json` names.
+    """Names of the files in the folders that `modules.json` names; none, where there is no such file.
 
     Raises:
         PublishingError: it names code that is not sentence-transformers' own, or places outside.
     """
+    if not (folder / ENCODER_MODULES).is_file():
+        return []
     modules = json.loads((folder / ENCODER_MODULES).read_text(encoding="utf-8"))
     names = []
     for module in modules:
@@ -208,9 +210,7 @@ def find_facts(folder: Path, base: Base) -> Facts:
 
     from jina_vlm_tools.retrieval.folder import read_folder
 
-    with with_local_base(folder, base) as local:
-        found = read_folder(local)
-        processor = found.load_processor()
+    found = read_folder(folder, base=str(base.place))
     config = json.loads((base.place / CONFIG).read_text(encoding="utf-8"))
     hidden = config["text_config"]["hidden_size"]
     settings = json.loads((folder / ENCODER[1]).read_text(encoding="utf-8"))
@@ -229,6 +229,6 @@ def find_facts(folder: Path, base: Base) -> Facts:
         width=found.projector.out_features,
         hidden=hidden,
         dims=config.get("matryoshka_dimensions") or [hidden],
-        max_tiles=processor.image_processor.max_tiles,
+        max_tiles=found.load_processor().image_processor.max_tiles,
         prompts=settings["prompts"],
     )
