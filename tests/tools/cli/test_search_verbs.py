@@ -48,7 +48,7 @@ def papers(tmp_path_factory, retrieval) -> Path:
     """An image, a PDF of two pages and a broken one, with the index inside."""
     folder = tmp_path_factory.mktemp("home") / "papers"
     folder.mkdir()
-    scenes = [draw_scene(evaluation_sample(seed, "count", "en").scene) for seed in range(3)]
+    scenes = [draw_scene(evaluation_sample(seed, "count", "en").scene).resize((150, 150)) for seed in range(3)]
     scenes[0].save(folder / "one.png")
     scenes[1].save(folder / "two.pdf", save_all=True, append_images=[scenes[2]])
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4")
@@ -128,13 +128,15 @@ def test_search_for_people(said, papers):
 
 def test_heat_maps(said, papers, tmp_path):
     target = tmp_path / "new" / "maps"
-    report = json.loads(said("search", papers, QUESTION, "--heat-map", target, "--json")[0])
+    report = json.loads(said("search", papers, QUESTION, "--heat-map", target, "--json", "--top", 2)[0])
+    assert len(report["results"]) == len(list(target.iterdir())) == 2
     for rank, one in enumerate(report["results"], 1):
         file = Path(one["heat_map"])
         assert file.parent == target and file.name == f"{rank:02d}-{one['file']}-page-{one['page']}.png"
         with Image.open(file) as image:
             assert image.size == documents_size(papers / one["file"], one["page"])
-    assert "one.png-page-1.png" in said("search", papers, QUESTION, "--heat-map", target)[0]
+    (line,) = said("search", papers, QUESTION, "--heat-map", target, "--top", 1)[0].splitlines()
+    assert line.endswith(f"  ({report['results'][0]['heat_map']})")
     assert "is a file. Name a folder" in stopped("search", papers, QUESTION, "--heat-map", papers / "one.png")
 
 
