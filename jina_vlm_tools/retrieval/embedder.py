@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .embeddings import Embeddings, join
+from .folder import is_retrieval_folder, read_folder
 from .heat_maps import HeatMap, match
 from .inputs import Role, check, prepare
 from .scores import cut, pool
@@ -103,18 +104,17 @@ class JinaVLMEmbedder:
         Raises:
             OSError, ValueError: something is not there, or does not belong together; the message says what.
         """
-        from .folder import is_retrieval_folder, read_folder
-
         hub = {"revision": revision, "local_files_only": local_files_only}
-        projector, adapters = None, dict(adapters or {})
-        base = str(model)
+        projector, adapters, base = None, dict(adapters or {}), str(model)
         if is_retrieval_folder(base, **hub):
             found = read_folder(base, **hub)
-            base, projector = found.base, found.projector
+            base, projector, hub["revision"] = found.base, found.projector, None
             adapters = {found.task: found.path} | adapters
-            hub["revision"] = None
+            processor = found.load_processor()
+        else:
+            processor = JinaVLMProcessor.from_pretrained(base, **hub)
         loaded = JinaVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, device_map=device_map, **hub)
-        return cls(loaded, JinaVLMProcessor.from_pretrained(base, **hub), projector, adapters)
+        return cls(loaded, processor, projector, adapters)
 
     # Embedding
 
@@ -188,11 +188,9 @@ class JinaVLMEmbedder:
                 "(`1_Dense`), or ask for kind='dense'."
             )
         config = self.model.config
-        allowed = getattr(config, "matryoshka_dimensions", None) or range(1, config.get_text_config().hidden_size + 1)
+        allowed = config.matryoshka_dimensions
         if dims is not None and (kind == "multi" or dims not in allowed):
-            listed = ", ".join(
-                map(str, getattr(config, "matryoshka_dimensions", None) or ("any up to the model's width",))
-            )
+            listed = ", ".join(map(str, allowed))
             raise ValueError(f"`dims` is for dense vectors, and one of {listed}; got {dims!r} with kind={kind!r}.")
         for name, value in (("batch_size", batch_size), ("pool_factor", pool_factor)):
             if value < 1:

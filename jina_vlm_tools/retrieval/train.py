@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def train_stage(args: argparse.Namespace, state: PartialState) -> None:
     trainer = RetrievalTrainer(
         retriever, arguments(stage, run, state.num_processes), PairsCollator(processor, stage.max_length), pairs
     )
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
     if state.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         (run / STAGE_FILE).write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n", encoding="utf-8")

@@ -60,6 +60,10 @@ class Retriever(nn.Module):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor], *args, **kwargs):
+        """Load what [`state_dict`] gave. The base stays."""
+        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
+
     def mask(self, inputs: dict) -> torch.Tensor:
         """Which tokens count [batch, length]: all real ones."""
         return inputs["attention_mask"]
