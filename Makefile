@@ -9,7 +9,7 @@ MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
 LLAMAFACTORY := 0.9.5
-BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
+BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth search
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=

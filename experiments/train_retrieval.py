@@ -1,8 +1,8 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
-where on a page (`seeing`). They stay as they are from then on, so that pages are looked at once (`looking`). Then
-those of the decoder, and a projector, learn to bring queries and pages together, by the joint loss of
+where on a page (`seeing`). The tower stays as it is from then on, so that pages are looked at once (`looking`). Then
+those of connector and decoder, and a projector, learn to bring queries and pages together, by the joint loss of
 jina-embeddings-v4's paper (`searching`): pages come again and again, with new queries each time. What is written lies
 in `writing/tiny-retrieval`.
 """
@@ -39,7 +39,7 @@ from jina_vlm_tools.training.muon import Muon, muon_groups
 from .seeing import PageCollator, PageReader, PagesDataset, measure
 
 
-PARTS = {"seeing": ("vision_model", "connector"), "searching": ("language_model",)}
+PARTS = {"seeing": ("vision_model", "connector"), "searching": ("connector", "language_model")}
 RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
 WIDTH = 64  # of multi-vectors
 DIMS = [16, 32, 64, 128]
@@ -113,16 +113,16 @@ def seen(args: argparse.Namespace):
 
 @torch.inference_mode()
 def look(args: argparse.Namespace, output: Path) -> None:
-    """Write what tower and connector make of the pages, and their tokens."""
+    """Write what the tower makes of the pages, and their tokens."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = seen(args)
     searches, tensors = Searches(args.searches, args.kinds or KINDS, queries=0), {}
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
         for half, page in enumerate(searches[index]):
             inputs = dict(prepare(processor, [draw_page(page["page"])], "document"))
-            tiles = {name: inputs[name] for name in ("pixel_values", "tile_positions")}
-            features = model.get_base_model().model.get_image_features(**tiles).pooler_output[0]
-            tensors[f"{index}.{half}.features"] = features.to(torch.float16).clone()
+            features = model.get_base_model().model.vision_model(inputs["pixel_values"]).last_hidden_state
+            tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16).clone()
+            tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
             tensors[f"{index}.{half}.ids"] = inputs["input_ids"][0].to(torch.int16)
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
@@ -162,23 +162,21 @@ class SeenCollator(SearchCollator):
 
     def prepare_pages(self, pages: list[dict]) -> dict[str, torch.Tensor]:
         ids = [self.read(page, "ids").long() for page in pages]
-        features = [self.read(page, "features").float() for page in pages]
+        features = torch.cat([self.read(page, "features").float() for page in pages])
+        positions = torch.cat([self.read(page, "positions") for page in pages])
         padding = self.processor.tokenizer.pad_token_id
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
         lengths = torch.tensor([len(one) for one in ids])
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": padded, "attention_mask": mask, "features": torch.cat(features)}
+        tiles = {"pixel_values": features[:, None], "tile_positions": positions}  # see `Seen`
+        return {"input_ids": padded, "attention_mask": mask, **tiles}
 
 
-class SeenRetriever(Retriever):
-    """Is given what tower and connector make of pages."""
+class Seen(nn.Module):
+    """In the place of the tower: is given what it made of tiles, [tiles, 1, patches, features]."""
 
-    def embed(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        if "features" in inputs:
-            inputs = dict(inputs)
-            outputs = BaseModelOutputWithPooling(pooler_output=[inputs.pop("features")])
-            inputs["mm_encoder_outputs"] = {"image": outputs}
-        return super().embed(inputs)
+    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, 0])
 
 
 def search(args: argparse.Namespace, output: Path) -> None:
@@ -190,10 +188,12 @@ def search(args: argparse.Namespace, output: Path) -> None:
     nn.init.orthogonal_(projector.weight)
     if args.go_on:
         projector.load_state_dict(load_file(output / "projector.safetensors"))
-    retriever = SeenRetriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
+    tower, model.get_base_model().model.vision_model = model.get_base_model().model.vision_model, Seen()
+    retriever = Retriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
     dataset = SeenSearches(args.samples, args.searches, args.kinds or KINDS)
     collator = SeenCollator(processor, args.output / "looking")
     trainer = train(RetrievalTrainer, retriever, collator, dataset, output, args)
+    model.get_base_model().model.vision_model = tower
     if trainer.is_world_process_zero():
         save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
         save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=24_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=800, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=700, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, default=8_000, help="of these, again and again (default: %(default)s)")
     parser.add_argument("--go-on", action="store_true", help="from what `searching` wrote before")
