@@ -64,8 +64,10 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
         parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
 
 
-def train(trainer_class, module: nn.Module, collator, dataset, output: Path, args: argparse.Namespace) -> Trainer:
-    """By Muon, down a cosine; several processes each take their share of a step's samples."""
+def train(
+    trainer_class, module: nn.Module, optimizer, collator, dataset, output: Path, args: argparse.Namespace
+) -> Trainer:
+    """Down a cosine; several processes each take their share of a step's samples."""
     on_cpu = not torch.accelerator.is_available()
     processes = PartialState(cpu=on_cpu).num_processes
     trainer = trainer_class(
@@ -79,7 +81,7 @@ def train(trainer_class, module: nn.Module, collator, dataset, output: Path, arg
         ),
         collator,
         dataset,
-        optimizers=(Muon(muon_groups(module, args.learning_rate, weight_decay=0.0)), None),
+        optimizers=(optimizer, None),
     )  # fmt: skip
     started = time.perf_counter()
     trainer.train()
@@ -95,7 +97,8 @@ def see(args: argparse.Namespace, output: Path) -> None:
     reader = PageReader(model.get_base_model())
     collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, first_seed=EVALUATION_SEEDS // 2)
-    trainer = train(Trainer, reader, collator, dataset, output, args)
+    optimizer = Muon(muon_groups(reader, args.learning_rate or 4e-3, weight_decay=0.0))
+    trainer = train(Trainer, reader, optimizer, collator, dataset, output, args)
     if not trainer.is_world_process_zero():
         return
     fresh = PagesDataset(64, first_seed=EVALUATION_SEEDS)
@@ -192,7 +195,10 @@ def search(args: argparse.Namespace, output: Path) -> None:
     retriever = Retriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
     dataset = SeenSearches(args.samples, args.searches, args.kinds or KINDS)
     collator = SeenCollator(processor, args.output / "looking")
-    trainer = train(RetrievalTrainer, retriever, collator, dataset, output, args)
+    # Not by Muon: gradients of a few pages are mostly noise, which it would follow in all directions alike.
+    trained = [parameter for parameter in retriever.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, args.learning_rate or 3e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    trainer = train(RetrievalTrainer, retriever, optimizer, collator, dataset, output, args)
     model.get_base_model().model.vision_model = tower
     if trainer.is_world_process_zero():
         save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
@@ -228,7 +234,7 @@ def main() -> None:
     parser.add_argument("--go-on", action="store_true", help="from what `searching` wrote before")
     parser.add_argument("--kinds", nargs="+", choices=TASKS, help="of pages (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="of all processes (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--learning-rate", type=float, help="(default: 4e-3 for seeing, 3e-3 for searching)")
     parser.add_argument("--temperature", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
