@@ -1,9 +1,9 @@
 """Ten thousand pages, searched: `python -m benchmarks.search`.
 
-An index of random unit vectors of the 2.4B model's sizes, as `jina-vlm index` writes it: 2,048 numbers of each page, and
-for late interaction 272 vectors of 128 numbers, which is an A4 page of four tiles (814) pooled by three. Memory-mapped,
-and read before: a search just after the machine was started also waits for the disk. A query has 20 tokens; embedding
-it is not in these times. **Opening** is what a command does once.
+An index of random unit vectors of the 2.4B model's sizes, as `jina-vlm index` writes it: 2,048 numbers of each page,
+and for late interaction 272 vectors of 128 numbers, which is an A4 page of four tiles (814) pooled by three.
+Memory-mapped, and read before: a search just after the machine was started also waits for the disk. A query has 20
+tokens; embedding it is not in these times. **Opening** is what a command does once.
 """
 
 import shutil
