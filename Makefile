@@ -18,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers test-retrieval app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -74,13 +74,19 @@ test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swif
 	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/llamafactory/bin/python -m pytest tests/external/trainers/llamafactory $(PYTEST_ARGS)
 
-app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
+test-retrieval: $(VENV)/retrieval/ready $(VENV)/vllm/ready  ## hold transformers, PEFT, sentence-transformers, mteb and vLLM to the same vectors (two environments, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/external/retrieval $(PYTEST_ARGS)
+	rm -rf build/retrieval
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/retrieval/bin/python tests/external/retrieval/reference.py build/retrieval
+	$(VENV)/vllm/bin/python -m pytest tests/external/retrieval/vllm $(PYTEST_ARGS)
+
+app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm --retrieval FOLDER")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
 test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
 	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshot of the page, docs/page.png
+screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshots of the page, docs/page.png and docs/search_tab.png
 	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
@@ -188,6 +194,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	@touch $@
 
 $(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/retrieval/ready: tests/external/retrieval/requirements.txt pyproject.toml
 	$(environment)
 
 $(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.txt pyproject.toml

@@ -1,7 +1,7 @@
 """Measure a retrieval folder by mteb: `python -m evaluation.mteb_retrieval checkpoints/tiny-retrieval`.
 
-Without `--benchmark`: on the drawn pages of `experiments.eval_retrieval`, as a task of mteb's own kind. With it: on any
-benchmark of mteb, such as "ViDoRe(v1)", "ViDoRe(v2)", "ViDoRe(v3)" or "JinaVDR", whose data come from the Hub.
+Without `--benchmark`: on the drawn pages of `experiments.eval_retrieval`, as a task of mteb's own kind. With it: on
+any benchmark of mteb, such as "ViDoRe(v1)", "ViDoRe(v2)", "ViDoRe(v3)" or "JinaVDR", whose data come from the Hub.
 """
 
 import argparse

@@ -1,13 +1,16 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
-where on a page (`seeing`). Then those of connector and decoder, and a projector, learn to bring queries and pages
-together, by the joint loss of jina-embeddings-v4's paper. What is written lies in `writing/tiny-retrieval`.
+where on a page (`seeing`). The tower stays as it is from then on, so that pages are looked at once (`looking`). Then
+those of connector and decoder, and a projector, learn to bring queries and pages together, by the joint loss of
+jina-embeddings-v4's paper (`searching`): pages come again and again, with new queries each time. What is written lies
+in `writing/tiny-retrieval`.
 """
 
 import argparse
 import json
 import os
+import random
 import time
 from pathlib import Path
 
@@ -15,15 +18,21 @@ import torch
 from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
+from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
-from jina_vlm_tools.synthetic.page_questions import TASKS
+from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
+from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
+from jina_vlm_tools.synthetic.searches import query_about
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
@@ -95,16 +104,96 @@ def see(args: argparse.Namespace, output: Path) -> None:
     save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
 
 
-def search(args: argparse.Namespace, output: Path) -> None:
+def seen(args: argparse.Namespace):
+    """The model after `seeing`, and its processor."""
     model = make_model(args.model)
     set_peft_model_state_dict(model, load_file(args.output / "seeing" / "adapter.safetensors"))
+    return model, JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
+
+
+@torch.inference_mode()
+def look(args: argparse.Namespace, output: Path) -> None:
+    """Write what the tower makes of the pages, and their tokens."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    model, processor = seen(args)
+    searches, tensors = Searches(args.searches, args.kinds or KINDS, queries=0), {}
+    for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
+        for half, page in enumerate(searches[index]):
+            inputs = dict(prepare(processor, [draw_page(page["page"])], "document"))
+            features = model.get_base_model().model.vision_model(inputs["pixel_values"]).last_hidden_state
+            tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16).clone()
+            tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
+            tensors[f"{index}.{half}.ids"] = inputs["input_ids"][0].to(torch.int16)
+    save_file(tensors, output / f"pages-{state.process_index}.safetensors")
+
+
+class SeenSearches(Searches):
+    """Pages that come again after so many samples, with other queries."""
+
+    def __init__(self, length: int, pages: int, kinds):
+        super().__init__(length, kinds)
+        self.pages = pages
+
+    def __getitem__(self, index: int) -> list[dict]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        epoch, number = divmod(index, self.pages)
+        order = random.Random(f"order {epoch}").sample(range(self.pages), self.pages)
+        pair, rng = Searches(self.pages, self.tasks, queries=0)[order[number]], random.Random(f"queries {index}")
+        for half, shown in enumerate(pair):
+            shown["place"] = f"{order[number]}.{half}"
+            shown["queries"] = [
+                query_about(shown["page"], rng.choice(list(LANGUAGES)), rng) for _ in range(self.queries)
+            ]
+        return pair
+
+
+class SeenCollator(SearchCollator):
+    """Pages as `look` wrote them."""
+
+    def __init__(self, processor, folder: Path):
+        super().__init__(processor)
+        files = [safe_open(file, "pt") for file in sorted(folder.glob("pages-*.safetensors"))]
+        self.files = {name: file for file in files for name in file.keys()}  # noqa: SIM118  no dictionary
+
+    def read(self, page: dict, what: str) -> torch.Tensor:
+        name = f"{page['place']}.{what}"
+        return self.files[name].get_tensor(name)
+
+    def prepare_pages(self, pages: list[dict]) -> dict[str, torch.Tensor]:
+        ids = [self.read(page, "ids").long() for page in pages]
+        features = torch.cat([self.read(page, "features").float() for page in pages])
+        positions = torch.cat([self.read(page, "positions") for page in pages])
+        padding = self.processor.tokenizer.pad_token_id
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(one) for one in ids])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        tiles = {"pixel_values": features[:, None], "tile_positions": positions}  # see `Seen`
+        return {"input_ids": padded, "attention_mask": mask, **tiles}
+
+
+class Seen(nn.Module):
+    """In the place of the tower: is given what it made of tiles, [tiles, 1, patches, features]."""
+
+    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, 0])
+
+
+def search(args: argparse.Namespace, output: Path) -> None:
+    model, processor = seen(args)
+    if args.go_on:
+        set_peft_model_state_dict(model, load_file(output / "adapter.safetensors"))
     train_only(model, PARTS["searching"])
     projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
     nn.init.orthogonal_(projector.weight)
+    if args.go_on:
+        projector.load_state_dict(load_file(output / "projector.safetensors"))
+    tower, model.get_base_model().model.vision_model = model.get_base_model().model.vision_model, Seen()
     retriever = Retriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
-    processor = JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
-    dataset = Searches(args.searches, KINDS if args.kinds is None else args.kinds)
-    trainer = train(RetrievalTrainer, retriever, SearchCollator(processor), dataset, output, args)
+    dataset = SeenSearches(args.samples, args.searches, args.kinds or KINDS)
+    collator = SeenCollator(processor, args.output / "looking")
+    trainer = train(RetrievalTrainer, retriever, collator, dataset, output, args)
+    model.get_base_model().model.vision_model = tower
     if trainer.is_world_process_zero():
         save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
         save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
@@ -123,7 +212,7 @@ def write(args: argparse.Namespace, output: Path) -> None:
     write_folder(output / "tiny-retrieval", model, weight, processor, base=base, replace=True)
 
 
-STAGES = {"seeing": see, "searching": search, "writing": write}
+STAGES = {"seeing": see, "looking": look, "searching": search, "writing": write}
 
 
 def main() -> None:
@@ -133,8 +222,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=24_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=4_000, help="pages, and as many beside them (default: %(default)s)"
+        "--searches", type=int, default=700, help="pages, and as many like them (default: %(default)s)"
     )
+    parser.add_argument("--samples", type=int, default=8_000, help="of these, again and again (default: %(default)s)")
+    parser.add_argument("--go-on", action="store_true", help="from what `searching` wrote before")
     parser.add_argument("--kinds", nargs="+", choices=TASKS, help="of pages (default: all)")
     parser.add_argument("--batch-size", type=int, default=8, help="of all processes (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=4e-3)

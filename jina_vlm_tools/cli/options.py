@@ -175,6 +175,11 @@ def default_question(model: str) -> str:
     return f"Describe the {'picture' if is_tiny(model) else 'image'}."
 
 
+def missing(extra: str) -> list[str]:
+    """The modules of an extra that are not installed."""
+    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+
+
 @contextmanager
 def needing(extra: str, verb: str | None = None) -> Iterator[None]:
     """
@@ -183,10 +188,9 @@ def needing(extra: str, verb: str | None = None) -> Iterator[None]:
     Raises:
         OSError: a part of it is not installed; the message says what to install.
     """
-    missing = ", ".join(name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None)
     try:
-        if missing:
-            raise ImportError(f"not installed: {missing}")
+        if absent := missing(extra):
+            raise ImportError(f"not installed: {', '.join(absent)}")
         yield
     except ImportError as error:
         raise OSError(

@@ -79,13 +79,16 @@ def is_retrieval_folder(place: str | Path, revision: str | None = None, local_fi
     return found is not None
 
 
-def read_folder(place: str | Path, revision: str | None = None, local_files_only: bool = False) -> RetrievalFolder:
+def read_folder(
+    place: str | Path, revision: str | None = None, local_files_only: bool = False, base: str | None = None
+) -> RetrievalFolder:
     """
     Find the adapter, its base and the projector. The base is looked for beside the folder, by the last part of the
     name in `adapter_config.json`, then by that whole name: folders that are moved together stay together.
 
     Args:
         place: A folder, or a repository of the Hub.
+        base: What is loaded already: it is not looked for.
 
     Raises:
         FileNotFoundError, ValueError: a part is missing, or they do not belong together; the message says which.
@@ -100,14 +103,15 @@ def read_folder(place: str | Path, revision: str | None = None, local_files_only
             )
     settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     projector = _read_projector(folder)
-    base = find_base(folder, settings["base_model_name_or_path"], local_files_only)
+    trained_on = settings["base_model_name_or_path"]
+    base = base or find_base(folder, trained_on, local_files_only)
     hidden = JinaVLMConfig.from_pretrained(base, local_files_only=local_files_only).text_config.hidden_size
     widths = {"projector": projector.in_features, "adapter": _adapter_width(folder)}
     for part, width in widths.items():
         if width not in (None, hidden):
             raise ValueError(
                 f"The {part} in {place} is for a model of width {width}, but that of {base} is {hidden}: they do not "
-                f"belong together. {ADAPTER_CONFIG} names the base that was trained on."
+                f"belong together. It was trained on {trained_on}."
             )
     settings_file = folder / SETTINGS
     known = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,41 +57,54 @@ class HeatMap:
 
 def match(embedder: JinaVLMEmbedder, query: str, image: Any, task: str | None, max_tiles: int | None) -> HeatMap:
     """See [`JinaVLMEmbedder.heat_map`]."""
-    processor, config = embedder.processor, embedder.model.config
+    image_processor = embedder.processor.image_processor
     opened = Image.fromarray(
-        processor.image_processor.process_image(processor.image_processor.fetch_images(image)).permute(1, 2, 0).numpy()
+        image_processor.process_image(image_processor.fetch_images(image)).permute(1, 2, 0).numpy()
     )
     settings = {} if max_tiles is None else {"max_tiles": max_tiles}
-    words, tokens_of = _words(processor, query)
     asked = embedder.embed([query], task=task, role="query", kind="multi").multi[0]
-    shown = embedder.embed([opened], task=task, kind="multi", max_tiles=max_tiles).multi[0]
+    shown = embedder.embed([opened], task=task, kind="multi", **settings).multi[0]
+    return compare(embedder, query, opened, asked, shown, **settings)
+
+
+def compare(
+    embedder: JinaVLMEmbedder, query: str, image: Image.Image, asked: torch.Tensor, shown: torch.Tensor, **settings
+) -> HeatMap:
+    """
+    As [`JinaVLMEmbedder.heat_map`], of vectors that are there already.
+
+    Args:
+        image: RGB, upright.
+        asked, shown: [tokens, width] of the query and of the image, none of them pooled.
+        settings: Arguments of the image processor that the image was embedded with.
+    """
+    processor = embedder.processor
+    words, tokens_of = _words(processor, query)
     ids = processor.apply_chat_template(
-        [to_chat(opened, "document")], tokenize=True, return_dict=True, return_tensors="pt", **settings
+        [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt", **settings
     )["input_ids"][0]
-    patches = shown[ids == config.image_token_id]
+    patches = shown[ids == embedder.model.config.image_token_id]
     rows, columns = processor.image_processor.get_token_grid(
-        *processor.image_processor.get_tiling(opened.height, opened.width, **settings)[1]
+        *processor.image_processor.get_tiling(image.height, image.width, **settings)[1]
     )
     grid = patches[-rows * columns :]  # after the thumbnail's
     similarity = torch.stack([(asked[tokens] @ grid.T).amax(0).unflatten(0, (rows, columns)) for tokens in tokens_of])
-    return HeatMap(opened, words, similarity)
+    return HeatMap(image, words, similarity)
 
 
 def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:
-    """Words of a query, and the numbers of each one's tokens in the whole prompt."""
+    """Words of a query as the template writes it, which breaks up typed control tokens, and the numbers of each one's
+    tokens in the whole prompt."""
     chat = to_chat(query, "query")
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"return_offsets_mapping": True}
     )
-    rendered = processor.apply_chat_template(chat, tokenize=False)
-    start = rendered.rindex(query)
-    words, tokens_of, position = [], [], start
-    for word in query.split():
-        first = rendered.index(word, position)
-        position = first + len(word)
+    start = processor.apply_chat_template(to_chat("x", "query"), tokenize=False).rindex("x")
+    words, tokens_of = [], []
+    for word in re.compile(r"\S+").finditer(processor.apply_chat_template(chat, tokenize=False), start):
         spans = enumerate(encoded["offset_mapping"][0])
-        tokens = [number for number, (begin, end) in spans if max(begin, first) < min(end, position)]
+        tokens = [number for number, (begin, end) in spans if max(begin, word.start()) < min(end, word.end())]
         if tokens:
-            words.append(word)
+            words.append(word.group())
             tokens_of.append(tokens)
     return words, tokens_of

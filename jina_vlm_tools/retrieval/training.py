@@ -164,13 +164,14 @@ class SearchCollator:
         facts = [facts_of(page["page"]) for page in shown]
         return {
             "queries": dict(prepare(self.processor, [query.text for _, query in queries], "query")),
-            "documents": [
-                dict(prepare(self.processor, [draw_page(page["page"]) for page in group], "document"))
-                for group in groups
-            ],
+            "documents": [self.prepare_pages(group) for group in groups],
             "own": torch.tensor([number for number, _ in queries]),
             "relevant": torch.tensor([[query.finds(one) for one in facts] for _, query in queries]),
         }
+
+    def prepare_pages(self, pages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Model inputs of pages."""
+        return dict(prepare(self.processor, [draw_page(page["page"]) for page in pages], "document"))
 
     def _tokens(self, page: dict[str, Any]) -> int:
         width, height = page["page"].scene.size

@@ -1,7 +1,6 @@
 """What the engines embed, in each of the environments: a role, and a text, images or both."""
 
 from functools import lru_cache
-from pathlib import Path
 
 from jina_vlm_tools.files import TINY
 
@@ -40,5 +39,3 @@ def cases() -> dict[str, tuple[str, dict]]:
 
 def of_role(role: str) -> list[str]:
     return [name for name, (wanted, _) in cases().items() if wanted == role]
-
-

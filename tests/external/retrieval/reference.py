@@ -71,7 +71,7 @@ def write_folders(home: Path) -> None:
         model = add_adapters(model, LoraSettings(8, 16, parts=parts))
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:  # zeros, which change nothing
-                nn.init.normal_(parameter, std=0.03)
+                nn.init.normal_(parameter, std=0.02)
         write_folder(home / name, model, projector, processor, base=CHECKPOINT)
 
 

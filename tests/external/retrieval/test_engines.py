@@ -1,18 +1,23 @@
 """One folder, read by transformers, PEFT, sentence-transformers and mteb: the same vectors."""
 
+import json
+
+import mteb
 import numpy as np
 import pytest
 import torch
 from cases import ALL, CHECKPOINT, DIMS, cases, of_role, shapes
-from comparing import same
+from comparing import max_sim, same, same_multi_vectors
 from jina_vlm import JinaVLMForConditionalGeneration
+from mteb.models.sentence_transformer_wrapper import MultiVectorWrapper, SentenceTransformerEncoderWrapper
+from mteb_pages import PAGES, RELEVANT, Pages
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 from jina_vlm_tools.retrieval.folder import merge_folder
-from jina_vlm_tools.retrieval.inputs import prepare, to_chat
+from jina_vlm_tools.retrieval.inputs import PROMPTS, prepare, to_chat
 from jina_vlm_tools.retrieval.scores import cut, late_scores, pool
 
 
@@ -31,7 +36,8 @@ def as_input(content: dict):
 
 @pytest.fixture(scope="module")
 def dense(home):
-    return SentenceTransformer(str(home / ALL), **FLOAT32)
+    """The library keeps no prompts of a folder for multi-vectors that it opens as one for dense vectors."""
+    return SentenceTransformer(str(home / ALL), prompts=PROMPTS, **FLOAT32)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,9 @@ def test_load_adapter_on_the_generating_model(home, vectors, reference):
         same("load_adapter, dense", cut(pool(states, inputs["attention_mask"]))[0], vectors[name][0])
 
 
-QUESTION = [{"role": "user", "content": [{"type": "image", "image": shapes(1)}, {"type": "text", "text": "What is it?"}]}]
+QUESTION = [
+    {"role": "user", "content": [{"type": "image", "image": shapes(1)}, {"type": "text", "text": "What is it?"}]}
+]
 
 
 def answer(model, processor) -> list[int]:
@@ -152,6 +160,11 @@ def test_texts_images_and_both_in_one_batch(dense, vectors):
         same("SentenceTransformer, mixed batch", batch[index], vectors[name][0])
 
 
+def test_without_its_prompts_it_embeds_something_else(home, dense):
+    found = SentenceTransformer(str(home / ALL), **FLOAT32).encode_query("a red circle")
+    assert not np.allclose(found, dense.encode_query("a red circle"), atol=1e-2)
+
+
 def test_scores(multi, vectors):
     """The library sums over a query's tokens, ours is the mean: "meanmaxsim" there."""
     queries, documents = ([torch.tensor(vectors[name][1]) for name in of_role(role)] for role in ("query", "document"))
@@ -167,9 +180,12 @@ def test_scores(multi, vectors):
 def test_merged(home, vectors, kind, tmp_path):
     place = str(merge_folder(home / ALL, tmp_path / kind, kind, dtype="float32"))
     model = (SentenceTransformer if kind == "dense" else MultiVectorEncoder)(place, **FLOAT32)
-    for name, (role, content) in cases().items():
-        encode = model.encode_query if role == "query" else model.encode_document
-        same(f"merged, {kind}", encode(as_input(content)), vectors[name][kind == "multi"])
+    encode = {"query": model.encode_query, "document": model.encode_document}
+    found = {name: encode[role](as_input(content)) for name, (role, content) in cases().items()}
+    if kind == "multi":
+        same_multi_vectors("merged, multi", found, {name: multi for name, (_, multi) in vectors.items()})
+    for name in found if kind == "dense" else ():
+        same("merged, dense", found[name], vectors[name][0])
 
 
 def test_a_dense_folder_has_no_projector_to_open(home, tmp_path):
@@ -183,17 +199,31 @@ def test_a_dense_folder_has_no_projector_to_open(home, tmp_path):
 # mteb
 
 
-def test_mteb(dense, multi, vectors):
-    from mteb_pages import evaluate
-
-    for name, model in (("dense", dense), ("multi", multi)):
-        expected = [max(of_role("document"), key=lambda document: score(name, query, document, vectors))
-                    for query in of_role("query")]  # fmt: skip
-        found = evaluate(model, {"first": expected[0], "second": expected[1]})
-        assert found["hit_rate_at_1"] == 1.0, name
-
-
-def score(kind: str, query: str, document: str, vectors) -> float:
-    if kind == "dense":
-        return float(vectors[query][0] @ vectors[document][0])
-    return float((vectors[query][1] @ vectors[document][1].T).max(1).mean())
+@pytest.mark.parametrize("kind", ["dense", "multi"])
+def test_mteb(dense, multi, vectors, kind, tmp_path):
+    """The harness's own search: the score of each query with each page."""
+    wrap, model = {
+        "dense": (SentenceTransformerEncoderWrapper, dense),
+        "multi": (MultiVectorWrapper, multi),
+    }[kind]
+    wrapped = wrap(model)
+    # It takes models of sentence-transformers for ones of texts.
+    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(
+        update={"name": f"drawn/{kind}", "revision": "0", "modalities": ["text", "image"]}
+    )
+    results = mteb.evaluate(
+        wrapped, Pages(), cache=None, prediction_folder=tmp_path, show_progress_bar=False, co2_tracker=False
+    )
+    (file,) = tmp_path.rglob("*DrawnPages*.json")
+    found = json.loads(file.read_text())["default"]["test"]
+    for query in of_role("query"):
+        tokens = len(vectors[query][1]) if kind == "multi" else 1  # the library sums over them
+        for page in PAGES:
+            score = (
+                vectors[query][0] @ vectors[page][0]
+                if kind == "dense"
+                else max_sim(vectors[query][1], vectors[page][1])
+            )
+            same(f"mteb, {kind}, scores", found[query][page] / tokens, score)
+    hits = [max(pages, key=pages.get) == RELEVANT[query] for query, pages in found.items()]
+    assert results.task_results[0].scores["test"][0]["hit_rate_at_1"] == np.mean(hits), found

@@ -27,6 +27,13 @@ def loaded():
 
 
 @pytest.fixture(scope="session")
+def retrieval_folder(tmp_path_factory):
+    from retrieval_folder import find_retrieval_folder
+
+    return find_retrieval_folder(tmp_path_factory.mktemp("retrieval"))
+
+
+@pytest.fixture(scope="session")
 def url(loaded):
     from jina_vlm_tools.webapp.layout import Page, launch_arguments
 

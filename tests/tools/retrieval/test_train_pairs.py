@@ -115,7 +115,7 @@ def test_what_is_asked_twice_finds_both_pages(folder):
         ({"pairs": []}, "at least one source"),
         ({"pairs": [{"name": "x", "query": "query", "image": "page"}]}, "either `path` or `hub`"),
         ({"pairs": [{"name": "x", "path": "pairs.parquet", "query": "query"}]}, "what queries find"),
-        ({"pairs": [{"name": "x", "path": "pairs.parquet", "query": "query", "image": "picture"}]}, "query, page, other"),
+        ({"pairs": [{"name": "x", "path": "pairs.parquet", "query": "query", "image": "picture"}]}, "query, page"),
         ({"pairs": [{"name": "x", "path": "none.parquet", "query": "query", "image": "page"}]}, "cannot be opened"),
         ({"loss": "cosent"}, "score"),
         ({"lora": None}, "settings of an adapter"),
