@@ -138,7 +138,7 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 	$(RUN) -m benchmarks.report
 
 bench-full: $(VENV)/ready  ## the same with more rounds and eight images, and the table of 1,000 images (hours)
-	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
+	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth search; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 	$(RUN) -m benchmarks.many_images
 
