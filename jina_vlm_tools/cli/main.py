@@ -9,7 +9,7 @@ from . import app, ask, batch, chat, demo, index, publish, search, serve, tiles,
 
 DESCRIPTION = """\
 jina-vlm: ask a small multilingual model about images, find pages by questions,
-see how it sees them, serve, train, convert and publish its checkpoints.
+see how it sees them, serve, train, convert, merge and publish its checkpoints.
 """
 EXIT_CODES = """\
 exit codes:
@@ -76,8 +76,15 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             publish.add_convert_arguments,
         ),
         (
+            "merge",
+            "merge an adapter for retrieval with its base",
+            publish.MERGE,
+            publish.MERGE_EXAMPLES,
+            publish.add_merge_arguments,
+        ),
+        (
             "upload",
-            "publish a checkpoint on the Hub",
+            "publish a checkpoint or an adapter on the Hub",
             publish.UPLOAD,
             publish.UPLOAD_EXAMPLES,
             publish.add_upload_arguments,

@@ -17,6 +17,7 @@ RELEASED = "jinaai/jina-vlm"
 MODEL_VARIABLE = "JINA_VLM_MODEL"
 RETRIEVAL_VARIABLE = "JINA_VLM_RETRIEVAL_MODEL"
 STDIN = "-"
+SHARD_SIZE = "2GB"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
 MODEL_ADVICE = (
