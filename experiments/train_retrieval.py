@@ -134,7 +134,7 @@ def look(args: argparse.Namespace, output: Path) -> None:
 
 
 def best_matches(tokens: torch.Tensor, mask: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
-    """Late interaction [queries, pages] of queries' tokens [queries, length, width] and those of pages, page by page."""
+    """Late interaction [queries, pages] of tokens of queries [queries, length, width] and of pages, one by one."""
     kept, lengths = tokens[mask.bool()], mask.sum(1)
     best = torch.stack([(kept @ page.T).max(1).values for page in pages], 1)
     queries = torch.arange(len(tokens)).repeat_interleave(lengths)
