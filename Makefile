@@ -146,7 +146,7 @@ bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the sh
 	for name in preprocessing tower distinct_tiles "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
 	$(RUN) -m benchmarks.report --device cuda
 
-bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny
+bundle: $(VENV)/ready  ## write the modules into checkpoints/*
 	$(RUN) -m scripts.generated_files bundle
 
 root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json
