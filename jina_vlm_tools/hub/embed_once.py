@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model_state_dict  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer  # noqa: E402
-from torch.nn.functional import cosine_similarity, normalize  # noqa: E402
+from torch.nn.functional import normalize  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 
@@ -46,9 +46,10 @@ def read(folder: str, name: str) -> dict:
 
 
 def least_cosine(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """Of vectors of length 1, or of 0 alike."""
     if [one.shape for one in some] != [other.shape for other in others]:
         return 0.0
-    return min(cosine_similarity(one, other, dim=-1).min().item() for one, other in zip(some, others, strict=True))
+    return min(1 - (one - other).square().sum(-1).max().item() / 2 for one, other in zip(some, others, strict=True))
 
 
 def by_peft(folder: str, base: str) -> dict:

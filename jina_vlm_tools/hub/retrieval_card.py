@@ -45,7 +45,7 @@ def write_card(
         base_model=base.name,
         base_model_relation="adapter",
         language=origin.languages,
-        tags=[*TAGS, f"base_model:adapter:{base.name}"],
+        tags=TAGS,
         model_name=name.split("/")[-1] if evaluations else None,
         eval_results=evaluations or None,
     )

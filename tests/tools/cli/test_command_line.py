@@ -20,6 +20,7 @@ import pytest
 import torch
 from answers import answer_greedily, prepare
 from conftest import ROOT, largest_file, make_image
+from hub_client import TOKEN
 from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -35,10 +36,9 @@ from jina_vlm_tools.synthetic.questions import evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
-TOKEN = "hf_SecretOfMine0123456789"
 QUESTIONS = ("How many shapes are there?", "Describe the picture.", "Which colour does the shape at the bottom have?")
-COMMANDS = ("ask", "chat", "tiles", "batch", "index", "search", "app", "demo", "train", "convert", "upload")
-REPORTING = ("ask", "chat", "tiles", "index", "search", "convert", "upload")  # by --json
+COMMANDS = ("ask", "chat", "tiles", "batch", "index", "search", "app", "demo", "train", "convert", "merge", "upload")
+REPORTING = ("ask", "chat", "tiles", "index", "search", "convert", "merge", "upload")  # by --json
 
 
 @pytest.fixture(scope="module")
