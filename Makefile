@@ -76,6 +76,7 @@ test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swif
 
 test-retrieval: $(VENV)/retrieval/ready $(VENV)/vllm/ready  ## hold transformers, PEFT, sentence-transformers, mteb and vLLM to the same vectors (two environments, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/external/retrieval $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/tools/hub/test_retrieval_runs.py $(PYTEST_ARGS)
 	rm -rf build/retrieval
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/retrieval/bin/python tests/external/retrieval/reference.py build/retrieval
 	$(VENV)/vllm/bin/python -m pytest tests/external/retrieval/vllm $(PYTEST_ARGS)

@@ -169,7 +169,7 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
+    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"), ("merge", "x", "y"),
      ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0"), ("ask",)],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
@@ -585,6 +585,9 @@ def test_ctrl_c(environment, empty):
         (["chat", "-"], "In a chat stdin brings the questions"),
         (["tiles", "no.png"], "no.png: no such image"),
         (["convert", "./nowhere", "out"], "./nowhere: neither a folder"),
+        (["merge", "./nowhere", "out", "--multi"], "ADAPTER ./nowhere: neither a folder"),
+        (["upload", "--adapter", "nowhere", "--dry-run"], "--adapter nowhere: no such folder."),
+        (["upload", "--adapter", str(TINY), "--dry-run"], "this is a whole checkpoint. Publish it by --weights"),
     ],
 )
 def test_mistakes_are_told_at_once(run, arguments, message):
