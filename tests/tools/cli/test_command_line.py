@@ -169,7 +169,8 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"), ("merge", "x", "y"),
+    [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
+        ("merge", "x", "y"),
      ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0"), ("ask",)],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
