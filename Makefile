@@ -9,7 +9,7 @@ MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
 LLAMAFACTORY := 0.9.5
-BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
+BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth search
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -107,8 +107,8 @@ train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from re
 	$(RUN) -m experiments.compare runs/grpo_counting
 
 train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (40 minutes on a CPU)
-	for stage in seeing searching; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval $(ARGS) || exit 1; done
-	$(RUN) -m experiments.train_retrieval writing --output runs/retrieval
+	for stage in seeing looking; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
+	for stage in searching writing; do $(RUN) -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
 	$(RUN) -m experiments.eval_retrieval runs/retrieval/writing/tiny-retrieval
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
@@ -139,7 +139,7 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 	$(RUN) -m benchmarks.report
 
 bench-full: $(VENV)/ready  ## the same with more rounds and eight images, and the table of 1,000 images (hours)
-	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
+	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth search; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 	$(RUN) -m benchmarks.many_images
 
@@ -147,7 +147,7 @@ bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the sh
 	for name in preprocessing tower distinct_tiles "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
 	$(RUN) -m benchmarks.report --device cuda
 
-bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny
+bundle: $(VENV)/ready  ## write the modules into checkpoints/*
 	$(RUN) -m scripts.generated_files bundle
 
 root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json

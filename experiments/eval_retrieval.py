@@ -43,7 +43,7 @@ class Held:
 
 
 def held_out(pages: int, queries: int, tasks: Iterable[str] = TASKS) -> Held:
-    """Pages of each task in turn, and queries about each page in turn, in each language in turn."""
+    """Pages of each task in turn, and queries about each page in turn, each task's in each language in turn."""
     rng, tasks, languages = random.Random(f"search {EVALUATION_SEEDS}"), list(tasks), list(LANGUAGES)
     drawn = [
         task_page(
@@ -55,7 +55,7 @@ def held_out(pages: int, queries: int, tasks: Iterable[str] = TASKS) -> Held:
         for index in range(pages)
     ]
     asked = [
-        query_about(drawn[index % pages], languages[(index + index // pages) % len(languages)], rng)
+        query_about(drawn[index % pages], languages[(index + index // len(tasks)) % len(languages)], rng)
         for index in range(queries)
     ]
     facts = [facts_of(page) for page in drawn]

@@ -34,7 +34,7 @@ from jina_vlm_tools.synthetic.pages import draw_page
 
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT
-from .train_retrieval import DIMS, PARTS, WIDTH, make_model, train, train_only
+from .train_retrieval import DIMS, WIDTH, make_model, train, train_only
 
 
 TASKS = ("shapes", "numbers", "words", "tables", "charts")
@@ -84,7 +84,7 @@ MEASURED = (f"dense {DIMS[-1]}", "dense 32", "late")
 def make_retriever(variant: Variant, start: Path) -> Retriever:
     model = make_model(str(TINY))
     set_peft_model_state_dict(model, load_file(start))
-    train_only(model, PARTS["searching"])
+    train_only(model, ("connector", "language_model"))
     base = model.get_base_model()
     if variant.whole_decoder:
         for name, parameter in base.named_parameters():
@@ -129,10 +129,12 @@ def run(name: str, seed: int, output: Path, start: Path, samples: int) -> dict:
     processor = JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
     retriever = make_retriever(VARIANTS[name], start)
     dataset = Searches(samples, TASKS, first_seed=1_000_000 * (seed + 1))
-    settings = argparse.Namespace(batch_size=4, learning_rate=4e-3, seed=seed)
+    settings = argparse.Namespace(batch_size=4, seed=seed)
+    trained = [parameter for parameter in retriever.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.98), weight_decay=0.0)
     began = time.process_time()
     (output / file.stem).mkdir(exist_ok=True)
-    train(RetrievalTrainer, retriever, SearchCollator(processor), dataset, output / file.stem, settings)
+    train(RetrievalTrainer, retriever, optimizer, SearchCollator(processor), dataset, output / file.stem, settings)
     seconds = time.process_time() - began
     result = evaluate(retriever.eval(), processor, held_out(100, 300, TASKS)) | {"cpu_seconds": round(seconds)}
     file.write_text(json.dumps(result))

@@ -1,14 +1,17 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
-where on a page (`seeing`). They stay as they are from then on, so that pages are looked at once (`looking`). Then
-those of the decoder, and a projector, learn to bring queries and pages together, by the joint loss of
-jina-embeddings-v4's paper (`searching`): pages come again and again, with new queries each time. What is written lies
-in `writing/tiny-retrieval`.
+where on a page (`seeing`). Then those of the decoder, and a projector, learn to bring queries and pages together, by
+the joint loss of jina-embeddings-v4's paper (`searching`): pages come again and again, with new queries each time.
+
+This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
+their states as they are: the final norm of what the connector makes, within 1e-3. So pages are looked at once
+(`looking`), and `searching` runs the decoder on queries alone. What is written lies in `writing/tiny-retrieval`.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import time
@@ -18,30 +21,31 @@ import torch
 from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.inputs import prepare
-from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
-from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
+from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
+from jina_vlm_tools.retrieval.scores import cut, pool
+from jina_vlm_tools.retrieval.training import Searches, Weights
+from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
-from jina_vlm_tools.synthetic.searches import query_about
+from jina_vlm_tools.synthetic.searches import facts_of, query_about
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
 from .seeing import PageCollator, PageReader, PagesDataset, measure
 
 
-PARTS = {"seeing": ("vision_model", "connector"), "searching": ("language_model",)}
 RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
 WIDTH = 64  # of multi-vectors
+QUERIES = 3  # about each page of a step
 DIMS = [16, 32, 64, 128]
 MAX_TILES = 4
 # Small print, on pages of several tiles, costs as much as three of the others.
@@ -64,8 +68,10 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
         parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
 
 
-def train(trainer_class, module: nn.Module, collator, dataset, output: Path, args: argparse.Namespace) -> Trainer:
-    """By Muon, down a cosine; several processes each take their share of a step's samples."""
+def train(
+    trainer_class, module: nn.Module, optimizer, collator, dataset, output: Path, args: argparse.Namespace
+) -> Trainer:
+    """Down a cosine; several processes each take their share of a step's samples."""
     on_cpu = not torch.accelerator.is_available()
     processes = PartialState(cpu=on_cpu).num_processes
     trainer = trainer_class(
@@ -79,7 +85,7 @@ def train(trainer_class, module: nn.Module, collator, dataset, output: Path, arg
         ),
         collator,
         dataset,
-        optimizers=(Muon(muon_groups(module, args.learning_rate, weight_decay=0.0)), None),
+        optimizers=(optimizer, None),
     )  # fmt: skip
     started = time.perf_counter()
     trainer.train()
@@ -91,11 +97,12 @@ def train(trainer_class, module: nn.Module, collator, dataset, output: Path, arg
 
 def see(args: argparse.Namespace, output: Path) -> None:
     model = make_model(args.model)
-    train_only(model, PARTS["seeing"])
+    train_only(model, ("vision_model", "connector"))
     reader = PageReader(model.get_base_model())
     collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, first_seed=EVALUATION_SEEDS // 2)
-    trainer = train(Trainer, reader, collator, dataset, output, args)
+    optimizer = Muon(muon_groups(reader, args.rate, weight_decay=0.0))
+    trainer = train(Trainer, reader, optimizer, collator, dataset, output, args)
     if not trainer.is_world_process_zero():
         return
     fresh = PagesDataset(64, first_seed=EVALUATION_SEEDS)
@@ -113,90 +120,86 @@ def seen(args: argparse.Namespace):
 
 @torch.inference_mode()
 def look(args: argparse.Namespace, output: Path) -> None:
-    """Write what tower and connector make of the pages, and their tokens."""
+    """Write the last states of the pages' image tokens."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = seen(args)
-    searches, tensors = Searches(args.searches, args.kinds or KINDS, queries=0), {}
+    base = model.get_base_model().model
+    searches, tensors = Searches(args.searches, KINDS, queries=0), {}
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
         for half, page in enumerate(searches[index]):
-            inputs = dict(prepare(processor, [draw_page(page["page"])], "document"))
-            tiles = {name: inputs[name] for name in ("pixel_values", "tile_positions")}
-            features = model.get_base_model().model.get_image_features(**tiles).pooler_output[0]
-            tensors[f"{index}.{half}.features"] = features.to(torch.float16).clone()
-            tensors[f"{index}.{half}.ids"] = inputs["input_ids"][0].to(torch.int16)
+            tiles = processor.image_processor(draw_page(page["page"]), return_tensors="pt")
+            (features,) = base.get_image_features(**tiles).pooler_output
+            tensors[f"{index}.{half}"] = base.language_model.norm(features).to(torch.bfloat16).clone()
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
 
-class SeenSearches(Searches):
-    """Pages that come again after so many samples, with other queries."""
-
-    def __init__(self, length: int, pages: int, kinds):
-        super().__init__(length, kinds)
-        self.pages = pages
-
-    def __getitem__(self, index: int) -> list[dict]:
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        epoch, number = divmod(index, self.pages)
-        order = random.Random(f"order {epoch}").sample(range(self.pages), self.pages)
-        pair, rng = Searches(self.pages, self.tasks, queries=0)[order[number]], random.Random(f"queries {index}")
-        for half, shown in enumerate(pair):
-            shown["place"] = f"{order[number]}.{half}"
-            shown["queries"] = [
-                query_about(shown["page"], rng.choice(list(LANGUAGES)), rng) for _ in range(self.queries)
-            ]
-        return pair
-
-
-class SeenCollator(SearchCollator):
-    """Pages as `look` wrote them."""
-
-    def __init__(self, processor, folder: Path):
-        super().__init__(processor)
-        files = [safe_open(file, "pt") for file in sorted(folder.glob("pages-*.safetensors"))]
-        self.files = {name: file for file in files for name in file.keys()}  # noqa: SIM118  no dictionary
-
-    def read(self, page: dict, what: str) -> torch.Tensor:
-        name = f"{page['place']}.{what}"
-        return self.files[name].get_tensor(name)
-
-    def prepare_pages(self, pages: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [self.read(page, "ids").long() for page in pages]
-        features = [self.read(page, "features").float() for page in pages]
-        padding = self.processor.tokenizer.pad_token_id
-        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
-        lengths = torch.tensor([len(one) for one in ids])
-        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": padded, "attention_mask": mask, "features": torch.cat(features)}
-
-
-class SeenRetriever(Retriever):
-    """Is given what tower and connector make of pages."""
-
-    def embed(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        if "features" in inputs:
-            inputs = dict(inputs)
-            outputs = BaseModelOutputWithPooling(pooler_output=[inputs.pop("features")])
-            inputs["mm_encoder_outputs"] = {"image": outputs}
-        return super().embed(inputs)
+def best_matches(tokens: torch.Tensor, mask: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
+    """Late interaction [queries, pages] of tokens of queries [queries, length, width] and of pages, one by one."""
+    kept, lengths = tokens[mask.bool()], mask.sum(1)
+    best = torch.stack([(kept @ page.T).max(1).values for page in pages], 1)
+    queries = torch.arange(len(tokens)).repeat_interleave(lengths)
+    return torch.zeros(len(tokens), len(pages)).index_add(0, queries, best) / lengths[:, None]
 
 
 def search(args: argparse.Namespace, output: Path) -> None:
+    torch.manual_seed(args.seed)
     model, processor = seen(args)
-    if args.go_on:
-        set_peft_model_state_dict(model, load_file(output / "adapter.safetensors"))
-    train_only(model, PARTS["searching"])
+    base = model.get_base_model().model
+    searches = Searches(args.searches, KINDS, queries=0)
+    pairs = [searches[index] for index in range(len(searches))]
+    states = {}
+    for file in sorted((args.output / "looking").glob("pages-*.safetensors")):
+        states |= load_file(file)
+    train_only(model, ("language_model",))
     projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
     nn.init.orthogonal_(projector.weight)
-    if args.go_on:
-        projector.load_state_dict(load_file(output / "projector.safetensors"))
-    retriever = SeenRetriever(model.get_base_model(), projector, DIMS, Weights(temperature=args.temperature))
-    dataset = SeenSearches(args.samples, args.searches, args.kinds or KINDS)
-    collator = SeenCollator(processor, args.output / "looking")
-    trainer = train(RetrievalTrainer, retriever, collator, dataset, output, args)
-    if trainer.is_world_process_zero():
-        save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
-        save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad] + [projector.weight]
+    optimizer = torch.optim.AdamW(trained, args.rate, betas=(0.9, 0.98), weight_decay=0.0)
+    thumbnail = processor.image_processor.tokens_per_side**2  # tokens that show the page a second time, smaller
+    rng, left, log, weights = random.Random(args.seed), [], [], Weights()
+    started = time.perf_counter()
+    for step in range(args.steps):
+        share = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = args.rate * share
+        if len(left) < args.batch_size:
+            left = rng.sample(range(len(pairs)), len(pairs))
+        chosen = [left.pop() for _ in range(args.batch_size)]
+        places = [(index, half) for index in chosen for half in range(2)]
+        shown = [pairs[index][half]["page"] for index, half in places]
+        queries = [
+            (number, query_about(page, rng.choice(list(LANGUAGES)), rng))
+            for number, page in enumerate(shown)
+            for _ in range(QUERIES)
+        ]
+        facts = [facts_of(page) for page in shown]
+        relevant = torch.tensor([[query.finds(one) for one in facts] for _, query in queries])
+        own = torch.tensor([number for number, _ in queries])
+        pages = [states[f"{index}.{half}"].float() for index, half in places]
+        inputs = dict(prepare(processor, [query.text for _, query in queries], "query"))
+        tokens = base(**inputs, use_cache=False).last_hidden_state.float()
+        late = best_matches(
+            F.normalize(projector(tokens), dim=-1),
+            inputs["attention_mask"],
+            [F.normalize(projector(page[thumbnail:]), dim=-1) for page in pages],
+        )
+        dense, of_pages = pool(tokens, inputs["attention_mask"]), torch.stack([page.mean(0) for page in pages])
+        terms = {
+            "late": info_nce(late, own, relevant, weights.temperature),
+            "dense": matryoshka(dense, of_pages, own, relevant, DIMS, weights.temperature),
+            "agreement": agreement(cut(dense) @ cut(of_pages).T, late, weights.temperature),
+        }
+        loss = sum(getattr(weights, name) * term for name, term in terms.items())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        log.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
+        if step % 25 == 24:
+            print(json.dumps(log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
+    save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
+    save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
+    (output / "log.json").write_text(json.dumps(log))
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
@@ -222,17 +225,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=24_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=800, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=700, help="pages, and as many like them (default: %(default)s)"
     )
-    parser.add_argument("--samples", type=int, default=8_000, help="of these, again and again (default: %(default)s)")
-    parser.add_argument("--go-on", action="store_true", help="from what `searching` wrote before")
-    parser.add_argument("--kinds", nargs="+", choices=TASKS, help="of pages (default: all)")
-    parser.add_argument("--batch-size", type=int, default=8, help="of all processes (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--temperature", type=float, default=0.03)
+    parser.add_argument("--steps", type=int, default=1200, help="of searching (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="of all processes (default: 8 pages seen, 16 pairs searched)")
+    parser.add_argument("--rate", type=float, help="of learning (default: 4e-3 of Muon, 3e-3 of AdamW)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     set_seed(args.seed)
+    args.batch_size = args.batch_size or {"seeing": 8}.get(args.stage, 16)
+    args.rate = args.rate or {"seeing": 4e-3}.get(args.stage, 3e-3)
     output = args.output / args.stage
     output.mkdir(parents=True, exist_ok=True)
     STAGES[args.stage](args, output)

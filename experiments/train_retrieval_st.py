@@ -1,8 +1,8 @@
 """The same pages and queries through sentence-transformers: `python -m experiments.train_retrieval_st --output DIR`.
 
 Each row is a query, the page that it finds and one that shows nearly the same. A multi-vector encoder is trained by
-the library's own trainer, with the loss that takes large batches apart (GradCache), on new adapters of PEFT. That library knows no relevance beside the rows: a page that happens to be found by another row's
-query counts as wrong.
+the library's own trainer, with the loss that takes large batches apart (GradCache), on new adapters of PEFT. That
+library knows no relevance beside the rows: a page that happens to be found by another row's query counts as wrong.
 """
 
 import argparse

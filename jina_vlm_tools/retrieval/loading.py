@@ -3,6 +3,8 @@
 import warnings
 from pathlib import Path
 
+from jina_vlm import JinaVLMProcessor
+
 from jina_vlm_tools.inference.loading import choose_device, default_dtype
 
 from .embedder import JinaVLMEmbedder
@@ -31,6 +33,11 @@ def load_embedder(name: str, device: str | None = None, dtype: str | None = None
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"--model {name} cannot be loaded: {error}") from error
+
+
+def load_answering_processor(embedder: JinaVLMEmbedder) -> JinaVLMProcessor:
+    """Of the base: an adapter's own cuts pages into as many tiles as were trained with, and small print takes more."""
+    return JinaVLMProcessor.from_pretrained(embedder.model.name_or_path)
 
 
 def full_name(name: str) -> str:

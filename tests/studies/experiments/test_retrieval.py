@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
-from experiments.train_retrieval import SeenSearches
+from experiments.train_retrieval import best_matches
 from experiments.visual_rag import make_documents, make_questions
+from jina_vlm_tools.retrieval.scores import late_scores
 from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS
@@ -38,6 +39,8 @@ def test_held_out_pages_have_nothing_that_training_draws():
         assert all(text.text.isdecimal() or text.text in kept - words for text in page.texts)
     assert {query.language for query in held.queries} == set(LANGUAGES)
     assert all(held.relevant[number, number % 60] for number in range(120))
+    kinds = {(held.pages[number % 60].kind, query.language) for number, query in enumerate(held.queries)}
+    assert len(kinds) == 5 * len(LANGUAGES)  # numbers and words stand on boards alike
     again = held_out(60, 120)
     assert [query.text for query in again.queries] == [query.text for query in held.queries]
 
@@ -60,15 +63,13 @@ def test_relevance_of_a_batch_is_that_of_its_facts():
     assert sum(len(group["input_ids"]) for group in batch["documents"]) == 6
 
 
-def test_pages_come_again_with_other_queries():
-    searches = SeenSearches(12, 4, TASKS)
-    first, second = ([searches[start + index] for index in range(4)] for start in (0, 4))
-    assert {page["place"] for pair in first for page in pair} == {page["place"] for pair in second for page in pair}
-    asked = [{page["place"]: [query.text for query in page["queries"]] for pair in half for page in pair}
-             for half in (first, second)]  # fmt: skip
-    assert all(asked[0][place] != asked[1][place] for place in asked[0] if place.endswith(".0"))
-    with pytest.raises(IndexError):
-        searches[12]
+def test_best_matches_of_pages_one_by_one_are_late_interaction():
+    torch.manual_seed(0)
+    tokens, pages = torch.randn(3, 5, 8), [torch.randn(length, 8) for length in (4, 7)]
+    mask = torch.tensor([[1] * 5, [1] * 2 + [0] * 3, [1] * 4 + [0]])
+    padded = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)
+    expected = late_scores(tokens, mask, padded, torch.tensor([[1] * 4 + [0] * 3, [1] * 7]))
+    assert torch.allclose(best_matches(tokens, mask, pages), expected, atol=1e-6)
 
 
 def test_measures_by_hand():

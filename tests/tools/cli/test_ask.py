@@ -346,9 +346,12 @@ def test_what_is_not_installed_is_told_in_a_line(verb, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+PACKAGES = {"yaml": "pyyaml", "sentence_transformers": "sentence-transformers"}
+
+
 def test_extras_bring_what_verbs_need():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "jina-vlm-transformers" and NEEDING.keys() == options.EXTRAS.keys()
+    assert project["name"] == "jina-vlm-transformers" and NEEDING.keys() | {"retrieval"} == options.EXTRAS.keys()
     for extra, modules in options.EXTRAS.items():
         brought = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"][extra]}
-        assert {"pyyaml" if name == "yaml" else name for name in modules} <= brought
+        assert {PACKAGES.get(name, name) for name in modules} <= brought

@@ -30,6 +30,9 @@ def make_retrieval_folder(folder: Path, seed: int) -> Path:
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
     config = peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
     peft.get_peft_model(model, config).save_pretrained(folder)
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY)
+    processor.image_processor.max_tiles = 1  # to embed with, not to answer
+    processor.save_pretrained(folder)
     (folder / "1_Dense").mkdir()
     save_file({"linear.weight": torch.randn(128, 128) / 11}, folder / "1_Dense" / "model.safetensors")
     settings = {"bias": False, "activation_function": "torch.nn.Identity"}
@@ -48,7 +51,7 @@ def papers(tmp_path_factory, retrieval) -> Path:
     """An image, a PDF of two pages and a broken one, with the index inside."""
     folder = tmp_path_factory.mktemp("home") / "papers"
     folder.mkdir()
-    scenes = [draw_scene(evaluation_sample(seed, "count", "en").scene) for seed in range(3)]
+    scenes = [draw_scene(evaluation_sample(seed, "count", "en").scene).resize((150, 300)) for seed in range(3)]
     scenes[0].save(folder / "one.png")
     scenes[1].save(folder / "two.pdf", save_all=True, append_images=[scenes[2]])
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4")
@@ -128,13 +131,15 @@ def test_search_for_people(said, papers):
 
 def test_heat_maps(said, papers, tmp_path):
     target = tmp_path / "new" / "maps"
-    report = json.loads(said("search", papers, QUESTION, "--heat-map", target, "--json")[0])
+    report = json.loads(said("search", papers, QUESTION, "--heat-map", target, "--json", "--top", 2)[0])
+    assert len(report["results"]) == len(list(target.iterdir())) == 2
     for rank, one in enumerate(report["results"], 1):
         file = Path(one["heat_map"])
         assert file.parent == target and file.name == f"{rank:02d}-{one['file']}-page-{one['page']}.png"
         with Image.open(file) as image:
             assert image.size == documents_size(papers / one["file"], one["page"])
-    assert "one.png-page-1.png" in said("search", papers, QUESTION, "--heat-map", target)[0]
+    (line,) = said("search", papers, QUESTION, "--heat-map", target, "--top", 1)[0].splitlines()
+    assert line.endswith(f"  ({report['results'][0]['heat_map']})")
     assert "is a file. Name a folder" in stopped("search", papers, QUESTION, "--heat-map", papers / "one.png")
 
 
@@ -163,6 +168,7 @@ def test_ask_names_the_page_and_answers_from_it(said, papers, retrieval):
     drawn = papers.parent / "page.png"
     with documents.Document(papers / page["file"], 1_003_520) as document:
         document.draw(page["page"]).save(drawn)
+    assert page["tiles"] > 2
     plain = json.loads(said("ask", drawn, QUESTION, "--json", "--max-tokens", 4, "--model", TINY)[0])
     assert report["answer"] == plain["answer"] and report["tokens"] == plain["tokens"]
     lines = said("ask", "--index", papers, QUESTION, "--max-tokens", 4)[0].splitlines()

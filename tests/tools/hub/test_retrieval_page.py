@@ -126,7 +126,9 @@ def test_a_page_holds_what_belongs_to_it_and_this_version_s_code(home, page, tmp
     retrieval.assemble(source, tmp_path / "made", Base("me/base", home / "base"))
     names = retrieval.list_files(tmp_path / "made", with_card=False)
     assert names == sorted(
-        path.relative_to(page[0]).as_posix() for path in page[0].rglob("*.*") if path.name != "README.md"
+        path.relative_to(page[0]).as_posix()
+        for path in page[0].rglob("*")
+        if path.is_file() and path.name != "README.md"
     )
     assert all((tmp_path / "made" / name).read_bytes() == (page[0] / name).read_bytes() for name in names)
     assert "optimizer.pt" not in names and "config.json" not in names and "1_Dense/model.safetensors" in names

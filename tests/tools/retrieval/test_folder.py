@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from jina_vlm_tools.retrieval.folder import is_retrieval_folder, merge_folder, read_folder, write_folder
-from jina_vlm_tools.training.lora import add_adapters
-from jina_vlm_tools.training.stages import LoraSettings
+from jina_vlm_tools.training.lora import target_modules
 
 
 peft = pytest.importorskip("peft")
@@ -48,9 +47,9 @@ def moved(home, tmp_path) -> Path:
 
 def adapted(base: Path, parts: tuple[str, ...] = ("connector", "decoder")) -> "peft.PeftModel":
     torch.manual_seed(0)
-    model = add_adapters(
-        jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(base), LoraSettings(4, 8, parts=list(parts))
-    )
+    ranks = {".*connector.*": 2}  # another in a part, as in training
+    config = peft.LoraConfig(r=4, rank_pattern=ranks, alpha_pattern=ranks, target_modules=target_modules(list(parts)))
+    model = peft.get_peft_model(jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.5)

@@ -271,6 +271,24 @@ def test_a_folder_moves_with_the_index_inside(folder):
     assert run(moved, path=moved / ".jina-vlm-index").new == 0
 
 
+def test_searching_while_parts_are_replaced(folder, monkeypatch):
+    """The reader has seen what the index was made of, and then a run replaces it."""
+    run(folder, StubEmbedder())
+    (folder / "white.png").unlink()
+    read, seen = index_module.read_manifest, []
+
+    def read_and_wait(path):
+        manifest = read(path)
+        if not seen:
+            seen.append(manifest)
+            run(folder)
+        return manifest
+
+    monkeypatch.setattr(index_module, "read_manifest", read_and_wait)
+    index = Index.open(folder.parent / "index")
+    assert len(index) == 6 and seen[0]["parts"] != index.manifest["parts"]
+
+
 def test_two_writers(folder):
     path = folder.parent / "index"
     with locked(path), refused("Another run is at work on .*index", BlockingIOError):

@@ -123,11 +123,12 @@ def filled(request, index, tmp_path_factory):
 def test_stores_find_the_same(filled, index, queries, way):
     """In one order, but where two pages are equal to a ten-thousandth: LanceDB knows cosines alone, and what float16
     leaves of a vector is not of length 1."""
-    ours, theirs = (one.search(queries, size, way, 20) for one, size in ((index, PAGES), (filled, 6)))
-    for some, others in zip(ours, theirs, strict=True):
-        known = {one.page: one.score for one in some}
+    ours, theirs = (one.search(queries, 6, way, 20) for one in (index, filled))
+    scored = index.search(queries, PAGES, "dense" if way == "dense" else "late")
+    for some, others, every in zip(ours, theirs, scored, strict=True):
+        known = {one.page: one.score for one in every}
         assert len({one.page for one in others}) == 6
-        for one, other in zip(some, others, strict=False):
+        for one, other in zip(some, others, strict=True):
             assert abs(one.score - other.score) < 1e-4 and abs(one.score - known[other.page]) < 1e-4
 
 
