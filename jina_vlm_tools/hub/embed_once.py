@@ -45,11 +45,12 @@ def read(folder: str, name: str) -> dict:
     return json.loads(Path(folder, name).read_text())
 
 
-def least_cosine(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    """Of vectors of length 1, or of 0 alike."""
+def cosine(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """Of vectors of length 1, or of 0 alike: the mean over an input's, of which bfloat16 moves single ones, of the input
+    where it is less."""
     if [one.shape for one in some] != [other.shape for other in others]:
         return 0.0
-    return min(1 - (one - other).square().sum(-1).max().item() / 2 for one, other in zip(some, others, strict=True))
+    return min(1 - (one - other).square().sum(-1).mean().item() / 2 for one, other in zip(some, others, strict=True))
 
 
 def by_peft(folder: str, base: str) -> dict:
@@ -97,7 +98,7 @@ def by_peft(folder: str, base: str) -> dict:
         "dense": dense,
         "multi": multi,
         "unloaded": sorted(in_file.keys() ^ there.keys()),
-        "changes": 1 - least_cosine(dense, before[0]),
+        "changes": 1 - cosine(dense, before[0]),
         "answer": processor.decode(expected, skip_special_tokens=True).strip(),
         "answers_as_before": is_as_before,
         "faults": {name: sorted(map(str, keys)) for name, keys in loaded.items() if keys},
@@ -109,9 +110,9 @@ folder, other = sys.argv[1:]
 if Path(other, "adapter_config.json").is_file():
     kind = "multi" if read(folder, SETTINGS)["model_type"] == "MultiVectorEncoder" else "dense"
     vectors = encode(kind, folder)
-    result = {kind: vectors, "agreement": {kind: least_cosine(vectors, encode(kind, other))}}
+    result = {kind: vectors, "agreement": {kind: cosine(vectors, encode(kind, other))}}
 else:
     result = by_peft(folder, other)
-    result["agreement"] = {kind: least_cosine(result[kind], encode(kind, folder)) for kind in ("dense", "multi")}
+    result["agreement"] = {kind: cosine(result[kind], encode(kind, folder)) for kind in ("dense", "multi")}
 shapes = {kind: [list(vectors.shape) for vectors in result.pop(kind)] for kind in ("dense", "multi") if kind in result}
 print(json.dumps({**result, "shapes": shapes, "code": sorted(code)}))

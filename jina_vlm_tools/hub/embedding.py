@@ -45,8 +45,8 @@ def embed(folder: Path, base: Base) -> dict:
     Embed a text and an image by a page's folder in a fresh process, offline, with the code of folder and base alone.
 
     Returns:
-        "shapes" of the vectors by kind, for text and image; "agreement", the least cosine between a vector of
-        sentence-transformers and one of PEFT, by kind; "answer" of the base, which is also the one with the adapter
+        "shapes" of the vectors by kind, for text and image; "agreement", the cosine between vectors of
+        sentence-transformers and of PEFT, by kind; "answer" of the base, which is also the one with the adapter
         off.
 
     Raises:
