@@ -46,7 +46,7 @@ def read(folder: str, name: str) -> dict:
 
 
 def cosine(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    """Of vectors of length 1, or of 0 alike: the mean over an input's, of which bfloat16 moves single ones, of the input
+    """Of vectors of length 1, or of 0 alike: the mean over an input, as bfloat16 moves single ones, of the input
     where it is less."""
     if [one.shape for one in some] != [other.shape for other in others]:
         return 0.0
