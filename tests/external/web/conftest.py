@@ -27,10 +27,8 @@ def loaded():
 
 
 @pytest.fixture(scope="session")
-def retrieval_folder(tmp_path_factory):
-    from retrieval_folder import find_retrieval_folder
-
-    return find_retrieval_folder(tmp_path_factory.mktemp("retrieval"))
+def retrieval_folder():
+    return ROOT / "checkpoints" / "tiny-retrieval"
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,15 @@ import threading
 import pytest
 import torch
 from PIL import Image
-from retrieval_folder import find_retrieval_folder
 
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
 
 
 pytest.importorskip("peft")
 pytest.importorskip("pypdfium2")
-pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="checkpoints/tiny has not been trained yet")
+pytestmark = pytest.mark.skipif(not TINY_RETRIEVAL.is_dir(), reason="checkpoints/tiny-retrieval is missing")
 
 from jina_vlm_tools.webapp.search_examples import IMAGES, PAGES, draw_examples, save_examples  # noqa: E402
 from jina_vlm_tools.webapp.searching import Library, load_embedder  # noqa: E402
@@ -37,8 +36,8 @@ def loaded():
 
 
 @pytest.fixture(scope="module")
-def embedder(loaded, tmp_path_factory):
-    return load_embedder(loaded[0], str(find_retrieval_folder(tmp_path_factory.mktemp("retrieval"))))
+def embedder(loaded):
+    return load_embedder(loaded[0], str(TINY_RETRIEVAL))
 
 
 @pytest.fixture(scope="module")
