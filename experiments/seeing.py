@@ -54,20 +54,23 @@ TOKEN_CLASSES = {
 } | {f"character {index}": 1 + WORD_END for index in range(LONGEST)}
 
 
+SHARES = {"shapes": 25, "board": 20, "lines": 40, "table": 8, "chart": 7}
+
+
 class PagesDataset(Dataset):
     """Page i is drawn from seed `first_seed` + i: shapes, half of them in colors that have no name (else what is told
     of a shape's kind is its color too, and pairs that were never seen are misjudged), boards, lines of text, tables
-    and charts."""
+    and charts, as often as `shares` has it."""
 
-    def __init__(self, length: int, first_seed: int):
-        self.length, self.first_seed = length, first_seed
+    def __init__(self, length: int, first_seed: int, shares: dict[str, int] = SHARES):
+        self.length, self.first_seed, self.shares = length, first_seed, shares
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Page:
         rng = random.Random(self.first_seed + index)
-        kind = rng.choices(("shapes", "board", "lines", "table", "chart"), (25, 20, 40, 8, 7))[0]
+        kind = rng.choices(list(self.shares), list(self.shares.values()))[0]
         if kind == "shapes":
             return Page("shapes", make_scene(rng, TRAINING_PAIRS, number=rng.randint(3, len(PLACES)), nameless=0.5))
         if kind == "board":
@@ -94,11 +97,6 @@ class PageCollator:
         }
 
 
-def _centers(size: tuple[int, int], positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [1, n] and y [n, 1] in pixels of a page that was stretched to the tile, of positions from 0 to 1."""
-    return positions[None, :] * size[0], positions[:, None] * size[1]
-
-
 def _inside(
     box: tuple[float, float, float, float], x: torch.Tensor, y: torch.Tensor, margin=(0.0, 0.0)
 ) -> torch.Tensor:
@@ -108,7 +106,8 @@ def _inside(
 
 def patch_labels(page: Page) -> torch.Tensor:
     """[patches] int64, row by row: 1 + the number of the character that the patch's middle lies on, else 0."""
-    x, y = _centers(page.scene.size, (torch.arange(SIDE) + 0.5) / SIDE)
+    middles = (torch.arange(SIDE) + 0.5) / SIDE
+    x, y = middles[None, :] * page.scene.size[0], middles[:, None] * page.scene.size[1]
     labels = torch.zeros(SIDE, SIDE, dtype=torch.long)
     for character, box in characters(page):
         labels[_inside(box, x, y)] = 1 + CHARACTERS.index(character)
@@ -118,23 +117,23 @@ def patch_labels(page: Page) -> torch.Tensor:
 TOKEN_MIDDLES = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)  # as parts of a tile's side
 
 
-def token_labels(page: Page, positions: torch.Tensor = TOKEN_MIDDLES) -> torch.Tensor:
+def token_labels(page: Page, across: torch.Tensor = TOKEN_MIDDLES, down: torch.Tensor | None = None) -> torch.Tensor:
     """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the
     index; -100 where nobody could say. A shape reaches as far as the circle around it; a number or word half a token
-    further than its letters. `positions` are the tokens' middles, from 0 to 1, in either direction."""
+    further than its letters. `across` and `down` are the tokens' middles, from 0 to 1; `down` is by default `across`."""
+    down = across if down is None else down
     size = page.scene.size
-    x, y = _centers(size, positions)
+    x, y = across[None, :] * size[0], down[:, None] * size[1]
     columns = {name: index for index, name in enumerate(TOKEN_CLASSES)}
-    labels = torch.zeros(*positions.shape, *positions.shape, len(columns), dtype=torch.long)
-    labels[..., columns["place"]] = (3 * positions[:, None]).long() * 3 + (3 * positions[None, :]).long()
+    labels = torch.zeros(len(down), len(across), len(columns), dtype=torch.long)
+    labels[..., columns["place"]] = (3 * down[:, None]).long() * 3 + (3 * across[None, :]).long()
     labels[..., columns["character 0"] + 1 :] = IGNORED
     _label_shapes(labels, page.scene, x, y, columns)
     for bar in page.bars:
         inside = _inside(bar.box, x, y)
         labels[..., columns["color"]][inside] = 1 + list(COLORS).index(bar.color)
         labels[..., columns["height"]][inside] = bar.height
-    half = (positions[1] - positions[0]).item() / 2
-    token = size[0] * half, size[1] * half  # half of a token's width and height
+    token = size[0] * (across[1] - across[0]).item() / 2, size[1] * (down[1] - down[0]).item() / 2  # half of one
     for text in (*page.texts, *page.labels):
         inside = _inside(text.box, x, y, token)
         numbers = [1 + CHARACTERS.index(character) for character in text.text]

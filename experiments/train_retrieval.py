@@ -10,10 +10,9 @@ their states as they are: the final norm of what the connector makes, within 1e-
 """
 
 import argparse
+import functools
 import json
-import math
 import os
-import random
 import time
 from pathlib import Path
 
@@ -23,33 +22,32 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
-from jina_vlm_tools.retrieval.inputs import prepare
-from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
-from jina_vlm_tools.retrieval.scores import cut, pool
-from jina_vlm_tools.retrieval.training import Searches, Weights
-from jina_vlm_tools.synthetic.page_questions import LANGUAGES
+from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
-from jina_vlm_tools.synthetic.searches import facts_of, query_about
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
-from .seeing import PageCollator, PageReader, PagesDataset, measure
+from .searching import name, search, tell
+from .seeing import TOKEN_CLASSES, PageCollator, PageReader, PagesDataset, measure
 
 
 RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
 WIDTH = 64  # of multi-vectors
+# Of the pages that it learns to see from: tables and charts as often as searches have them.
+SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 QUERIES = 3  # about each page of a step
 DIMS = [16, 32, 64, 128]
+TOLD = 16  # pairs of pages of a step that are not drawn: their facts' vectors stand for them
+MOST_TOKENS = 1500  # of a step's pages, that are told what they show
+LATE_TEMPERATURE = 0.01
+KIND_COLUMNS = [index for index, name in enumerate(TOKEN_CLASSES) if name != "place"]
 MAX_TILES = 4
-# Small print, on pages of several tiles, costs as much as three of the others.
-KINDS = ("shapes", "numbers", "numbers", "words", "words", "tables", "charts", "small print")
 
 
 def make_model(checkpoint: str):
@@ -98,108 +96,54 @@ def train(
 def see(args: argparse.Namespace, output: Path) -> None:
     model = make_model(args.model)
     train_only(model, ("vision_model", "connector"))
-    reader = PageReader(model.get_base_model())
+    base = model.get_base_model()
+    base.set_attn_implementation("eager")  # compiled, with bfloat16: 0.7 of sdpa's time
+    reader = PageReader(base)
+    for part in (reader.vision_model, reader.connector):
+        part.compile()
     collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
-    dataset = PagesDataset(args.pages, first_seed=EVALUATION_SEEDS // 2)
+    dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
     optimizer = Muon(muon_groups(reader, args.rate, weight_decay=0.0))
     trainer = train(Trainer, reader, optimizer, collator, dataset, output, args)
     if not trainer.is_world_process_zero():
         return
-    fresh = PagesDataset(64, first_seed=EVALUATION_SEEDS)
+    fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
     save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
+    save_file(
+        {"weight": reader.head.weight.detach().clone(), "bias": reader.head.bias.detach().clone()},
+        output / "head.safetensors",
+    )
 
 
-def seen(args: argparse.Namespace):
-    """The model after `seeing`, and its processor."""
+def seen(args: argparse.Namespace, stage: str = "seeing"):
+    """The model after a stage, and its processor."""
     model = make_model(args.model)
-    set_peft_model_state_dict(model, load_file(args.output / "seeing" / "adapter.safetensors"))
+    set_peft_model_state_dict(model, load_file(args.output / stage / "adapter.safetensors"))
     return model, JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
 
 
 @torch.inference_mode()
 def look(args: argparse.Namespace, output: Path) -> None:
-    """Write the last states of the pages' image tokens."""
+    """Write what the tower sees of pages."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = seen(args)
-    base = model.get_base_model().model
-    searches, tensors = Searches(args.searches, KINDS, queries=0), {}
+    tower = model.get_base_model().model.vision_model
+    searches, tensors = Searches(args.searches, queries=0), {}
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
         for half, page in enumerate(searches[index]):
             tiles = processor.image_processor(draw_page(page["page"]), return_tensors="pt")
-            (features,) = base.get_image_features(**tiles).pooler_output
-            tensors[f"{index}.{half}"] = base.language_model.norm(features).to(torch.bfloat16).clone()
+            features = tower(tiles["pixel_values"]).last_hidden_state
+            tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
+            tensors[f"{index}.{half}.positions"] = tiles["tile_positions"]
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
 
-def best_matches(tokens: torch.Tensor, mask: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
-    """Late interaction [queries, pages] of tokens of queries [queries, length, width] and of pages, one by one."""
-    kept, lengths = tokens[mask.bool()], mask.sum(1)
-    best = torch.stack([(kept @ page.T).max(1).values for page in pages], 1)
-    queries = torch.arange(len(tokens)).repeat_interleave(lengths)
-    return torch.zeros(len(tokens), len(pages)).index_add(0, queries, best) / lengths[:, None]
-
-
-def search(args: argparse.Namespace, output: Path) -> None:
-    torch.manual_seed(args.seed)
-    model, processor = seen(args)
-    base = model.get_base_model().model
-    searches = Searches(args.searches, KINDS, queries=0)
-    pairs = [searches[index] for index in range(len(searches))]
-    states = {}
-    for file in sorted((args.output / "looking").glob("pages-*.safetensors")):
-        states |= load_file(file)
-    train_only(model, ("language_model",))
-    projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
-    nn.init.orthogonal_(projector.weight)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad] + [projector.weight]
-    optimizer = torch.optim.AdamW(trained, args.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    thumbnail = processor.image_processor.tokens_per_side**2  # tokens that show the page a second time, smaller
-    rng, left, log, weights = random.Random(args.seed), [], [], Weights()
-    started = time.perf_counter()
-    for step in range(args.steps):
-        share = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * share
-        if len(left) < args.batch_size:
-            left = rng.sample(range(len(pairs)), len(pairs))
-        chosen = [left.pop() for _ in range(args.batch_size)]
-        places = [(index, half) for index in chosen for half in range(2)]
-        shown = [pairs[index][half]["page"] for index, half in places]
-        queries = [
-            (number, query_about(page, rng.choice(list(LANGUAGES)), rng))
-            for number, page in enumerate(shown)
-            for _ in range(QUERIES)
-        ]
-        facts = [facts_of(page) for page in shown]
-        relevant = torch.tensor([[query.finds(one) for one in facts] for _, query in queries])
-        own = torch.tensor([number for number, _ in queries])
-        pages = [states[f"{index}.{half}"].float() for index, half in places]
-        inputs = dict(prepare(processor, [query.text for _, query in queries], "query"))
-        tokens = base(**inputs, use_cache=False).last_hidden_state.float()
-        late = best_matches(
-            F.normalize(projector(tokens), dim=-1),
-            inputs["attention_mask"],
-            [F.normalize(projector(page[thumbnail:]), dim=-1) for page in pages],
-        )
-        dense, of_pages = pool(tokens, inputs["attention_mask"]), torch.stack([page.mean(0) for page in pages])
-        terms = {
-            "late": info_nce(late, own, relevant, weights.temperature),
-            "dense": matryoshka(dense, of_pages, own, relevant, DIMS, weights.temperature),
-            "agreement": agreement(cut(dense) @ cut(of_pages).T, late, weights.temperature),
-        }
-        loss = sum(getattr(weights, name) * term for name, term in terms.items())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        log.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
-        if step % 25 == 24:
-            print(json.dumps(log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
-    save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
-    save_file({"weight": projector.weight.detach().clone()}, output / "projector.safetensors")
-    (output / "log.json").write_text(json.dumps(log))
+def meet(stage: str, before: str, args: argparse.Namespace, output: Path) -> None:
+    """One of the stages of `searching`, after the stage `before`."""
+    model, processor = seen(args, before)
+    {"naming": name, "telling": tell, "searching": search}[stage](args, output, model, processor)
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
@@ -215,7 +159,14 @@ def write(args: argparse.Namespace, output: Path) -> None:
     write_folder(output / "tiny-retrieval", model, weight, processor, base=base, replace=True)
 
 
-STAGES = {"seeing": see, "looking": look, "searching": search, "writing": write}
+STAGES = {
+    "seeing": see,
+    "looking": look,
+    "naming": functools.partial(meet, "naming", "seeing"),
+    "telling": functools.partial(meet, "telling", "naming"),
+    "searching": functools.partial(meet, "searching", "telling"),
+    "writing": write,
+}
 
 
 def main() -> None:
@@ -225,7 +176,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=24_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=700, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=800, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=1200, help="of searching (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="of all processes (default: 8 pages seen, 16 pairs searched)")

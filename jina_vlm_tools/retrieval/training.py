@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
-from jina_vlm_tools.synthetic.pages import TRAINING_WORDS, draw_page
+from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.pages_data import task_page
 from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
@@ -139,7 +139,7 @@ class Searches(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = random.Random(f"search {self.first_seed + index}")
-        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS, TRAINING_WORDS[rng.choice(list(LANGUAGES))])
+        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS)
         return [
             {
                 "page": shown,

@@ -2,18 +2,24 @@
 
 import random
 
+import jina_vlm
 import numpy as np
 import pytest
 import torch
 
 from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
-from experiments.train_retrieval import best_matches
+from experiments.fact_vectors import NOTHING, FactVectors, attributes
+from experiments.searching import Asked, Learner, best_matches, is_whole, told
+from experiments.seeing import token_labels
+from experiments.train_retrieval import make_model
 from experiments.visual_rag import make_documents, make_questions
+from jina_vlm_tools.files import TINY
+from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.scores import late_scores
 from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS
-from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
+from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about, say
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, TRAINING_PAIRS
 
 
@@ -51,10 +57,6 @@ def test_training_draws_training_pairs_alone():
 
 
 def test_relevance_of_a_batch_is_that_of_its_facts():
-    import jina_vlm
-
-    from jina_vlm_tools.files import TINY
-
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
     samples = [Searches(3, ("shapes",), queries=2)[index] for index in range(3)]
     batch = SearchCollator(processor)(samples)
@@ -69,7 +71,60 @@ def test_best_matches_of_pages_one_by_one_are_late_interaction():
     mask = torch.tensor([[1] * 5, [1] * 2 + [0] * 3, [1] * 4 + [0]])
     padded = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)
     expected = late_scores(tokens, mask, padded, torch.tensor([[1] * 4 + [0] * 3, [1] * 7]))
-    assert torch.allclose(best_matches(tokens, mask, pages), expected, atol=1e-6)
+    owners = torch.arange(3).repeat_interleave(mask.sum(1))
+    assert torch.allclose(best_matches(tokens[mask.bool()], owners, pages), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tokens_have_the_vectors_of_what_they_show(task):
+    """Of all that a page shows as a whole, and of nothing, some token has the vector; and no token has any other."""
+    torch.manual_seed(0)
+    vectors, middles = FactVectors(16), (torch.arange(28) + 0.5) / 28
+    for index in range(6):
+        page = Searches(1, (task,), first_seed=index)[0][0]["page"]
+        facts = [fact for fact in facts_of(page) if is_whole(fact, page)]
+        assert facts
+        of_tokens = vectors.of_labels(token_labels(page, middles))
+        similar = of_tokens @ vectors([[NOTHING], *(attributes(fact) for fact in facts)]).T
+        assert (similar.amax(0) > 0.9999).all()
+        if not page.labels:  # which nobody asks for
+            assert (similar.amax(1) > 0.9999).float().mean() > 0.9  # the rest lie in a place's neighbor
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
+    return Learner(make_model(str(TINY)), processor, ("language_model",), 1e-3, 1, tmp_path_factory.mktemp("learner"))
+
+
+def test_queries_are_read_as_they_are_embedded(learner):
+    texts = ["a red star on the left and the word KATZE", "eine Zahl"]
+    states, mask, places = learner.read(texts)
+    inputs = dict(prepare(learner.processor, texts, "query"))
+    with torch.no_grad():
+        expected = learner.base(**inputs, use_cache=False).last_hidden_state
+    assert mask.equal(inputs["attention_mask"].bool())
+    assert (states - expected)[mask].abs().max() < 0.05 * expected.abs().max()  # bfloat16
+    words = [texts[0][max(0, begin) : end] for begin, end in places[0].tolist() if end > 0]
+    assert "".join(words) == texts[0]
+
+
+def test_tokens_of_queries_are_told_what_is_said_up_to_them(learner):
+    rng = random.Random(0)
+    pages = [Searches(1, (task,), first_seed=seed)[0][0]["page"] for task in TASKS for seed in range(4)]
+    asked = Asked.about(pages, rng)
+    _, _, places = learner.read(asked.texts)
+    wholes = {(query, tuple(sorted(attributes(fact)))) for query, facts in enumerate(asked.facts) for fact in facts}
+    for query, token, said in told(asked, places):
+        end = places[query, token, 1].item()
+        text = asked.texts[query][:end]
+        matching = [fact for fact in asked.facts[query] if say(fact, asked.languages[query]) in text]
+        if (query, tuple(sorted(said))) in wholes:
+            assert any(text.endswith(say(fact, asked.languages[query])) for fact in matching)
+            wholes.discard((query, tuple(sorted(said))))
+        else:
+            assert any(text.endswith(fact.text[: len(said)]) for fact in asked.facts[query] if fact.text)
+    assert not wholes
 
 
 def test_measures_by_hand():

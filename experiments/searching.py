@@ -1,0 +1,306 @@
+"""Queries and pages learn to meet: the last three stages of `train_retrieval`.
+
+`naming`: the connector's adapter and the projector learn to bring the tokens of pages to the vectors of the facts that
+they show, and the vectors to be told apart. `telling`: the decoder's adapter learns to bring queries there; it needs no
+pages, whose facts' vectors stand for them. `searching`: both learn from each other, by the joint loss.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jina_vlm import JinaVLMProcessor
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from jina_vlm_tools.retrieval.inputs import to_chat
+from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
+from jina_vlm_tools.retrieval.scores import cut, pool
+from jina_vlm_tools.retrieval.training import Searches
+from jina_vlm_tools.synthetic.page_questions import LANGUAGES
+from jina_vlm_tools.synthetic.pages import Page
+from jina_vlm_tools.synthetic.searches import Fact, facts_of, query_about, say
+
+from .fact_vectors import NOTHING, FactVectors, attributes
+from .seeing import TOKEN_CLASSES, token_labels
+
+
+WIDTH = 64  # of multi-vectors
+DIMS = [16, 32, 64, 128]
+QUERIES = 3  # about each page of a step
+SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
+TEMPERATURE = 0.05  # of single vectors
+MOST_TOKENS = 1500  # of a step's pages, that are told what they show
+SAYING = [index for index, name in enumerate(TOKEN_CLASSES) if name != "place"]  # every token has a place
+
+
+class Seen(nn.Module):
+    """In the tower's place: gives back what it saw."""
+
+    def forward(self, features: torch.Tensor, **_) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=features.squeeze(1))
+
+
+class Pages:
+    """Pages in pairs that show nearly the same, and what the tower saw of them."""
+
+    def __init__(self, looked: Path, number: int, rng: random.Random):
+        drawn = Searches(number, queries=0)
+        self.pairs = [[half["page"] for half in drawn[index]] for index in range(number)]
+        self.seen = {}
+        for file in sorted(looked.glob("pages-*.safetensors")):
+            self.seen |= load_file(file)
+        self.rng, self.left = rng, []
+
+    def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
+        """Pages in a random order, each once before any again: with their tiles' features and positions."""
+        if len(self.left) < pairs:
+            self.left = self.rng.sample(range(len(self.pairs)), len(self.pairs))
+        places = [(index, half) for index in [self.left.pop() for _ in range(pairs)] for half in range(2)]
+        features = [self.seen[f"{index}.{half}.features"] for index, half in places]
+        positions = [self.seen[f"{index}.{half}.positions"] for index, half in places]
+        return [self.pairs[index][half] for index, half in places], torch.cat(features).float(), positions
+
+
+@dataclass
+class Asked:
+    """Queries about pages: their texts and facts, the number of the page that each is about [queries], and which pages
+    it finds [queries, pages]."""
+
+    texts: list[str]
+    facts: list[list[Fact]]
+    languages: list[str]
+    own: torch.Tensor
+    relevant: torch.Tensor
+
+    @classmethod
+    def about(cls, pages: list[Page], rng: random.Random) -> "Asked":
+        queries = [
+            (index, query_about(page, rng.choice(list(LANGUAGES)), rng))
+            for index, page in enumerate(pages)
+            for _ in range(QUERIES)
+        ]
+        shown = [facts_of(page) for page in pages]
+        return cls(
+            [query.text for _, query in queries],
+            [list(query.facts) for _, query in queries],
+            [query.language for _, query in queries],
+            torch.tensor([index for index, _ in queries]),
+            torch.tensor([[query.finds(facts) for facts in shown] for _, query in queries]),
+        )
+
+
+def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
+    """Late interaction [queries, pages]: for each query the mean, over its vectors, of the best match among a page's.
+
+    Args:
+        tokens: [vectors, width], of all queries.
+        owners: [vectors] int64, which query each belongs to, in order.
+        pages: Vectors [*, width] of each.
+    """
+    best = torch.stack([(tokens @ page.T).max(1).values for page in pages], 1)
+    counts = owners.bincount()
+    return torch.zeros(len(counts), len(pages)).index_add(0, owners, best) / counts[:, None]
+
+
+class Learner:
+    """What learns: a model with adapters, its projector and the vectors of facts."""
+
+    def __init__(
+        self, model, processor: JinaVLMProcessor, parts: tuple[str, ...], rate: float, steps: int, output: Path
+    ):
+        self.model, self.processor, self.steps, self.output = model, processor, steps, output
+        self.base = model.get_base_model().model
+        self.base.vision_model = Seen()
+        self.projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
+        nn.init.orthogonal_(self.projector.weight)
+        self.vectors = FactVectors(WIDTH)
+        self.thumbnail = processor.image_processor.tokens_per_side**2  # tokens of it, which come first
+        template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
+        self.before, self.after = template.split("WORDS")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.meeting = [self.projector.weight, *self.vectors.parameters()]
+        self.rate = rate
+
+    def load(self, folder: Path) -> None:
+        self.projector.load_state_dict(load_file(folder / "projector.safetensors"))
+        self.vectors.load_state_dict(load_file(folder / "vectors.safetensors"))
+
+    def save(self) -> None:
+        save_file(get_peft_model_state_dict(self.model), self.output / "adapter.safetensors")
+        save_file(self.projector.state_dict(), self.output / "projector.safetensors")
+        save_file(self.vectors.state_dict(), self.output / "vectors.safetensors")
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.projector(states), dim=-1)
+
+    def look(self, features: torch.Tensor, positions: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Last states [tokens, hidden] of each page's image tokens, which this decoder leaves as they are."""
+        with torch.autocast("cpu", torch.bfloat16):
+            images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
+        return [self.base.language_model.norm(image.float()) for image in images]
+
+    def read(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Last states [queries, length, hidden], mask [queries, length] and places in the text [queries, length, 2]."""
+        inputs = self.processor.tokenizer(
+            [self.before + text + self.after for text in texts], add_special_tokens=False, padding=True,
+            padding_side="right", return_tensors="pt", return_offsets_mapping=True,
+        )  # fmt: skip
+        places = inputs.pop("offset_mapping") - len(self.before)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.base(**inputs, use_cache=False).last_hidden_state.float()
+        return states, inputs["attention_mask"].bool(), places
+
+    def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
+        """So many steps of AdamW, down a cosine."""
+        groups = [{"params": self.trained, "rate": self.rate}, {"params": self.meeting, "rate": 3 * self.rate}]
+        optimizer, log, started = (
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
+            [],
+            time.perf_counter(),
+        )
+        for step in range(self.steps):
+            share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * share
+            terms = terms_of(step)
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            optimizer.step()
+            log.append({"step": step, **{name: round(term.item(), 4) for name, term in terms.items()}})
+            if step % 25 == 24:
+                print(json.dumps(log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
+        (self.output / "log.json").write_text(json.dumps(log))
+        self.save()
+
+
+def naming_terms(learner: Learner, pages: list[Page], asked: Asked, positions, tokens) -> dict[str, torch.Tensor]:
+    """Pages are found by the vectors of facts; each token is told what it shows."""
+    owners = torch.tensor([index for index, facts in enumerate(asked.facts) for _ in facts])
+    named = learner.vectors([attributes(fact) for facts in asked.facts for fact in facts])
+    labels = torch.cat([tile_labels(page, place, learner) for page, place in zip(pages, positions, strict=True)])
+    shown = torch.cat([page[learner.thumbnail :] for page in tokens])
+    kept = torch.cat([(labels[:, SAYING] > 0).any(1).nonzero()[:, 0], torch.randint(len(labels), (200,))])
+    kept = kept[torch.randperm(len(kept))[:MOST_TOKENS]]
+    different, which = labels[kept].unique(dim=0, return_inverse=True)
+    scores = shown[kept] @ learner.vectors.of_labels(different).T
+    return {
+        "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
+        "tokens": F.cross_entropy(scores / TEMPERATURE, which),
+    }
+
+
+def tile_labels(page: Page, positions: torch.Tensor, learner: Learner) -> torch.Tensor:
+    """[tokens of its tiles, questions], see `token_labels`."""
+    rows, columns = learner.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
+    return token_labels(page, *((torch.arange(size) + 0.5) / size for size in (columns, rows)))
+
+
+def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, list[int]]]:
+    """What tokens of queries say: (query, token, attributes). The last of a fact's phrase all of it, one within its
+    text the characters up to there."""
+    for query, (text, facts, language) in enumerate(zip(asked.texts, asked.facts, asked.languages, strict=True)):
+        starts = places[query].tolist()
+        for fact in facts:
+            phrase = say(fact, language)
+            start = text.find(phrase)
+            inside = [
+                (token, end)
+                for token, (begin, end) in enumerate(starts)
+                if start < end <= start + len(phrase) and end > begin
+            ]
+            yield query, inside[-1][0], attributes(fact)
+            if fact.text:
+                written = start + phrase.rindex(fact.text) if fact.kind != "cell" else start + phrase.index(fact.text)
+                for token, end in inside[:-1]:
+                    if 0 < (known := end - written) <= len(fact.text):
+                        yield query, token, attributes(Fact(fact.kind, text=fact.text))[:known]
+
+
+def telling_terms(learner: Learner, pages: list[Page], asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
+    """Pages that are not drawn are found by queries: the vectors of their facts stand for them."""
+    words = learner.project(states)
+    owners = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
+    whole = [[attributes(fact) for fact in facts_of(page) if is_whole(fact, page)] for page in pages]
+    flat = learner.vectors([numbers for page in whole for numbers in [[NOTHING], *page]])
+    virtual = list(flat.split([1 + len(page) for page in whole]))
+    known = list(told(asked, places))
+    numbers = {}
+    which = torch.tensor([numbers.setdefault(tuple(said), len(numbers)) for _, _, said in known])
+    candidates = learner.vectors([list(each) for each in numbers])
+    said = words[[query for query, _, _ in known], [token for _, token, _ in known]]
+    return {
+        "told": info_nce(best_matches(words[mask], owners, virtual), asked.own, asked.relevant, SHARP),
+        "words": F.cross_entropy(said @ candidates.T / TEMPERATURE, which),
+    }
+
+
+def is_whole(fact: Fact, page: Page) -> bool:
+    """Whether it says all that the page shows of something."""
+    return bool(fact.place) or fact.kind in ("cell", "bar")
+
+
+def name(args: argparse.Namespace, output: Path, model, processor) -> None:
+    rng = random.Random(args.seed)
+    learner = Learner(model, processor, ("connector",), args.rate, args.steps, output)
+    looked = Pages(args.output / "looking", args.searches, rng)
+
+    def terms(step: int) -> dict[str, torch.Tensor]:
+        pages, features, positions = looked.next(args.batch_size)
+        tokens = [learner.project(state) for state in learner.look(features, positions)]
+        return naming_terms(learner, pages, Asked.about(pages, rng), positions, tokens)
+
+    learner.learn(terms)
+
+
+def tell(args: argparse.Namespace, output: Path, model, processor) -> None:
+    rng = random.Random(args.seed)
+    learner = Learner(model, processor, ("language_model",), args.rate, args.steps, output)
+    learner.load(args.output / "naming")
+    learner.meeting = []
+
+    def terms(step: int) -> dict[str, torch.Tensor]:
+        drawn = Searches(args.batch_size, queries=0, first_seed=args.searches + step * args.batch_size)
+        pages = [half["page"] for index in range(len(drawn)) for half in drawn[index]]
+        asked = Asked.about(pages, rng)
+        return telling_terms(learner, pages, asked, *learner.read(asked.texts))
+
+    learner.learn(terms)
+
+
+def search(args: argparse.Namespace, output: Path, model, processor) -> None:
+    rng = random.Random(args.seed)
+    learner = Learner(model, processor, ("language_model", "connector"), args.rate, args.steps, output)
+    learner.load(args.output / "telling")
+    looked = Pages(args.output / "looking", args.searches, rng)
+
+    def terms(step: int) -> dict[str, torch.Tensor]:
+        pages, features, positions = looked.next(args.batch_size)
+        asked = Asked.about(pages, rng)
+        shown = learner.look(features, positions)
+        tokens = [learner.project(state) for state in shown]
+        states, mask, places = learner.read(asked.texts)
+        owners = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
+        late = best_matches(learner.project(states)[mask], owners, tokens)
+        dense, of_pages = pool(states, mask), torch.stack([state.mean(0) for state in shown])
+        return {
+            "late": info_nce(late, asked.own, asked.relevant, SHARP),
+            "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, 0.03),
+            "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, 0.03),
+            **naming_terms(learner, pages, asked, positions, tokens),
+            **telling_terms(learner, pages, asked, states, mask, places),
+        }
+
+    learner.learn(terms)
