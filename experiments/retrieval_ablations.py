@@ -19,11 +19,6 @@ from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMProcessor
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
-from torch import nn
-from transformers import set_seed
-
 from jina_vlm_tools import markdown
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.embeddings import Embeddings, join
@@ -31,10 +26,15 @@ from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.scores import cut
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
 from jina_vlm_tools.synthetic.pages import draw_page
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import set_seed
 
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT
-from .train_retrieval import DIMS, WIDTH, make_model, train, train_only
+from .searching import DIMS, WIDTH
+from .train_retrieval import make_model, train, train_only
 
 
 TASKS = ("shapes", "numbers", "words", "tables", "charts")
@@ -129,12 +129,11 @@ def run(name: str, seed: int, output: Path, start: Path, samples: int) -> dict:
     processor = JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
     retriever = make_retriever(VARIANTS[name], start)
     dataset = Searches(samples, TASKS, first_seed=1_000_000 * (seed + 1))
-    settings = argparse.Namespace(batch_size=4, seed=seed)
     trained = [parameter for parameter in retriever.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 3e-3, betas=(0.9, 0.98), weight_decay=0.0)
     began = time.process_time()
     (output / file.stem).mkdir(exist_ok=True)
-    train(RetrievalTrainer, retriever, optimizer, SearchCollator(processor), dataset, output / file.stem, settings)
+    train(RetrievalTrainer, retriever, optimizer, SearchCollator(processor), dataset, output / file.stem, 4, seed)
     seconds = time.process_time() - began
     result = evaluate(retriever.eval(), processor, held_out(100, 300, TASKS)) | {"cpu_seconds": round(seconds)}
     file.write_text(json.dumps(result))

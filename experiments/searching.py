@@ -1,7 +1,7 @@
 """Queries and pages learn to meet: the last three stages of `train_retrieval`.
 
-`naming`: the connector's adapter and the projector learn to bring the tokens of pages to the vectors of the facts that
-they show, and the vectors to be told apart. `telling`: the decoder's adapter learns to bring queries there; it needs no
+`naming`: the adapter of the connector and the projector learn to bring the tokens of a page to the vectors of what they
+show, and the vectors to be told apart. `telling`: the decoder's adapter learns to bring queries there; it needs no
 pages, whose facts' vectors stand for them. `searching`: both learn from each other, by the joint loss.
 """
 
@@ -16,12 +16,6 @@ from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMProcessor
-from peft import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutput
-
 from jina_vlm_tools.retrieval.inputs import to_chat
 from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
 from jina_vlm_tools.retrieval.scores import cut, pool
@@ -29,6 +23,11 @@ from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
 from jina_vlm_tools.synthetic.searches import Fact, facts_of, query_about, say
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
 
 from .fact_vectors import NOTHING, FactVectors, attributes
 from .seeing import TOKEN_CLASSES, token_labels
@@ -37,6 +36,21 @@ from .seeing import TOKEN_CLASSES, token_labels
 WIDTH = 64  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a stage: its steps, pairs of pages of each, and what is learned at which rate."""
+
+    steps: int
+    pairs: int
+    rate: float
+    parts: tuple[str, ...]
+
+
+NAMING = Settings(300, 12, 3e-3, ("connector",))
+TELLING = Settings(550, 24, 4e-3, ("language_model",))
+SEARCHING = Settings(150, 12, 1e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 TEMPERATURE = 0.05  # of single vectors
 MOST_TOKENS = 1500  # of a step's pages, that are told what they show
@@ -115,11 +129,10 @@ def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.T
 class Learner:
     """What learns: a model with adapters, its projector and the vectors of facts."""
 
-    def __init__(
-        self, model, processor: JinaVLMProcessor, parts: tuple[str, ...], rate: float, steps: int, output: Path
-    ):
-        self.model, self.processor, self.steps, self.output = model, processor, steps, output
+    def __init__(self, model, processor: JinaVLMProcessor, settings: Settings, output: Path):
+        self.model, self.processor, self.settings, self.output = model, processor, settings, output
         self.base = model.get_base_model().model
+        self.adapters = get_peft_model_state_dict(model)  # with the tower's, which is left out from here on
         self.base.vision_model = Seen()
         self.projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
         nn.init.orthogonal_(self.projector.weight)
@@ -128,17 +141,16 @@ class Learner:
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
+            parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in settings.parts))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.meeting = [self.projector.weight, *self.vectors.parameters()]
-        self.rate = rate
 
     def load(self, folder: Path) -> None:
         self.projector.load_state_dict(load_file(folder / "projector.safetensors"))
         self.vectors.load_state_dict(load_file(folder / "vectors.safetensors"))
 
     def save(self) -> None:
-        save_file(get_peft_model_state_dict(self.model), self.output / "adapter.safetensors")
+        save_file({**self.adapters, **get_peft_model_state_dict(self.model)}, self.output / "adapter.safetensors")
         save_file(self.projector.state_dict(), self.output / "projector.safetensors")
         save_file(self.vectors.state_dict(), self.output / "vectors.safetensors")
 
@@ -152,7 +164,7 @@ class Learner:
         return [self.base.language_model.norm(image.float()) for image in images]
 
     def read(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Last states [queries, length, hidden], mask [queries, length] and places in the text [queries, length, 2]."""
+        """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
         inputs = self.processor.tokenizer(
             [self.before + text + self.after for text in texts], add_special_tokens=False, padding=True,
             padding_side="right", return_tensors="pt", return_offsets_mapping=True,
@@ -164,14 +176,15 @@ class Learner:
 
     def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
         """So many steps of AdamW, down a cosine."""
-        groups = [{"params": self.trained, "rate": self.rate}, {"params": self.meeting, "rate": 3 * self.rate}]
+        steps, rate = self.settings.steps, self.settings.rate
+        groups = [{"params": self.trained, "rate": rate}, {"params": self.meeting, "rate": 3 * rate}]
         optimizer, log, started = (
             torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
             [],
             time.perf_counter(),
         )
-        for step in range(self.steps):
-            share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        for step in range(steps):
+            share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * share
             terms = terms_of(step)
@@ -252,27 +265,27 @@ def is_whole(fact: Fact, page: Page) -> bool:
     return bool(fact.place) or fact.kind in ("cell", "bar")
 
 
-def name(args: argparse.Namespace, output: Path, model, processor) -> None:
+def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
     rng = random.Random(args.seed)
-    learner = Learner(model, processor, ("connector",), args.rate, args.steps, output)
+    learner = Learner(model, processor, NAMING, output)
     looked = Pages(args.output / "looking", args.searches, rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions = looked.next(args.batch_size)
+        pages, features, positions = looked.next(NAMING.pairs)
         tokens = [learner.project(state) for state in learner.look(features, positions)]
         return naming_terms(learner, pages, Asked.about(pages, rng), positions, tokens)
 
     learner.learn(terms)
 
 
-def tell(args: argparse.Namespace, output: Path, model, processor) -> None:
+def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> None:
     rng = random.Random(args.seed)
-    learner = Learner(model, processor, ("language_model",), args.rate, args.steps, output)
+    learner = Learner(model, processor, TELLING, output)
     learner.load(args.output / "naming")
     learner.meeting = []
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        drawn = Searches(args.batch_size, queries=0, first_seed=args.searches + step * args.batch_size)
+        drawn = Searches(TELLING.pairs, queries=0, first_seed=args.searches + step * TELLING.pairs)
         pages = [half["page"] for index in range(len(drawn)) for half in drawn[index]]
         asked = Asked.about(pages, rng)
         return telling_terms(learner, pages, asked, *learner.read(asked.texts))
@@ -280,14 +293,14 @@ def tell(args: argparse.Namespace, output: Path, model, processor) -> None:
     learner.learn(terms)
 
 
-def search(args: argparse.Namespace, output: Path, model, processor) -> None:
+def search_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
     rng = random.Random(args.seed)
-    learner = Learner(model, processor, ("language_model", "connector"), args.rate, args.steps, output)
+    learner = Learner(model, processor, SEARCHING, output)
     learner.load(args.output / "telling")
     looked = Pages(args.output / "looking", args.searches, rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions = looked.next(args.batch_size)
+        pages, features, positions = looked.next(SEARCHING.pairs)
         asked = Asked.about(pages, rng)
         shown = learner.look(features, positions)
         tokens = [learner.project(state) for state in shown]

@@ -1,12 +1,13 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
-Two stages, both on adapters. It has never seen a letter: first the adapters of tower and connector learn what lies
-where on a page (`seeing`). Then those of the decoder, and a projector, learn to bring queries and pages together, by
-the joint loss of jina-embeddings-v4's paper (`searching`): pages come again and again, with new queries each time.
+All learn by adapters, and its own weights stay. It has never seen a letter: first the adapters of tower and connector
+learn what lies where on a page (`seeing`). Then pages are looked at once (`looking`), their tokens learn to say what
+they show (`naming`), queries learn to say what they ask for (`telling`), and both learn from each other, by the joint
+loss of jina-embeddings-v4's paper (`searching`). What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
-their states as they are: the final norm of what the connector makes, within 1e-3. So pages are looked at once
-(`looking`), and `searching` runs the decoder on queries alone. What is written lies in `writing/tiny-retrieval`.
+them as they are: their states are the final norm of what the connector makes, within 1e-3. So the decoder runs on
+queries alone.
 """
 
 import argparse
@@ -19,12 +20,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
-from tqdm import tqdm
-from transformers import Trainer, TrainingArguments, set_seed
-
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.training import Searches
@@ -32,21 +27,20 @@ from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments, set_seed
 
-from .searching import name, search, tell
-from .seeing import TOKEN_CLASSES, PageCollator, PageReader, PagesDataset, measure
+from .searching import name_pages, search_pages, tell_queries
+from .seeing import PageCollator, PageReader, PagesDataset, measure
 
 
 RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
-WIDTH = 64  # of multi-vectors
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
-QUERIES = 3  # about each page of a step
-DIMS = [16, 32, 64, 128]
-TOLD = 16  # pairs of pages of a step that are not drawn: their facts' vectors stand for them
-MOST_TOKENS = 1500  # of a step's pages, that are told what they show
-LATE_TEMPERATURE = 0.01
-KIND_COLUMNS = [index for index, name in enumerate(TOKEN_CLASSES) if name != "place"]
+SEEN_AT_ONCE = 8  # pages
 MAX_TILES = 4
 
 
@@ -67,7 +61,7 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def train(
-    trainer_class, module: nn.Module, optimizer, collator, dataset, output: Path, args: argparse.Namespace
+    trainer_class, module: nn.Module, optimizer, collator, dataset, output: Path, batch_size: int, seed: int
 ) -> Trainer:
     """Down a cosine; several processes each take their share of a step's samples."""
     on_cpu = not torch.accelerator.is_available()
@@ -75,10 +69,10 @@ def train(
     trainer = trainer_class(
         module,
         TrainingArguments(
-            str(output), num_train_epochs=1, per_device_train_batch_size=args.batch_size // processes,
+            str(output), num_train_epochs=1, per_device_train_batch_size=batch_size // processes,
             lr_scheduler_type="cosine", warmup_steps=30, logging_steps=25, save_strategy="no", use_cpu=on_cpu,
             remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=["labels"], bf16=True,
-            train_sampling_strategy="sequential", dataloader_pin_memory=False, seed=args.seed,
+            train_sampling_strategy="sequential", dataloader_pin_memory=False, seed=seed,
             ddp_backend="gloo" if on_cpu and processes > 1 else None,
         ),
         collator,
@@ -103,18 +97,14 @@ def see(args: argparse.Namespace, output: Path) -> None:
         part.compile()
     collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
-    optimizer = Muon(muon_groups(reader, args.rate, weight_decay=0.0))
-    trainer = train(Trainer, reader, optimizer, collator, dataset, output, args)
+    optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
+    trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed)
     if not trainer.is_world_process_zero():
         return
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
     save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
-    save_file(
-        {"weight": reader.head.weight.detach().clone(), "bias": reader.head.bias.detach().clone()},
-        output / "head.safetensors",
-    )
 
 
 def seen(args: argparse.Namespace, stage: str = "seeing"):
@@ -143,7 +133,7 @@ def look(args: argparse.Namespace, output: Path) -> None:
 def meet(stage: str, before: str, args: argparse.Namespace, output: Path) -> None:
     """One of the stages of `searching`, after the stage `before`."""
     model, processor = seen(args, before)
-    {"naming": name, "telling": tell, "searching": search}[stage](args, output, model, processor)
+    {"naming": name_pages, "telling": tell_queries, "searching": search_pages}[stage](args, output, model, processor)
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
@@ -178,14 +168,9 @@ def main() -> None:
     parser.add_argument(
         "--searches", type=int, default=800, help="pages, and as many like them (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=1200, help="of searching (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, help="of all processes (default: 8 pages seen, 16 pairs searched)")
-    parser.add_argument("--rate", type=float, help="of learning (default: 4e-3 of Muon, 3e-3 of AdamW)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     set_seed(args.seed)
-    args.batch_size = args.batch_size or {"seeing": 8}.get(args.stage, 16)
-    args.rate = args.rate or {"seeing": 4e-3}.get(args.stage, 3e-3)
     output = args.output / args.stage
     output.mkdir(parents=True, exist_ok=True)
     STAGES[args.stage](args, output)
