@@ -9,7 +9,7 @@ import torch
 
 from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
 from experiments.fact_vectors import NOTHING, FactVectors, attributes
-from experiments.searching import Asked, Learner, best_matches, is_whole, told
+from experiments.searching import TELLING, Asked, Learner, best_matches, is_whole, told
 from experiments.seeing import token_labels
 from experiments.train_retrieval import make_model
 from experiments.visual_rag import make_documents, make_questions
@@ -94,7 +94,7 @@ def test_tokens_have_the_vectors_of_what_they_show(task):
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
     processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
-    return Learner(make_model(str(TINY)), processor, ("language_model",), 1e-3, 1, tmp_path_factory.mktemp("learner"))
+    return Learner(make_model(str(TINY)), processor, TELLING, tmp_path_factory.mktemp("learner"))
 
 
 def test_queries_are_read_as_they_are_embedded(learner):
