@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import nullcontext
 
+from jina_vlm_tools.engines import check_engine, find_engine
+
 from . import options
 from .progress import Progress
 from .steps import load_processor
@@ -35,6 +37,7 @@ examples:
   jina-vlm ask photo.png "What does the sign say?" --max-pixels 4000000
   curl -s https://example.com/photo.jpg | jina-vlm ask - "Who painted this?"
   jina-vlm ask --json scan.png "What is the total?" | jq -r .answer
+  jina-vlm ask photo.png "What is this?" --model for-llama --engine llama.cpp
 """
 SHOWN = 200  # characters of a URL
 
@@ -110,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
     from jina_vlm_tools.inference.asking import find_images, make_content
 
     options.check_model(args.model)
+    check_engine(args.model, args.engine)
     images = find_images(args.image)
     shown_together = [[image] for image in images] if args.map else [images]
     has_one_answer = len(shown_together) * len(args.prompt) == 1
@@ -175,6 +179,7 @@ def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seco
         "is_cut_off": answer.is_cut_off,
         "question": prompt,
         "model": checkpoint,
+        "engine": find_engine(checkpoint),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "images": images,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jina_vlm_tools.engines import ENGINES
 from jina_vlm_tools.files import TINY
 
 from .progress import Progress
@@ -27,6 +28,7 @@ EXTRAS = {
     "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
     "batch": ("accelerate", "datasets"),
     "app": ("gradio",),
+    "llama": ("llama_cpp", "gguf"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
 }
 
@@ -97,6 +99,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what runs the text model (default: what the checkpoint is for; `jina-vlm convert --to gguf` makes one "
+        "for llama.cpp)",
+    )
+
+
 def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--max-new-tokens",
@@ -112,6 +123,7 @@ def add_model_options(parser: argparse.ArgumentParser, max_new_tokens: int = 256
     add_model(parser)
     add_max_tiles(parser)
     add_max_new_tokens(parser, max_new_tokens)
+    add_engine(parser)
     add_dtype(parser)
     add_device(parser)
 
@@ -136,9 +148,9 @@ def default_question(model: str) -> str:
 
 
 @contextmanager
-def needing(extra: str) -> Iterator[None]:
+def needing(extra: str, what: str = "") -> Iterator[None]:
     """
-    The imports of a verb that needs an extra of the package.
+    The imports of what needs an extra of the package: of the verb of that name, where nothing else is named.
 
     Raises:
         OSError: a part of it is not installed; the message says what to install.
@@ -149,7 +161,8 @@ def needing(extra: str) -> Iterator[None]:
             raise ImportError(f"not installed: {missing}")
         yield
     except ImportError as error:
-        raise OSError(f'`jina-vlm {extra}` needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
+        what = what or f"`jina-vlm {extra}`"
+        raise OSError(f'{what} needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
 
 
 def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:

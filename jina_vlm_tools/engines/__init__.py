@@ -8,7 +8,7 @@ TORCH, LLAMA_CPP = ENGINES = ("torch", "llama.cpp")
 LLAMA_CPP_MODEL_TYPE = "jina_vlm_llama_cpp"  # in a checkpoint's config.json
 
 
-def find_engine(checkpoint: str) -> str:
+def find_engine(checkpoint: str | Path) -> str:
     """Tell which engine a checkpoint is for. A repository of the Hub, or a folder that says nothing, is for torch."""
     try:
         config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
@@ -40,6 +40,6 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
             f"jina-vlm convert {checkpoint} FOLDER --to gguf --quantize Q4_K_M"
         )
     raise ValueError(
-        f"{checkpoint} was converted for llama.cpp, and holds no text model for {engine}. Leave --engine out, or name "
-        "the checkpoint that it was converted from."
+        f"{checkpoint} was converted for llama.cpp, and holds no text model for {engine}. Name the checkpoint that "
+        "it was converted from, or leave --engine out."
     )

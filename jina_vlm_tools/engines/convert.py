@@ -1,12 +1,17 @@
-"""Make of a checkpoint a folder for llama.cpp: the text model as a GGUF file; tower, connector and settings beside it."""
+"""Make of a checkpoint a folder for llama.cpp: the text model as a GGUF file, all else beside it."""
 
+import base64
+import io
 import json
+import os
 import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
@@ -25,15 +30,7 @@ ROOM_BESIDE_WEIGHTS = 64 * 1024**2  # tokenizer and settings, and the vocabulary
 IN_TORCH = ("model.vision_model.", "model.connector.")
 
 
-@dataclass(frozen=True)
-class Converted:
-    """`tensors`: how many of the text model's have which of llama.cpp's types."""
-
-    text_file: str
-    tensors: dict[str, int]
-
-
-def convert_for_llama_cpp(weights: str, folder: Path, quantization: str, dtype: str = "auto") -> Converted:
+def convert_for_llama_cpp(weights: str, folder: Path, quantization: str, dtype: str = "auto") -> dict[str, int]:
     """
     Write a checkpoint into `folder`, for [`LlamaCppForConditionalGeneration`]. Weights stay in their files until they
     are written, one by one.
@@ -43,6 +40,9 @@ def convert_for_llama_cpp(weights: str, folder: Path, quantization: str, dtype: 
         folder: An empty one.
         quantization: Of the text model: one of `QUANTIZATIONS`.
         dtype: Of tower and connector; `"auto"` is the checkpoint's own.
+
+    Returns:
+        How many of the text model's tensors have which of llama.cpp's types.
 
     Raises:
         PublishingError: the disk is too small or full.
@@ -63,7 +63,7 @@ def write_for_llama_cpp(
     name: str,
     quantization: str,
     dtype: str = "auto",
-) -> Converted:
+) -> dict[str, int]:
     """As [`convert_for_llama_cpp`], of a model and a processor. The model's rows for structural tokens are covered."""
     cover_structural_rows(model)
     if processor.chat_template is None:
@@ -76,8 +76,10 @@ def write_for_llama_cpp(
         _write_vision(model, folder, vision_dtype)
         _write_settings(model, processor, folder, text_file, vision_dtype)
     except (OSError, SafetensorError) as error:
-        raise PublishingError(f"{folder.parent} could not take the checkpoint: {error}. Nothing was left behind.") from error
-    return Converted(text_file, tensors)
+        raise PublishingError(
+            f"{folder.parent} could not take the checkpoint: {error}. Nothing was left behind."
+        ) from error
+    return tensors
 
 
 def _check_room(model: JinaVLMForConditionalGeneration, folder: Path, quantization: str, dtype: torch.dtype) -> None:
@@ -90,8 +92,8 @@ def _check_room(model: JinaVLMForConditionalGeneration, folder: Path, quantizati
     needed = ROOM_BESIDE_WEIGHTS + of_text + vision * dtype.itemsize
     if (free := shutil.disk_usage(folder).free) < needed:
         raise PublishingError(
-            f"{folder.parent} is too small: {free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed for a while. "
-            "Make room there, or choose another folder. Nothing was left behind."
+            f"{folder.parent} is too small: {free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed for a "
+            "while. Make room there, or choose another folder. Nothing was left behind."
         )
 
 
@@ -126,3 +128,30 @@ def _without_code(settings):
     if not isinstance(settings, dict):
         return settings
     return {key: _without_code(value) for key, value in settings.items() if key != "auto_map"}
+
+
+def ask(folder: Path) -> str:
+    """
+    The answer that the folder gives to a drawn image, in a fresh process.
+
+    Raises:
+        PublishingError: it does not load, or says nothing.
+    """
+    image, file = Image.new("RGB", (240, 180), "white"), io.BytesIO()
+    ImageDraw.Draw(image).ellipse((70, 40, 170, 140), fill="red")
+    image.save(file, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    options = ["--model", str(folder.resolve()), "--json", "--max-tiles", "1", "--max-new-tokens", "8"]
+    process = subprocess.run(
+        [sys.executable, "-m", "jina_vlm_tools", "ask", uri, "Describe the picture.", *options],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if process.returncode:
+        raise PublishingError(f"{folder} does not load. It said:\n{process.stderr[-3000:]}")
+    answer = json.loads(process.stdout)["answer"]
+    if not answer:
+        raise PublishingError(f"{folder} loads, but with an empty answer.")
+    return answer

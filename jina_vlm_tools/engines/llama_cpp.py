@@ -5,7 +5,6 @@ conversations, batch jobs and the server run on it unchanged. A prompt's words g
 between `<im_start>` and `<im_end>`, as embeddings. `convert.py` makes its checkpoints.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from transformers import (
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import can_return_tuple
 from transformers.utils.hub import cached_file
+
+from jina_vlm_tools.cli.options import needing
 
 from . import LLAMA_CPP_MODEL_TYPE
 
@@ -146,7 +147,7 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
     jina-vlm, for inference: see the module.
 
     Its weights are tower, connector and the embeddings of the structural tokens; `device` and `dtype` are theirs.
-    llama.cpp takes a GPU, where it was built for one, if the model is not on the CPU; and as many threads as torch.
+    llama.cpp takes as many threads as torch.
     """
 
     config_class = LlamaCppConfig
@@ -154,19 +155,22 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
     def __init__(self, config: LlamaCppConfig):
         super(JinaVLMForConditionalGeneration, self).__init__(config)
         self.model = LlamaCppModel(config)
-        self.gguf_path: Path | None = None
-        self._text = None
+        self.text: Any = None
         self.post_init()
         self.generation_config.suppress_tokens = self._with_structural_tokens(None)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, *args: Any, use_gpu: bool | None = None, **kwargs: Any
+    ) -> Any:
         """
         Load a checkpoint that `jina-vlm convert --to gguf` made.
 
+        Args:
+            use_gpu: Whether llama.cpp may use a GPU; if left out, where it was built for one.
+
         Raises:
-            ImportError: llama-cpp-python is not installed.
-            OSError: a file is missing or damaged.
+            OSError: llama-cpp-python is not installed, or a file is missing or damaged.
             ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized.
         """
         if kwargs.get("quantization_config") is not None:
@@ -174,36 +178,33 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
                 "The text model was quantized when it was converted: leave `quantization_config` out, and convert "
                 "with another --quantize."
             )
+        with needing("llama", "A checkpoint for llama.cpp"):
+            from .llama_text import TextModel
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         found = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if kwargs.get(name) is not None}
-        model.gguf_path = Path(cached_file(pretrained_model_name_or_path, model.config.text_file, **found))
-        model.text  # noqa: B018  loads it now: what is wrong with it is told here
+        path = cached_file(pretrained_model_name_or_path, model.config.text_file, **found)
+        model.text, config = TextModel(path, use_gpu), model.config.text_config
+        sizes, expected = (model.text.vocabulary_size, model.text.width), (config.vocab_size, config.hidden_size)
+        if sizes != expected:
+            raise ValueError(
+                f"{path} has {sizes[0]} tokens and the width {sizes[1]}, expected {expected[0]} and {expected[1]}: it "
+                "is of another checkpoint than its config.json."
+            )
         return loaded
-
-    @property
-    def text(self) -> Any:
-        """The [`TextModel`], loaded where it is first asked for: by then it is known whether a GPU may be used."""
-        if self._text is None:
-            from .llama_text import TextModel
-
-            if self.gguf_path is None:
-                raise ValueError("This model has no text model: load it by `from_pretrained`.")
-            text, config = TextModel(self.gguf_path, use_gpu=self.device.type != "cpu"), self.config.text_config
-            sizes, expected = (text.vocabulary_size, text.width), (config.vocab_size, config.hidden_size)
-            if sizes != expected:
-                raise ValueError(
-                    f"{self.gguf_path} has {sizes[0]} tokens and the width {sizes[1]}, expected {expected[0]} and "
-                    f"{expected[1]}: it is of another checkpoint than its config.json."
-                )
-            self._text = text
-        return self._text
 
     def get_output_embeddings(self) -> None:
         """None: the head is llama.cpp's."""
 
     def new_cache(self) -> LlamaCppCache:
-        """An empty cache, for `generate` and `forward`."""
+        """
+        Make an empty cache, for `generate` and `forward`.
+
+        Raises:
+            ValueError: the model was not loaded by `from_pretrained`.
+        """
+        if self.text is None:
+            raise ValueError("This model has no text model: load it by `from_pretrained`.")
         return LlamaCppCache(self.text)
 
     @accepts_past_key_values
@@ -253,9 +254,12 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
             image_outputs = self.get_image_features(pixel_values, tile_positions, return_dict=True)
 
         batch, length = input_ids.shape
-        kept = range(length)[-logits_to_keep:] if isinstance(logits_to_keep, int) else logits_to_keep.tolist()
+        columns = range(length)[-logits_to_keep:] if isinstance(logits_to_keep, int) else logits_to_keep.tolist()
+        kept = [column % length for column in columns]
         logits = self._read(input_ids, attention_mask, cache.layers[0], image_outputs, set(kept))
-        logits = logits.unflatten(0, (batch, -1)).to(input_ids.device)
+        in_order = sorted(set(kept))
+        logits = logits.unflatten(0, (batch, -1))[:, [in_order.index(column) for column in kept]]
+        logits = logits.to(input_ids.device)
         return JinaVLMCausalLMOutputWithPast(
             logits=logits, image_outputs=image_outputs, **{CACHE_NAME: None if use_cache is False else cache}
         )

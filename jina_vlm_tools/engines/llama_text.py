@@ -2,6 +2,7 @@
 it reads and remembers. Nothing here knows images: a place holds a token or an embedding."""
 
 import ctypes
+import logging
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,17 @@ import torch
 
 PLACES_AT_A_TIME = 512  # that llama.cpp reads in one pass: its own default
 GROWTH = 256  # places; llama.cpp makes room in multiples of these
-LOG_LEVEL_ERROR = 4
+LOG_LEVEL_ERROR = 3
+
+# By default the bindings write all that llama.cpp logs on stderr.
+_log = logging.getLogger("llama-cpp-python")
+if _log.level == logging.NOTSET:
+    _log.setLevel(logging.ERROR)
 
 
 @contextmanager
 def collect_errors() -> Iterator[deque[str]]:
-    """What llama.cpp writes of errors meanwhile, in place of its log on stderr."""
+    """What llama.cpp says of errors meanwhile, in place of its log on stderr."""
     errors: deque[str] = deque(maxlen=4)
 
     @llama_cpp.llama_log_callback
@@ -44,17 +50,17 @@ class TextModel:
 
     Args:
         path: The file.
-        use_gpu: Whether llama.cpp may put layers on a GPU, where it was built for one.
+        use_gpu: Whether llama.cpp may put layers on a GPU; None if it was built for one.
 
     Raises:
         OSError: there is no such file, or llama.cpp cannot read it; the message has what it said.
     """
 
-    def __init__(self, path: str | Path, use_gpu: bool = False):
+    def __init__(self, path: str | Path, use_gpu: bool | None = None):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing. Convert the checkpoint again: jina-vlm convert ... --to gguf")
         params = llama_cpp.llama_model_default_params()
-        if not use_gpu:
+        if use_gpu is False:
             params.n_gpu_layers = 0
         with collect_errors() as errors:
             llama_cpp.llama_backend_init()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jina_vlm_tools.cli.options import MODEL_ADVICE, STDIN
+from jina_vlm_tools.engines import LLAMA_CPP, find_engine
 
 
 LARGE = 1_000_000_000  # parameters
@@ -29,6 +30,8 @@ def load_processor_and_class(checkpoint: str):
 
     def load_model(device: str = "cpu", dtype: str | None = None, **kwargs):
         dtype = dtype or default_dtype(checkpoint, device)
+        if find_engine(checkpoint) == LLAMA_CPP:
+            kwargs["use_gpu"] = device != "cpu"
         model_class = AutoModelForImageTextToText
         return model_class.from_pretrained(checkpoint, trust_remote_code=is_bundle, dtype=dtype, **kwargs)
 
@@ -70,6 +73,8 @@ def _brings_code(checkpoint: str) -> bool:
     if not is_bundle:
         try:
             import jina_vlm  # noqa: F401  registers the classes
+
+            import jina_vlm_tools.engines.llama_cpp  # noqa: F401  and those of its checkpoints
         except ImportError as error:
             sys.exit(
                 f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "
