@@ -323,24 +323,27 @@ def test_the_default_question():
 # ---------------------------------------------------------------------------------------------------------------------
 
 NEEDING = {
-    "serve": [str(TINY)],
-    "batch": [".", "--output", "answers", "--model", str(TINY)],
-    "app": ["--model", str(TINY)],
-    "train": ["finetune_lora", "--output", "mine"],
+    "serve": ["serve", str(TINY)],
+    "batch": ["batch", ".", "--output", "answers", "--model", str(TINY)],
+    "app": ["app", "--model", str(TINY)],
+    "train": ["train", "finetune_lora", "--output", "mine"],
+    "llama": ["convert", str(TINY), "made", "--to", "gguf"],
 }
+PACKAGES = {"yaml": "pyyaml", "llama_cpp": "llama-cpp-python"}  # of modules with other names
 
 
-@pytest.mark.parametrize("verb", NEEDING)
-def test_what_is_not_installed_is_told_in_a_line(verb, monkeypatch, tmp_path):
+@pytest.mark.parametrize("extra", NEEDING)
+def test_what_is_not_installed_is_told_in_a_line(extra, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for module in options.EXTRAS[verb]:
+    what = "convert --to gguf" if extra == "llama" else extra
+    for module in options.EXTRAS[extra]:
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             with pytest.raises(SystemExit) as stopped:
-                main([verb, *NEEDING[verb]])
+                main(NEEDING[extra])
         # others may be missing here as well
         needed, missing = stopped.value.code.split(" (not installed: ")
-        assert needed == f'error: `jina-vlm {verb}` needs `pip install ".[{verb}]"` in a checkout'
+        assert needed == f'error: `jina-vlm {what}` needs `pip install ".[{extra}]"` in a checkout'
         assert module in missing.removesuffix(").").split(", ")
     assert not list(tmp_path.iterdir())
 
@@ -350,4 +353,4 @@ def test_extras_bring_what_verbs_need():
     assert project["name"] == "jina-vlm-transformers" and NEEDING.keys() == options.EXTRAS.keys()
     for extra, modules in options.EXTRAS.items():
         brought = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"][extra]}
-        assert {"pyyaml" if name == "yaml" else name for name in modules} <= brought
+        assert {PACKAGES.get(name, name) for name in modules} <= brought
