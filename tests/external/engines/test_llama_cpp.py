@@ -9,12 +9,12 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import llama_cpp
 import pytest
 import servers
 import torch
-from conftest import ROOT, make_image, refused
 from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from PIL import Image
@@ -22,13 +22,14 @@ from PIL import Image
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines.convert import convert_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
+from jina_vlm_tools.files import TEMPLATE, TINY
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
 from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
-TINY = ROOT / "checkpoints" / "tiny"
+ROOT = Path(__file__).parents[3]
 RELEASED = ROOT / "tests" / "golden" / "released-tiny"
 KINDS = [(task, language) for task in TASKS for language in LANGUAGES]
 NEW = 16
@@ -68,6 +69,17 @@ def drawn(seed: int, width: int = 378, height: int = 378) -> Image.Image:
     return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
 
 
+def half_black(width: int, height: int) -> Image.Image:
+    """Some of its tiles are black."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("black", (0, 0, width // 2, height))
+    return image
+
+
+def refused(message: str, error: type[Exception] = ValueError):
+    return pytest.raises(error, match=message)
+
+
 def prepare(processor, *chats: list, **settings) -> dict:
     return processor.apply_chat_template(
         list(chats) if len(chats) > 1 else chats[0],
@@ -103,7 +115,7 @@ CHATS = {
     "no image, German": [user("Wie viele Formen sind zu sehen?")],
     "two images": [user(drawn(1), drawn(2, 700, 380), "How many shapes are there?")],
     "two images, French": [user(drawn(3), "et", drawn(4), "Combien de formes y a-t-il ?")],
-    "tiles, some black": [user(Image.fromarray(make_image(500, 900, "halfblack")), "Describe the picture.")],
+    "tiles, some black": [user(half_black(900, 500), "Describe the picture.")],
     "turns": [user(drawn(5), "Describe the picture."), assistant("2 shapes"), user(drawn(6), "And here?")],
     "a system prompt": [{"role": "system", "content": "Be brief."}, user(drawn(7), "Describe the picture.")],
 }  # fmt: skip
@@ -218,12 +230,12 @@ def test_the_file_alone_answers_text_in_llama_cpp(converted, processor, by_torch
     assert chat["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
 
 
-def test_the_released_layout(converted, chat_template):
+def test_the_released_layout(converted):
     folder = converted("F32", RELEASED)
     expected = JinaVLMForConditionalGeneration.from_pretrained(RELEASED, dtype=torch.float32).eval()
     model = LlamaCppForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = JinaVLMProcessor.from_pretrained(folder)
-    assert processor.chat_template == chat_template
+    assert processor.chat_template == TEMPLATE.read_text()
     for chat in ([user("What?")], [user(drawn(1), "What?")]):
         inputs = prepare(processor, chat)
         assert new_tokens(model, inputs) == new_tokens(expected, inputs)
