@@ -1,10 +1,13 @@
 """Which engine a checkpoint is for, and what `convert --to gguf` and `--engine` refuse: without llama.cpp."""
 
 import json
+import re
 import sys
 
 import pytest
-from conftest import refused
+import torch
+from conftest import ROOT, refused
+from jina_vlm.tiling_jina_vlm import count_tokens, get_image_token_indices, get_tile_positions
 
 from jina_vlm_tools.cli import serve
 from jina_vlm_tools.cli.main import main
@@ -91,3 +94,17 @@ def test_what_is_there_is_not_overwritten(converted, tmp_path):
 def test_types_that_need_statistics_are_not_offered():
     assert {"F32", "BF16", "F16", "Q8_0", "Q4_K_M", "Q4_0"} <= {*QUANTIZATIONS}
     assert not [name for name in QUANTIZATIONS if name.startswith(("IQ1", "IQ2", "IQ3"))]
+
+
+def test_the_order_that_a_port_is_told():
+    """docs/mtmd.md writes out in ten lines where each token of a grid comes from."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mtmd.md").read_text(), flags=re.DOTALL)
+    exec(code, names := {})
+    for rows in range(1, 13):
+        for columns in range(1, 12 // rows + 1):
+            index, features = names["order"](rows, columns), 14 * 14 * (1 + rows * columns)
+            expected = get_image_token_indices(torch.tensor(get_tile_positions(rows, columns)), 14, 2).tolist()
+            kept = [place for place in index if place < features]
+            assert kept == expected[: len(kept)] and len(index) == count_tokens(rows, columns, 14, 2)
+            marks = [place - features for place in index if place >= features]
+            assert [marks.count(mark) for mark in (0, 1, 2)] == [2, 2, 14 + 10 * rows + 4]
