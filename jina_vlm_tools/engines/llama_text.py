@@ -119,8 +119,9 @@ class Sequences:
         params.n_batch = params.n_ubatch = PLACES_AT_A_TIME
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         params.kv_unified = False
-        if self.model.is_float32:  # nothing is rounded: keys and values too
+        if self.model.is_float32:  # nothing is rounded: keys, values, and attention, which is fused in float16
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         with collect_errors() as errors:
             context = llama_cpp.llama_init_from_model(self.model.handle, params)
             if not context:
