@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,11 +86,13 @@ def write_for_llama_cpp(
 def _check_room(model: JinaVLMForConditionalGeneration, folder: Path, quantization: str, dtype: torch.dtype) -> None:
     vision = sum(tensor.numel() for name, tensor in model.state_dict().items() if name.startswith(IN_TORCH))
     text = model.num_parameters() - vision
+    of_vision = vision * dtype.itemsize
     if quantization in WHOLE:
-        of_text = text * getattr(torch, WHOLE[quantization]).itemsize
-    else:  # beside the weights as they are, at most nine bits of each
-        of_text = text * (model.dtype.itemsize + 9 / 8)
-    needed = ROOM_BESIDE_WEIGHTS + of_text + vision * dtype.itemsize
+        needed = text * getattr(torch, WHOLE[quantization]).itemsize + of_vision
+    else:  # with scales, and some matrices in a larger type, at most a bit and a half more than the name says
+        quantized = text * (int(re.search(r"\d", quantization)[0]) + 1.5) / 8
+        needed = quantized + max(text * model.dtype.itemsize, of_vision)  # one after the other
+    needed += ROOM_BESIDE_WEIGHTS
     if (free := shutil.disk_usage(folder).free) < needed:
         raise PublishingError(
             f"{folder.parent} is too small: {free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed for a "
