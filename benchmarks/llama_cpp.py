@@ -32,7 +32,7 @@ def make_model(layers: int | None) -> JinaVLMForConditionalGeneration:
     config = full_model.small_tokenizers_config()
     if layers:
         config.text_config.num_hidden_layers = layers
-        config.text_config.layer_types = None
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
     return full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
 
 

@@ -3,6 +3,7 @@ it reads and remembers. Nothing here knows images: a place holds a token or an e
 
 import ctypes
 import logging
+import platform
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,9 @@ class TextModel:
         params = llama_cpp.llama_model_default_params()
         if use_gpu is False:
             params.n_gpu_layers = 0
+        # Copies of the weights in another order. On x86 they take half as much memory again, and make prompts slower:
+        # `benchmarks.llama_cpp` measures a model without them. Arm's kernels are much faster with them.
+        params.use_extra_bufts = platform.machine() not in ("x86_64", "AMD64")
         with collect_errors() as errors:
             llama_cpp.llama_backend_init()
             self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
