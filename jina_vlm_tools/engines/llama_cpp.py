@@ -235,12 +235,16 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
 
         Raises:
             ValueError: arguments exclude or lack each other, places and images do not match, or something is asked for
-                that llama.cpp does not do: losses, embeddings of texts, another cache, other padding.
+                that llama.cpp does not do: losses, embeddings of texts, hidden states, another cache, other padding.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("Expected `input_ids`: with llama.cpp texts are tokens, not `inputs_embeds`.")
         if labels is not None:
             raise ValueError("llama.cpp does not train: leave `labels` out, or load the checkpoint with torch.")
+        if asked := [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]:
+            raise ValueError(
+                f"llama.cpp gives logits alone: leave `{asked[0]}` out, or load the checkpoint with torch."
+            )
         cache = self.new_cache() if cache is None else cache
         if not isinstance(cache, LlamaCppCache):
             raise ValueError(f"Expected a cache of `new_cache()`, got {type(cache).__name__}. Leave it out for one.")

@@ -18,6 +18,7 @@ import torch
 from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from PIL import Image
+from transformers import DynamicCache
 
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import llama_text
@@ -305,6 +306,8 @@ def test_what_it_does_not_do_is_refused(processor, by_llama):
     inputs = prepare(processor, CHATS["two images"])
     for change, message in (
         ({"labels": inputs["input_ids"]}, "does not train"),
+        ({"output_hidden_states": True}, "leave `output_hidden_states` out"),
+        ({"cache": DynamicCache()}, "Expected a cache of `new_cache"),
         ({"input_ids": None, "inputs_embeds": torch.zeros(1, 4, 128)}, "texts are tokens"),
         ({"attention_mask": torch.zeros(1, 3)}, "Expected `attention_mask`"),
         (
