@@ -8,8 +8,10 @@ import base64
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import llama_cpp
 import pytest
@@ -19,6 +21,7 @@ from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from PIL import Image
 from transformers import DynamicCache
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import llama_text
@@ -420,3 +423,75 @@ def test_serve(folder, tmp_path, processor, by_torch):
         with pytest.raises(openai.BadRequestError) as refusal:
             client.chat.completions.create(**{**request, "messages": [{"role": "user", "content": [{"type": "x"}]}]})
         assert "jina-vlm takes text and images" in refusal.value.body["detail"]
+
+
+def copy_with(folder: Path, name: str, change) -> Path:
+    """The small checkpoint, one of whose files of settings is changed."""
+    for path in TINY.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((folder / name).read_text())
+    change(settings)
+    (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+def split_as_qwen(tokenizer: dict) -> None:
+    tokenizer["normalizer"] = {"type": "NFC"}
+    pattern = {"Regex": PRETOKENIZE_REGEX}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+
+
+def test_the_released_tokenizers_way_of_splitting(tmp_path):
+    """`convert` compares llama.cpp's tokens with the checkpoint's. Digits and line ends differ from GPT-2's."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (tmp_path / "given").mkdir()
+    given = copy_with(tmp_path / "given", "tokenizer.json", split_as_qwen)
+    convert_for_llama_cpp(str(given), folder, "F32")
+    alone = llama_cpp.Llama(str(folder / "text-F32.gguf"), vocab_only=True, verbose=False)
+    assert alone.metadata["tokenizer.ggml.pre"] == "qwen2"
+    text = "In 2,026 there were 12345\n\n\nlines'll"
+    expected = JinaVLMProcessor.from_pretrained(given).tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert alone.tokenize(text.encode(), add_bos=False) == expected
+    plain = JinaVLMProcessor.from_pretrained(TINY).tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert plain != expected
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokenizer.json", lambda t: t["pre_tokenizer"].update(use_regex=False), "expected Qwen3's or GPT-2's"),
+        ("tokenizer.json", lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizes by .*Lowercase"),
+        ("config.json", lambda c: c["text_config"].update(hidden_act="gelu"), "`hidden_act` 'gelu'"),
+        (
+            "config.json",
+            lambda c: c["text_config"]["rope_parameters"].update(rope_type="linear", factor=2.0),
+            "`rope_parameters`",
+        ),
+    ],
+    ids=["split", "normalizer", "activation", "rotary scaling"],
+)
+def test_what_llama_cpp_cannot_do_is_refused_and_nothing_left(name, change, message, tmp_path, capsys):
+    (tmp_path / "given").mkdir()
+    given = copy_with(tmp_path / "given", name, change)
+    with pytest.raises(SystemExit, match=message):
+        main(["convert", str(given), str(tmp_path / "made"), "--to", "gguf"])
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(SystemExit, match=r"is too small: 0.00 GB are free, 0.07 GB are needed"):
+        main(["convert", str(TINY), str(tmp_path / "made"), "--to", "gguf", "--quantize", "Q4_K_M"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_yes_replaces_a_folder_for_llama_cpp(tmp_path, capsys):
+    main(["convert", str(TINY), str(tmp_path / "made"), "--to", "gguf", "--quantize", "Q8_0", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["tensors"] == {"Q8_0": 23, "F32": 13} and report["answer"]
+    main(["convert", str(TINY), str(tmp_path / "made"), "--to", "gguf", "--quantize", "F16", "--yes"])
+    assert {path.name for path in (tmp_path / "made").glob("*.gguf")} == {"text-F16.gguf"}
