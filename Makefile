@@ -9,7 +9,7 @@ MYPY := 2.4.1
 PARAMETERIZED := 0.9.0
 ATHERIS := 3.0.0
 LLAMAFACTORY := 0.9.5
-BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth
+BENCHMARKS := preprocessing tower distinct_tiles decoder batches loading training_step efficiency growth search
 # More arguments for pytest (PYTEST_ARGS="-k golden"), or for the script that a target runs (ARGS="--seed 3").
 PYTEST_ARGS ?=
 ARGS ?=
@@ -18,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-engines test-tokenizer test-evaluation test-trainers app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-engines test-tokenizer test-evaluation test-trainers test-retrieval app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -77,13 +77,20 @@ test-trainers: $(VENV)/trainers/ready $(VENV)/llamafactory/ready  ## run ms-swif
 	OMP_NUM_THREADS=1 $(VENV)/trainers/bin/python -m pytest tests/external/trainers $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(VENV)/llamafactory/bin/python -m pytest tests/external/trainers/llamafactory $(PYTEST_ARGS)
 
-app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm")
+test-retrieval: $(VENV)/retrieval/ready $(VENV)/vllm/ready  ## hold transformers, PEFT, sentence-transformers, mteb and vLLM to the same vectors (two environments, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/external/retrieval $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/retrieval/bin/python -m pytest tests/tools/hub/test_retrieval_runs.py $(PYTEST_ARGS)
+	rm -rf build/retrieval
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/retrieval/bin/python tests/external/retrieval/reference.py build/retrieval
+	$(VENV)/vllm/bin/python -m pytest tests/external/retrieval/vllm $(PYTEST_ARGS)
+
+app: $(VENV)/page/ready  ## open a page to try the small model on (ARGS="--port 9000 --model jinaai/jina-vlm --retrieval FOLDER")
 	$(VENV)/page/bin/python -m jina_vlm_tools app $(ARGS)
 
 test-page: $(VENV)/page/ready tests/external/web/node_modules/ready  ## test the page in headless Chromium (needs npm, fetches the browser)
 	OMP_NUM_THREADS=1 $(VENV)/page/bin/python -m pytest tests/external/web $(PYTEST_ARGS)
 
-screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshot of the page, docs/page.png
+screenshot: $(VENV)/page/ready tests/external/web/node_modules/ready  ## draw the guide's screenshots of the page, docs/page.png and docs/search_tab.png
 	$(VENV)/page/bin/python tests/external/web/screenshot.py $(ARGS)
 
 fuzz: $(VENV)/ready  ## show 100,000 hostile files to the image processor (ARGS="--files 10000"); fetches atheris
@@ -101,6 +108,11 @@ train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from re
 	$(RUN) -m jina_vlm_tools.synthetic.shapes_data --output runs/shapes
 	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
 	$(RUN) -m experiments.compare runs/grpo_counting
+
+train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (40 minutes on a CPU)
+	for stage in seeing looking; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
+	for stage in searching writing; do $(RUN) -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
+	$(RUN) -m experiments.eval_retrieval runs/retrieval/writing/tiny-retrieval
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)
 	$(RUN) -m jina_vlm_tools.synthetic.pages_data --output runs/pages
@@ -130,7 +142,7 @@ bench: $(VENV)/ready  ## measure speed and memory, as ratios, and write docs/per
 	$(RUN) -m benchmarks.report
 
 bench-full: $(VENV)/ready  ## the same with more rounds and eight images, and the table of 1,000 images (hours)
-	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth; do $(RUN) -m benchmarks.$$name || exit 1; done
+	for name in preprocessing "tower --rounds 7" distinct_tiles "decoder --rounds 7 --full" "batches --rounds 7" "loading --rounds 7" "training_step --rounds 15" efficiency growth search; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.report
 	$(RUN) -m benchmarks.many_images
 
@@ -138,7 +150,7 @@ bench-gpu: $(VENV)/ready  ## the same on a GPU, with absolute figures and the sh
 	for name in preprocessing tower distinct_tiles "decoder --full" batches training_step growth; do $(RUN) -m benchmarks.$$name --device cuda || exit 1; done
 	$(RUN) -m benchmarks.report --device cuda
 
-bundle: $(VENV)/ready  ## write the modules into checkpoints/tiny
+bundle: $(VENV)/ready  ## write the modules into checkpoints/*
 	$(RUN) -m scripts.generated_files bundle
 
 root-files: $(VENV)/ready  ## write the root's config.json, generation_config.json and processor_config.json
@@ -186,6 +198,9 @@ $(VENV)/evaluation/ready: tests/external/harnesses/requirements.txt pyproject.to
 	@touch $@
 
 $(VENV)/trainers/ready: tests/external/trainers/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/retrieval/ready: tests/external/retrieval/requirements.txt pyproject.toml
 	$(environment)
 
 $(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.txt pyproject.toml

@@ -79,6 +79,9 @@ class JinaVLMConfig(PreTrainedConfig):
             Id of `<im_patch>`, the placeholder of one image feature.
         structural_token_ids (`list[int]`, *optional*, defaults to `[151936, ..., 151941]`):
             Ids of `<im_start>`, `<im_end>`, `<im_patch>`, `<im_col>`, `<|image|>` and `<im_slice>`: never generated.
+        matryoshka_dimensions (`list[int]`, *optional*, defaults to `[128, 256, 512, 1024, 2048]`):
+            To which an embedding may be cut; by default the text model's width, halved up to four times. Engines that
+            embed read it, such as vLLM.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether `lm_head` shares the embedding's weights.
     """
@@ -99,6 +102,7 @@ class JinaVLMConfig(PreTrainedConfig):
     overlap_margin: int = 4
     image_token_id: int = 151938
     structural_token_ids: list[int] | None = None
+    matryoshka_dimensions: list[int] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -117,6 +121,9 @@ class JinaVLMConfig(PreTrainedConfig):
             self.vision_feature_layers = [24, 18]
         if self.structural_token_ids is None:
             self.structural_token_ids = list(range(151936, 151942))
+        if self.matryoshka_dimensions is None:
+            hidden = self.text_config.hidden_size
+            self.matryoshka_dimensions = [hidden >> halved for halved in (4, 3, 2, 1, 0) if hidden >> halved]
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -150,6 +157,11 @@ class JinaVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`structural_token_ids` ({token_ids}) must lie in the vocabulary of `text_config.vocab_size` "
                 f"({text.vocab_size})."
+            )
+        dims, hidden = self.matryoshka_dimensions, text.hidden_size
+        if not all(1 <= dim <= hidden for dim in dims):
+            raise ValueError(
+                f"`matryoshka_dimensions` ({dims}) must be from 1 to `text_config.hidden_size` ({hidden})."
             )
 
     @classmethod

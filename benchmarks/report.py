@@ -32,6 +32,7 @@ BENCHMARKS = {
     "training_step": "A training step",
     "efficiency": "What pooling saves",
     "growth": "How cost grows",
+    "search": "Finding a page",
 }
 INTRODUCTION = """\
 This page is written by `python -m benchmarks.report` from the files in `benchmarks/results`. `make bench` measures all

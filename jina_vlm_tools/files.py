@@ -9,6 +9,8 @@ _BESIDE = Path(__file__).resolve().parent.parent
 ROOT = _BESIDE / "jina_vlm" if (_BESIDE / "jina_vlm").is_dir() else _BESIDE
 TEMPLATE = ROOT / "chat_template.jinja"
 TINY = ROOT / "checkpoints" / "tiny"  # in a checkout
+TINY_RETRIEVAL = ROOT / "checkpoints" / "tiny-retrieval"  # its adapter and projector for retrieval, in a checkout
+INDEX_FOLDER = ".jina-vlm-index"  # in a folder that was indexed, unless another place was named
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 

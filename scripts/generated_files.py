@@ -1,7 +1,7 @@
 """Write the files that are made from others, which `tests/repository/test_repository.py` keeps in step:
 
 python -m scripts.generated_files root      config.json, generation_config.json, processor_config.json at the root
-python -m scripts.generated_files bundle    the modules and the chat template, into checkpoints/tiny
+python -m scripts.generated_files bundle    the modules and the chat template, into checkpoints/*
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jina_vlm_tools.files import ROOT, TEMPLATE, TINY
+from jina_vlm_tools.files import ROOT, TEMPLATE, TINY, TINY_RETRIEVAL
 from jina_vlm_tools.hub.check import MODULES, bundle_files  # noqa: F401  the names for the tests
 
 
@@ -19,6 +19,12 @@ ARCHITECTURE = "JinaVLMForConditionalGeneration"
 def tiny_files() -> dict[str, bytes]:
     """What checkpoints/tiny has of the root: contents by file name."""
     return {**bundle_files(), TEMPLATE.name: TEMPLATE.read_bytes()}
+
+
+def copies(folder: Path) -> dict[str, bytes]:
+    """What a checkpoint of this repository has of the root; a retrieval folder, its processor alone."""
+    files = tiny_files()
+    return files if folder == TINY else {name: files[name] for name in files if (folder / name).is_file()}
 
 
 def root_files() -> dict[str, str]:
@@ -56,11 +62,12 @@ def main() -> None:
                 (ROOT / name).write_text(text, encoding="utf-8", newline="\n")
                 print(f"Wrote {name} ({len(json.loads(text))} entries).")
         case ["bundle"]:
-            if not TINY.is_dir():
-                sys.exit(f"{TINY} is not there. Fetch it with the repository.")
-            for name, content in tiny_files().items():
-                (TINY / name).write_bytes(content)
-                print(f"Wrote checkpoints/tiny/{name}.")
+            for folder in (TINY, TINY_RETRIEVAL):
+                if not folder.is_dir():
+                    sys.exit(f"{folder} is not there. Fetch it with the repository.")
+                for name, content in copies(folder).items():
+                    (folder / name).write_bytes(content)
+                    print(f"Wrote {folder.relative_to(ROOT)}/{name}.")
         case _:
             sys.exit(__doc__)
 

@@ -7,22 +7,28 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 from jina_vlm_tools.engines import check_engine, find_engine
 
 from . import options
 from .progress import Progress
+from .search import Searcher, add_way, describe
 from .steps import load_processor
 
 
 USAGE = (
     "jina-vlm ask [IMAGE ...] QUESTION [options]\n       jina-vlm ask [IMAGE ...] -p PROMPT [-p PROMPT ...] [options]"
+    "\n       jina-vlm ask --index INDEX QUESTION [options]"
 )
 DESCRIPTION = """\
 Ask a question about one image, several, or none. The answer is printed while
 it is generated. Several prompts are asked apart, each about all images; with
 --map, each about each image; an image that cannot be opened is named, and
 the others are asked about.
+
+With --index, the page that fits the question is found among those of a folder
+(`jina-vlm index`), named, and asked about, by the same weights.
 
 Images are cut into tiles at their own size, as by the release's own command,
 unless --max-pixels says what to fit them to first.
@@ -36,6 +42,7 @@ examples:
   jina-vlm ask a.png b.png "How does Image 2 differ from Image 1?" --image-labels
   jina-vlm ask photo.png "What does the sign say?" --max-pixels 4000000
   curl -s https://example.com/photo.jpg | jina-vlm ask - "Who painted this?"
+  jina-vlm ask --index papers "Which pump was replaced in May?"
   jina-vlm ask --json scan.png "What is the total?" | jq -r .answer
   jina-vlm ask photo.png "What is this?" --model for-llama --engine llama.cpp
 """
@@ -68,6 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fit to 1,003,520)",
     )
     parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="INDEX",
+        help="ask about the pages of this index, or folder that was indexed, that fit best; --model is then what made "
+        "it, and need not be named",
+    )
+    parser.add_argument(
+        "--top", type=options.positive, metavar="N", help="with --index: about so many pages together (default: 1)"
+    )
+    add_way(parser)
+    options.add_store(parser)
+    parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="print answers piece by piece, as they are generated (default, but with --json), or each as a whole",
@@ -92,12 +111,22 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if words and args.image:
         parser.error(f"images are named in two ways, {words[0]} and --image {args.image[0]}: take one of them")
     args.image = args.image or words
-    if not args.image:
+    if args.index and args.image:
+        parser.error(f"--index finds what to ask about, and {args.image[0]} names it: take one of them")
+    if args.index and args.map:
+        parser.error("--map asks about each image that is named, and --index finds them: leave one of them")
+    if not args.index:
+        for option in ("top", "way", "candidates", "store"):
+            if getattr(args, option):
+                parser.error(f"--{option} is about an index: name one by --index, or leave it")
+    if not args.image and not args.index:
         for option in ("map", "prompt_first", "image_labels", "max_tiles", "max_pixels"):
             if getattr(args, option):
                 parser.error(f"--{option.replace('_', '-')} is about images, and none is named: name one, or leave it")
     if args.map and args.image_labels:
         parser.error("--image-labels tells images apart that are shown together: leave it, or --map")
+    if args.index and args.model == parser.get_default("model"):
+        args.model = None  # the index's
     if args.json and args.stream:
         parser.error("--json prints answers as a whole: leave --stream, or --json")
 
@@ -110,14 +139,15 @@ def names_image(text: str) -> bool:
 
 
 def run(args: argparse.Namespace) -> None:
-    from jina_vlm_tools.inference.asking import find_images, make_content
+    if args.index:
+        return answer_from_index(args)
+    from jina_vlm_tools.inference.asking import find_images
 
     options.check_model(args.model)
     check_engine(args.model, args.engine)
     images = find_images(args.image)
     shown_together = [[image] for image in images] if args.map else [images]
     has_one_answer = len(shown_together) * len(args.prompt) == 1
-    is_streamed = not args.json and args.stream is not False
     started, progress = time.perf_counter(), Progress()
     processor, load_model = load_processor(args.model, progress)
     from jina_vlm_tools.inference.conversation import Conversation, describe_images
@@ -144,32 +174,74 @@ def run(args: argparse.Namespace) -> None:
                 with progress.step("model", "Loading the model"):
                     model = load_on_device(load_model, args.device, args.dtype)
                 conversation = Conversation(model, processor, args.max_new_tokens, **settings)
-            with progress.step("tokens", "Making tiles and tokens"):
-                conversation.begin_anew()
-                inputs = conversation.prepare_turn(make_content(prompt, opened, args.prompt_first, args.image_labels))
-            if not has_one_answer and not args.json:
-                print(f"{', '.join(names)}: {prompt}" if names else prompt, flush=True)
-            answer = conversation.generate(inputs, show if is_streamed else (lambda text: None))
-            seconds = {
-                **progress.seconds,
-                "first_token": answer.seconds_to_first_token,
-                "answer": answer.seconds,
-                "total": round(time.perf_counter() - started, 3),
-            }
-            if args.json:
-                named = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
-                line = report(args.model, model, prompt, named, answer, seconds)
-                print(json.dumps(line, ensure_ascii=False), flush=True)
-                continue
-            print("" if is_streamed else answer.text, end="\n" if has_one_answer else "\n\n", flush=True)
-            progress.say(count(described, answer, seconds))
-            if answer.is_cut_off:
-                progress.say("The answer is cut off: raise --max-new-tokens.")
+            conversation.begin_anew()
+            heading = None if has_one_answer else f"{', '.join(names)}: {prompt}" if names else prompt
+            named = [{"name": name, **facts} for name, facts in zip(names, described, strict=True)]
+            answer(args, conversation, prompt, opened, named, heading, started, progress)
         conversation.reset()  # other images of the same size have the same ids
     if failed:
         raise ValueError(
             f"{failed} of {len(shown_together)} images could not be asked about; what is wrong is said above."
         )
+
+
+def answer_from_index(args: argparse.Namespace) -> None:
+    """As [`run`], about the pages that fit each prompt."""
+    started, progress = time.perf_counter(), Progress()
+    searcher = Searcher(args.index, args, progress, "ask --index")
+    from jina_vlm_tools.inference.conversation import Conversation, describe_images
+    from jina_vlm_tools.retrieval.loading import load_answering_processor
+
+    args.model, top = searcher.model, args.top or 1
+    settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
+    processor = load_answering_processor(searcher.embedder)
+    conversation = Conversation(searcher.embedder.model, processor, args.max_new_tokens, **settings)
+    for prompt in args.prompt:
+        with progress.step("search", f"Searching {len(searcher.index):,} pages"):
+            found = searcher.search(prompt, top)
+        if not found:
+            raise ValueError(f"{args.index} has no pages: there is nothing to answer from.")
+        with progress.step("image", "Drawing the page" if top == 1 else "Drawing the pages"):
+            opened = [searcher.draw(one.page) for one in found]
+            described = describe_images(conversation.processor, opened, **settings)
+        names = [str(one.page) for one in found]
+        heading = "; ".join(names) + (f": {prompt}" if len(args.prompt) > 1 else "")
+        named = [
+            {"name": name, **describe(searcher, rank, one), **facts}
+            for rank, (name, one, facts) in enumerate(zip(names, found, described, strict=True), 1)
+        ]
+        conversation.reset()
+        answer(args, conversation, prompt, opened, named, heading, started, progress)
+
+
+def answer(
+    args: argparse.Namespace, conversation, prompt: str, opened: list, images: list[dict], heading: str | None,
+    started: float, progress: Progress,
+) -> None:  # fmt: skip
+    """Ask, and print the answer as was wished. `images`: what is known of each that is opened."""
+    from jina_vlm_tools.inference.asking import make_content
+
+    is_streamed = not args.json and args.stream is not False
+    with progress.step("tokens", "Making tiles and tokens"):
+        inputs = conversation.prepare_turn(make_content(prompt, opened, args.prompt_first, args.image_labels))
+    if heading and not args.json:
+        print(heading, flush=True)
+    answered = conversation.generate(inputs, show if is_streamed else (lambda text: None))
+    seconds = {
+        **progress.seconds,
+        "first_token": answered.seconds_to_first_token,
+        "answer": answered.seconds,
+        "total": round(time.perf_counter() - started, 3),
+    }
+    if args.json:
+        line = report(args.model, conversation.model, prompt, images, answered, seconds)
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
+    is_one = heading is None or (args.index and len(args.prompt) == 1)
+    print("" if is_streamed else answered.text, end="\n" if is_one else "\n\n", flush=True)
+    progress.say(count(images, answered, seconds))
+    if answered.is_cut_off:
+        progress.say("The answer is cut off: raise --max-new-tokens.")
 
 
 def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seconds: dict) -> dict:

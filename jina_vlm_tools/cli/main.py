@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 
-from . import app, ask, batch, chat, demo, publish, serve, tiles, train
+from . import app, ask, batch, chat, demo, index, publish, search, serve, tiles, train
 
 
 DESCRIPTION = """\
-jina-vlm: ask a small multilingual model about images, see how it sees them,
-serve, train, convert and publish its checkpoints.
+jina-vlm: ask a small multilingual model about images, find pages by questions,
+see how it sees them, serve, train, convert, merge and publish its checkpoints.
 """
 EXIT_CODES = """\
 exit codes:
@@ -51,6 +51,20 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             batch.EXAMPLES,
             batch.add_arguments,
         ),
+        (
+            "index",
+            "make an index of the pages of a folder, images and PDFs",
+            index.DESCRIPTION,
+            index.EXAMPLES,
+            index.add_arguments,
+        ),
+        (
+            "search",
+            "find the pages of an index that fit a question",
+            search.DESCRIPTION,
+            search.EXAMPLES,
+            search.add_arguments,
+        ),
         ("app", "open a page to try a checkpoint on", app.DESCRIPTION, app.EXAMPLES, app.add_arguments),
         ("demo", "watch a checkpoint answer, step by step", demo.DESCRIPTION, demo.EXAMPLES, demo.add_arguments),
         ("train", "train or fine-tune by a recipe", train.DESCRIPTION, train.EXAMPLES, train.add_arguments),
@@ -62,8 +76,15 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
             publish.add_convert_arguments,
         ),
         (
+            "merge",
+            "merge an adapter for retrieval with its base",
+            publish.MERGE,
+            publish.MERGE_EXAMPLES,
+            publish.add_merge_arguments,
+        ),
+        (
             "upload",
-            "publish a checkpoint on the Hub",
+            "publish a checkpoint or an adapter on the Hub",
             publish.UPLOAD,
             publish.UPLOAD_EXAMPLES,
             publish.add_upload_arguments,

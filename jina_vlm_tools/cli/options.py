@@ -1,36 +1,27 @@
 """Arguments that several commands have, and what can be said of them before anything is loaded."""
 
 import argparse
-import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from jina_vlm_tools.engines import ENGINES
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 
 from .progress import Progress
 
 
 RELEASED = "jinaai/jina-vlm"
 MODEL_VARIABLE = "JINA_VLM_MODEL"
+RETRIEVAL_VARIABLE = "JINA_VLM_RETRIEVAL_MODEL"
 STDIN = "-"
+SHARD_SIZE = "2GB"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
 MODEL_ADVICE = (
     f"Give --model, or the environment variable {MODEL_VARIABLE}, a folder that holds a checkpoint, such as "
     f"checkpoints/tiny, or a repository of the Hub that can be reached from here, such as {RELEASED}."
 )
-# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them
-EXTRAS = {
-    "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
-    "batch": ("accelerate", "datasets"),
-    "app": ("gradio",),
-    "llama": ("llama_cpp", "gguf"),
-    "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
-}
 
 
 def positive(text: str) -> int:
@@ -80,6 +71,43 @@ def add_model(parser: argparse.ArgumentParser) -> None:
             f"{MODEL_HELP} (default: the environment variable {MODEL_VARIABLE}; without it the small checkpoint in a "
             f"checkout, else {RELEASED}, fetched once: 9.9 GB, CC BY-NC 4.0; now %(default)s)"
         ),
+    )
+
+
+def add_retrieval_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        help=(
+            "what embeds: a folder or a repository of the Hub with an adapter and a projector for retrieval, or a "
+            "checkpoint as it is, which makes dense vectors only (default: the one that made the index; for a new one "
+            f"the environment variable {RETRIEVAL_VARIABLE}, without it checkpoints/tiny-retrieval in a checkout)"
+        ),
+    )
+
+
+def default_retrieval_model() -> str:
+    """What embeds, where neither an option nor an index says.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name := os.environ.get(RETRIEVAL_VARIABLE):
+        return name
+    if TINY_RETRIEVAL.is_dir():
+        return str(TINY_RETRIEVAL)
+    raise ValueError(
+        "There is no model for retrieval here. Give --model, or the environment variable "
+        f"{RETRIEVAL_VARIABLE}, a folder or a repository of the Hub that holds an adapter and a projector; or a "
+        "checkpoint as it is, which makes dense vectors only, and has not learned to find pages."
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="KIND:PLACE",
+        help="a database beside the index: qdrant:URL or qdrant:FOLDER, lancedb:FOLDER (default: the index itself)",
     )
 
 
@@ -145,24 +173,6 @@ def note_tiny(model: str, progress: Progress) -> None:
 def default_question(model: str) -> str:
     """The small checkpoint knows the words that it was trained on, and no others."""
     return f"Describe the {'picture' if is_tiny(model) else 'image'}."
-
-
-@contextmanager
-def needing(extra: str, what: str = "") -> Iterator[None]:
-    """
-    The imports of what needs an extra of the package: of the verb of that name, where nothing else is named.
-
-    Raises:
-        OSError: a part of it is not installed; the message says what to install.
-    """
-    missing = ", ".join(name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None)
-    try:
-        if missing:
-            raise ImportError(f"not installed: {missing}")
-        yield
-    except ImportError as error:
-        what = what or f"`jina-vlm {extra}`"
-        raise OSError(f'{what} needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
 
 
 def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:

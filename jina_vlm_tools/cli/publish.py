@@ -1,4 +1,5 @@
-"""`convert` and `upload`: make of a checkpoint and our code a folder that loads by itself, here or on the Hub."""
+"""`convert`, `merge` and `upload`: make of a checkpoint or an adapter, and our code, a folder that loads by itself,
+here or on the Hub."""
 
 import argparse
 import json
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from jina_vlm_tools.engines import LLAMA_CPP, TORCH, check_engine, find_engine
 from jina_vlm_tools.engines.quantization import QUANTIZATIONS
+from jina_vlm_tools.extras import needing
 
 from . import options
+from .pages import AdapterPage, CheckpointPage, tell_vectors
 from .progress import Progress
 
 
@@ -34,12 +37,25 @@ examples:
   jina-vlm convert jinaai/jina-vlm for-llama --to gguf --quantize Q4_K_M
   jina-vlm ask --model for-llama photo.png "What is this?" --engine llama.cpp
 """
-UPLOAD = """\
-Publish a checkpoint with this project's code as a page on the Hub that loads
-by itself.
+MERGE = """\
+Merge an adapter for retrieval with its base: a new folder for engines that
+take no adapters, or none of the vision tower, as vLLM.
 
-The folder is assembled, loaded in a fresh process, asked about an image, and
-only then sent, in one commit. An upload that was interrupted is continued by
+It makes dense vectors, or multi-vectors, and answers no questions. A text and
+an image are embedded by it in a fresh process, and by what it was made of.
+"""
+MERGE_EXAMPLES = """\
+examples:
+  jina-vlm merge me/jina-vlm-retrieval merged --multi
+  jina-vlm merge my-retrieval dense --dense --dtype bfloat16
+  vllm serve dense --trust-remote-code --runner pooling
+"""
+UPLOAD = """\
+Publish a checkpoint, or an adapter for retrieval, with this project's code as
+a page on the Hub that loads by itself.
+
+The folder is assembled, loaded in a fresh process, asked about an image or
+made to embed one, and only then sent, in one commit. An upload that was interrupted is continued by
 the same command. The token comes from `hf auth login` or the environment
 variable HF_TOKEN.
 """
@@ -48,23 +64,22 @@ examples:
   jina-vlm upload --weights jinaai/jina-vlm --dry-run
   jina-vlm upload --weights jinaai/jina-vlm --repo-id me/jina-vlm-transformers
   jina-vlm upload --weights my-checkpoint --license apache-2.0 --origin jinaai/jina-vlm --output page
+  jina-vlm upload --adapter my-retrieval --repo-id me/jina-vlm-retrieval --base me/jina-vlm-transformers
 """
-SHARD_SIZE = "2GB"
 UNQUANTIZED = "BF16"
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
 AGAIN = "Run the same command again: files that have arrived are not sent twice."
 
 
-def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+JSON = "one JSON object (files with their sizes, what was changed, what the check said)"
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=options.DTYPES, help="of the weights (default: the checkpoint's own)")
     parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the weights (default: the checkpoint's own); with --to gguf, of tower and connector",
+        "--max-shard-size", metavar="SIZE", help=f"largest file of weights (default: {options.SHARD_SIZE})"
     )
-    parser.add_argument("--max-shard-size", help=f"largest file of weights (default: {SHARD_SIZE})")
-    options.add_json(parser, "one JSON object (files with their sizes, what was changed, the answer to the image)")
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +97,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --to gguf, llama.cpp's type of the text model's weights: {', '.join(QUANTIZATIONS)} (default: "
         f"{UNQUANTIZED}, which quantizes nothing)",
     )
-    add_bundle_options(parser)
+    add_weights_options(parser)
+    options.add_json(parser, JSON)
     parser.set_defaults(run=convert, check=check_convert)
 
 
@@ -94,8 +110,35 @@ def check_convert(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--quantize is llama.cpp's: say --to gguf too, or leave it out")
 
 
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="a retrieval folder, or a repository of the Hub that holds one"
+    )
+    parser.add_argument("output", metavar="DIR", type=Path, help="a folder that is new or empty")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument(
+        "--dense", dest="kind", action="store_const", const="dense", help="one vector for an input, without projector"
+    )
+    kind.add_argument(
+        "--multi", dest="kind", action="store_const", const="multi", help="one vector for each token, by the projector"
+    )
+    parser.add_argument("--dtype", choices=options.DTYPES, help="of the merged weights (default: the base's own)")
+    parser.add_argument("--yes", action="store_true", help="replace the merged folder that is in DIR")
+    options.add_json(parser, JSON)
+    parser.set_defaults(run=merge)
+
+
 def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", help=WEIGHTS_HELP)
+    what.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a retrieval folder: an adapter, a projector and their settings"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="OWNER/NAME",
+        help="of an adapter: its base on the Hub, in this layout (default: as the adapter names it)",
+    )
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="where it goes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="assemble it here, check it, and send nothing")
     parser.add_argument(
@@ -104,10 +147,8 @@ def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="if the repository is made, make it private")
     parser.add_argument("--revision", help="a branch of the repository, made from main if need be (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request to main")
-    parser.add_argument(
-        "--message", default="Upload weights, code and card", help="of the commit (default: %(default)s)"
-    )
-    parser.add_argument("--license", help="of the weights, by the Hub's identifier, where no card of theirs says it")
+    parser.add_argument("--message", help='of the commit (default: "Upload weights, code and card")')
+    parser.add_argument("--license", help="of weights or base, by the Hub's identifier, where no card says it")
     parser.add_argument(
         "--origin",
         help="where the weights come from, where no card of theirs says it: an id of the Hub, or a sentence",
@@ -117,10 +158,11 @@ def add_upload_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help='results for the card: JSON, {"command": "what printed them", '
-        '"results": [arguments of an EvalResult of huggingface_hub, ...]}',
+        '"results": [arguments of an EvalResult of huggingface_hub, ...]}; or a table, NAME.csv',
     )
     parser.add_argument("--yes", action="store_true", help="replace what is in --output, or in the repository")
-    add_bundle_options(parser)
+    add_weights_options(parser)
+    options.add_json(parser, JSON)
     parser.set_defaults(run=upload, check=check_upload, interrupted=INTERRUPTED)
 
 
@@ -132,6 +174,11 @@ def check_upload(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--create-pr proposes to main: leave --revision out")
     if args.output and args.dry_run:
         parser.error("--dry-run keeps nothing: leave --output out")
+    for option in ("origin", "dtype", "max_shard_size") if args.adapter else ("base",):
+        if getattr(args, option) is not None:
+            parser.error(
+                f"--{option.replace('_', '-')} is for --{'weights' if args.adapter else 'adapter'}: leave it out"
+            )
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -150,11 +197,12 @@ def convert(args: argparse.Namespace) -> None:
 
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Assembling {args.weights}"):
-            assembled = assemble(args.weights, folder, args.dtype, args.max_shard_size or SHARD_SIZE)
+            assembled = assemble(args.weights, folder, args.dtype or "auto", args.max_shard_size or options.SHARD_SIZE)
         names = list_bundle(folder, with_card=False)
         with progress.step("check", "Asking it in a fresh process"):
             answer = ask(folder)
-        report = {"folder": str(args.output), **describe(folder, names, assembled.changes, answer)}
+        sizes = measure(folder, names)
+        report = {"folder": str(args.output), "files": sizes, "changes": assembled.changes, "answer": answer}
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
         return
@@ -164,76 +212,96 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def convert_for_llama(args: argparse.Namespace, progress: Progress) -> None:
-    with options.needing("llama", "`jina-vlm convert --to gguf`"):
+    with needing("llama", "`jina-vlm convert --to gguf`"):
         from jina_vlm_tools.engines.convert import ask, convert_for_llama_cpp
     from jina_vlm_tools.hub.assemble import new_folder
 
     quantization = args.quantize or UNQUANTIZED
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Converting {args.weights}"):
-            tensors = convert_for_llama_cpp(args.weights, folder, quantization, args.dtype)
+            tensors = convert_for_llama_cpp(args.weights, folder, quantization, args.dtype or "auto")
         with progress.step("check", "Asking it in a fresh process"):
             answer = ask(folder)
         names = sorted(path.name for path in folder.iterdir())
         counts = ", ".join(f"{count} {kind}" for kind, count in tensors.items())
-        changes = [f"The text model's tensors, by llama.cpp's types: {counts}."]
-        report = {"folder": str(args.output), "tensors": tensors, **describe(folder, names, changes, answer)}
+        sizes = measure(folder, names)
+        report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
         return
     print(show_files(report))
-    print("\n".join(changes))
+    print(f"The text model's tensors, by llama.cpp's types: {counts}.")
     print(f"It answers: {answer}\nIt is in {args.output}.")
+
+
+def merge(args: argparse.Namespace) -> None:
+    progress = quiet_or_not()
+    options.check_model(args.adapter, "ADAPTER", "")
+    check_output(args.output, args.yes, "merged folder")
+    with needing("retrieval", "`jina-vlm merge`"):
+        from jina_vlm_tools.hub.assemble import new_folder
+        from jina_vlm_tools.hub.embedding import compare
+        from jina_vlm_tools.hub.merged import find_source, list_merged
+        from jina_vlm_tools.hub.merged import merge as write_merged
+
+        source, base = find_source(args.adapter)
+    with new_folder(args.output, replace=args.yes) as folder:
+        with progress.step("merge", f"Merging {args.adapter} with {base.name}"):
+            write_merged(source, folder, args.kind, args.dtype or "auto")
+        names = list_merged(folder)
+        with progress.step("check", "Embedding by it in a fresh process"):
+            said = compare(folder, source, base)
+        report = {"folder": str(args.output), "base": base.name, "files": measure(folder, names), **said}
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    print("\n".join([show_files(report), *tell_vectors(report)]))
+    print(f"It is in {args.output}.")
 
 
 def upload(args: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
-    from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
-    from jina_vlm_tools.hub.origin import find_origin
     from jina_vlm_tools.hub.push import check_name, find_target, push
 
     # Cheap questions first: the rest takes minutes for large weights.
     progress = quiet_or_not()
     if args.repo_id:
         check_name(args.repo_id)
+    if args.adapter:
+        from jina_vlm_tools.hub.retrieval import check_kind
+
+        check_kind(args.adapter)
     target, api = None, HfApi()
     if not (args.output or args.dry_run):
         where = {"revision": args.revision, "create_pr": args.create_pr, "private": args.private, "replace": args.yes}
         target = find_target(api, args.repo_id, **where)
     if args.output:
-        check_output(args.output, args.yes)
-    origin = find_origin(args.weights, args.license, args.origin)
-    check_shards(args.weights)
+        check_output(args.output, args.yes, "page" if args.adapter else "bundle")
+    page = AdapterPage(args, is_sent=target is not None) if args.adapter else CheckpointPage(args)
 
-    from jina_vlm_tools.hub.assemble import assemble, new_folder
-    from jina_vlm_tools.hub.card import write_card
+    from jina_vlm_tools.hub.assemble import new_folder
 
     with ExitStack() as stack:
         if args.output:
             folder = stack.enter_context(new_folder(args.output, replace=args.yes))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jina-vlm-")))
-        with progress.step("assemble", f"Assembling {args.weights}"):
-            assembled = assemble(args.weights, folder, args.dtype, args.max_shard_size or SHARD_SIZE)
-        name = args.repo_id or (args.output.resolve().name if args.output else "jina-vlm")
-        card = write_card(folder, name, origin, assembled.changes, assembled.commit, args.results)
-        names = list_bundle(folder)
-        with progress.step("check", "Asking it in a fresh process"):
-            answer = ask(folder)
-        report = {
-            **describe(folder, names, assembled.changes, answer),
-            "license": origin.license,
-            "origin": origin.text,
-        }
+        with progress.step("assemble", f"Assembling {page.source}"):
+            page.assemble(folder)
+        name = args.repo_id or (args.output.resolve().name if args.output else page.default_name)
+        card = page.write_card(folder, name)
+        names = page.list_files(folder)
+        with progress.step("check", page.checking):
+            said = page.check(folder)
+        report = {"files": measure(folder, names), **said, "license": page.origin.license}
         if not args.json:
-            print(f"It answers: {answer}\n{show_files(report)}")
-            print(f"Weights: {origin.license}. {origin.text}.", flush=True)
+            print("\n".join([*page.tell(report), show_files(report), page.tell_origin()]), flush=True)
         if args.dry_run:
             report["card"] = card.content
         if target:
             with progress.step("send", f"Sending it to {args.repo_id}"):
-                report["url"] = push(api, folder, names, target, args.message, args.private)
+                report["url"] = push(api, folder, names, target, args.message or page.message, args.private)
     if args.output:
         report["folder"] = str(args.output)
     if args.json:
@@ -256,8 +324,8 @@ def quiet_or_not() -> Progress:
     return progress
 
 
-def describe(folder: Path, names: list[str], changes: list[str], answer: str) -> dict:
-    return {"files": {name: (folder / name).stat().st_size for name in names}, "changes": changes, "answer": answer}
+def measure(folder: Path, names: list[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in names}
 
 
 def show_files(report: dict) -> str:
@@ -265,8 +333,9 @@ def show_files(report: dict) -> str:
     return "\n".join([*lines, f"{sum(report['files'].values()):>15,}  bytes in {len(lines)} files"])
 
 
-def check_output(output: Path, replace: bool) -> None:
-    """Refuse to write over what is there, or, with --yes, over anything but a bundle."""
+def check_output(output: Path, replace: bool, kind: str = "bundle") -> None:
+    """Refuse to write over what is there, or, with --yes, over anything but what the same command wrote: a "bundle",
+    a "page" of an adapter or a "merged folder"."""
     from jina_vlm_tools.hub import PublishingError
     from jina_vlm_tools.hub.check import CARD, list_bundle
 
@@ -275,13 +344,22 @@ def check_output(output: Path, replace: bool) -> None:
     if not output.exists() or not any(output.iterdir()):
         return
     if not replace:
-        raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the bundle in it.")
+        raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the {kind} in it.")
     if find_engine(output) == LLAMA_CPP:
         return
     try:
-        list_bundle(output, with_card=(output / CARD).exists())
+        if kind == "bundle":
+            list_bundle(output, with_card=(output / CARD).exists())
+        elif kind == "page":
+            from jina_vlm_tools.hub.retrieval import list_files
+
+            list_files(output, with_card=(output / CARD).exists())
+        else:
+            from jina_vlm_tools.hub.merged import list_merged
+
+            list_merged(output)
     except PublishingError as error:
-        raise PublishingError(f"{output} is not empty, and no bundle that --yes could replace: {error}") from error
+        raise PublishingError(f"{output} is not empty, and no {kind} that --yes could replace: {error}") from error
 
 
 def explain_hub_error(error: Exception) -> str | None:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from jina_vlm_tools.engines import LLAMA_CPP, check_engine
+from jina_vlm_tools.extras import needing
 
 from . import options
 
@@ -15,7 +16,7 @@ DESCRIPTION = "Serve a checkpoint over HTTP by `transformers serve`, whose optio
 def run(arguments: list[str]) -> None:
     arguments = take_engine(arguments)
     # The server asks for its extra when it starts, by an error of its own; its help needs none.
-    with nullcontext() if "--help" in arguments else options.needing("serve"):
+    with nullcontext() if "--help" in arguments else needing("serve"):
         from jina_vlm_tools.inference.serve import serve
     serve(arguments)
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from . import options
+from jina_vlm_tools.extras import needing
 
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
@@ -58,16 +58,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def copy_recipe(recipe: Path, folder: Path) -> None:
-    """A recipe and the mixture beside it, into a folder. A mixture that is there, which recipes share, stays."""
+    """A recipe, and the mixture beside it if it names one, into a folder. A mixture that is there stays: recipes share
+    it."""
     from jina_vlm_tools.training import settings, stages
 
-    mixture = stages.beside(recipe, settings.read(recipe, stages.Stage).mixture)
-    copy, beside = (folder / file.name for file in (recipe, mixture))
+    copy = folder / recipe.name
     if copy.exists():
         raise FileExistsError(f"{copy}: already there. Name another folder, or edit what is there.")
+    mixture = None if is_for_retrieval(recipe) else settings.read(recipe, stages.Stage).mixture
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipe, copy)
     print(copy)
+    if mixture is None:
+        return
+    mixture = stages.beside(recipe, mixture)
+    beside = folder / mixture.name
     if beside.exists():
         print(f"{beside} (kept as it is)")
     else:
@@ -75,10 +80,24 @@ def copy_recipe(recipe: Path, folder: Path) -> None:
         print(beside)
 
 
+def is_for_retrieval(recipe: Path) -> bool:
+    """Whether a recipe trains an embedder on pairs, rather than a model that answers."""
+    import yaml
+
+    try:
+        return "pairs" in (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+        return False  # its reader says what is wrong
+
+
 def run(args: argparse.Namespace) -> None:
-    with options.needing("train"):
+    with needing("train"):
         from jina_vlm_tools.training.train import train
     if args.copy:
         copy_recipe(args.stage, args.copy)
+    elif is_for_retrieval(args.stage):
+        with needing("retrieval"):
+            from jina_vlm_tools.retrieval.train import train as train_retrieval
+        train_retrieval(args)
     else:
         train(args)

@@ -27,7 +27,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import can_return_tuple
 from transformers.utils.hub import cached_file
 
-from jina_vlm_tools.cli.options import needing
+from jina_vlm_tools.extras import needing
 
 from . import LLAMA_CPP_MODEL_TYPE
 

@@ -63,8 +63,8 @@ class TextModel:
         params = llama_cpp.llama_model_default_params()
         if use_gpu is False:
             params.n_gpu_layers = 0
-        # Copies of the weights in another order. On x86 (AVX-512) they made prompts slower by half with Q4_K_M and took
-        # 0.65 GB, made none of Q8_0 and Q5_K_M faster, and helped Q4_0 alone. Arm's kernels are made for them.
+        # Copies of the weights in another order. On x86 (AVX-512) they make prompts slower by half with Q4_K_M, take
+        # 0.65 GB, make none of Q8_0 and Q5_K_M faster, and help Q4_0 alone. Arm's kernels are made for them.
         params.use_extra_bufts = platform.machine() not in ("x86_64", "AMD64")
         with collect_errors() as errors:
             llama_cpp.llama_backend_init()

@@ -1,5 +1,6 @@
 """The model page: `model_card.md.jinja`, which holds its text, filled with what the folder and its origin say."""
 
+import csv
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from safetensors import safe_open
 
 from jina_vlm_tools.cli.options import RELEASED
 from jina_vlm_tools.files import ROOT
+from jina_vlm_tools.markdown import table
 
 from . import PublishingError
 from .check import weight_files
@@ -41,13 +43,12 @@ def write_card(
     Args:
         name: The id that the page's code loads, owner/name on the Hub.
         changes, commit: See [`assemble.Assembled`].
-        results: A JSON file {"command": "...", "results": [{...}]}: what printed the results, and the arguments of an
-            `EvalResult` of `huggingface_hub` for each of them.
+        results: See [`read_results`].
 
     Raises:
         PublishingError: the results cannot be read, or the metadata would not be valid.
     """
-    command, evaluations = read_results(results) if results else (None, [])
+    measured, evaluations = read_results(results) if results else ("", [])
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
@@ -69,8 +70,7 @@ def write_card(
         commit=commit,
         license_url=license_url(origin),
         dependencies=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"],
-        command=command,
-        evaluations=evaluations,
+        measured=measured,
         released=RELEASED,
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
         **weights_facts(folder),
@@ -107,7 +107,20 @@ def license_url(origin: Origin) -> str | None:
 
 
 def read_results(file: Path) -> tuple[str, list[EvalResult]]:
-    """The command of a results file, and its results; see [`write_card`]."""
+    """
+    Results for a page: a table in Markdown with a line that says where it comes from, and entries for its metadata.
+
+    Args:
+        file: JSON, {"command": "...", "results": [{...}]}: what printed the results, and the arguments of an
+            `EvalResult` of `huggingface_hub` for each of them. Or a table, NAME.csv, which is shown as it is.
+
+    Raises:
+        PublishingError: it cannot be read as either.
+    """
+    return (_read_table(file), []) if file.suffix == ".csv" else _read_evaluations(file)
+
+
+def _read_evaluations(file: Path) -> tuple[str, list[EvalResult]]:
     expected = (
         '{"command": "...", "results": [{"task_type": ..., "dataset_type": ..., "dataset_name": ..., '
         '"metric_type": ..., "metric_value": ...}]}'
@@ -120,7 +133,35 @@ def read_results(file: Path) -> tuple[str, list[EvalResult]]:
     for result in results:
         if isinstance(result.metric_value, bool) or not isinstance(result.metric_value, int | float):
             raise PublishingError(f"--results {file}: `metric_value` is {result.metric_value!r}, expected a number.")
-    return command, results
+    rows = [
+        [
+            f"{result.dataset_name}, {result.dataset_split}" if result.dataset_split else result.dataset_name,
+            result.metric_name or result.metric_type,
+            str(result.metric_value),
+        ]
+        for result in results
+    ]
+    return f"By `{command}`:\n\n{table(['Data set', 'Metric', 'Value'], rows, figures=2)}", results
+
+
+def _read_table(file: Path) -> str:
+    try:
+        rows = [row for row in csv.reader(file.read_text(encoding="utf-8").splitlines()) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise PublishingError(f"--results {file}: {type(error).__name__}: {error}.") from error
+    if len(rows) < 2 or len({len(row) for row in rows}) > 1:
+        raise PublishingError(f"--results {file}: not a table. Expected a line of names, then lines of as many cells.")
+    head, *rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    words = [index for index, column in enumerate(zip(*rows, strict=True)) if not all(map(_is_number, column))]
+    return f"As measured, in `{file.name}`:\n\n{table(head, rows, figures=max(words, default=-1) + 1)}"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or 0)
+        return True
+    except ValueError:
+        return False
 
 
 def check_card(file: Path) -> None:

@@ -68,12 +68,13 @@ def list_bundle(folder: Path, with_card: bool = True) -> list[str]:
     return sorted(names)
 
 
-def ask(folder: Path) -> str:
+def run_alone(script: str, folder: Path, *others: Path) -> dict:
     """
-    The answer that the folder gives to a drawn image: in a fresh process, offline, with its own code alone.
+    What a script of this package prints, as JSON in its last line, about a folder: in a fresh process, offline, with
+    the folder's own code alone.
 
     Raises:
-        PublishingError: it does not load, lacks weights, computes what is no number, or says nothing.
+        PublishingError: it fails.
     """
     with tempfile.TemporaryDirectory() as home:
         # None of the variables by which tokens, caches and other code would come along.
@@ -83,7 +84,12 @@ def ask(folder: Path) -> str:
             if name in os.environ
         }
         process = subprocess.run(
-            [sys.executable, "-I", str(Path(__file__).with_name("answer_once.py")), str(folder.resolve())],
+            [
+                sys.executable,
+                "-I",
+                str(Path(__file__).with_name(script)),
+                *(str(p.resolve()) for p in (folder, *others)),
+            ],
             capture_output=True,
             text=True,
             cwd=home,
@@ -91,7 +97,17 @@ def ask(folder: Path) -> str:
         )
     if process.returncode:
         raise PublishingError(f"{folder} does not load by itself. It said:\n{process.stderr[-3000:]}")
-    result = json.loads(process.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def ask(folder: Path) -> str:
+    """
+    The answer that the folder gives to a drawn image: in a fresh process, offline, with its own code alone.
+
+    Raises:
+        PublishingError: it does not load, lacks weights, computes what is no number, or says nothing.
+    """
+    result = run_alone("answer_once.py", folder)
     faults = [f"{name}: {', '.join(keys[:5])}" for name, keys in result["faults"].items()]
     if not result["logits_are_finite"]:
         faults.append("logits that are no finite numbers")

@@ -108,6 +108,16 @@ def load_on_device(load_model, device: str | None = None, dtype: str | None = No
     Raises:
         ValueError: the device is not there.
     """
+    device = choose_device(device)
+    return load_model(device=device, dtype=dtype).eval().to(device)
+
+
+def choose_device(device: str | None = None) -> str:
+    """A GPU, if there is one, where none is named.
+
+    Raises:
+        ValueError: the device is not there.
+    """
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +127,7 @@ def load_on_device(load_model, device: str | None = None, dtype: str | None = No
         raise ValueError(
             f"--device {device}: {str(error).splitlines()[0]}. Leave it out for the best one there is."
         ) from error
-    return load_model(device=device, dtype=dtype).eval().to(device)
+    return device
 
 
 def quiet_libraries() -> None:

@@ -9,12 +9,12 @@ from .stages import LoraSettings
 # tower, connector and decoder use some names in common.
 TARGETS = {
     "encoder": (
-        r"model\.vision_model\.tower\.encoder\.layers\.\d+\."
+        r"(model\.)?vision_model\.tower\.encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     ),
-    "connector": r"model\.connector\.(q_proj|k_proj|v_proj|out_proj|gate_proj|up_proj|down_proj)",
+    "connector": r"(model\.)?connector\.(q_proj|k_proj|v_proj|out_proj|gate_proj|up_proj|down_proj)",
     "decoder": (
-        r"model\.language_model\.layers\.\d+\."
+        r"(model\.)?language_model\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     ),
 }

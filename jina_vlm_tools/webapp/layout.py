@@ -6,19 +6,23 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from jina_vlm_tools.inference.loading import load_image
 from jina_vlm_tools.inference.tiling import compute_tiling
 
-from .answering import ImageChat, Turn
+from .answering import ImageChat
 from .examples import EXAMPLES
+from .limits import AT_ONCE, MAX_NEW_TOKENS
 from .showing import NO_TILING, NO_TURN, show_error, show_tiling, show_turn
+from .wording import text_of, with_notes, without_folder
 
 
-AT_ONCE = 2  # answers; others wait in a queue, and see that they do
-MAX_NEW_TOKENS = 256
+if TYPE_CHECKING:
+    from .search_tab import SearchTab
+
 UPLOADS_KEPT_SECONDS = 3600
 MAX_FILE_SIZE = "64mb"
 SHOWN_SIDE = 1280  # pixels of the image as the page shows it
@@ -32,7 +36,6 @@ THEME = gr.themes.Soft(
     font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-STOPPED, CUT_OFF, EMPTY = "*Stopped.*", "*Cut off: allow more tokens in the settings.*", "*The model said nothing.*"
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +48,11 @@ class Page:
         model, processor: Of one checkpoint; all users share them.
         name (`str`): Of the checkpoint, for the page's head.
         note (`str`, *optional*): What users should know about it.
+        search ([`SearchTab`], *optional*): Shown beside the chat.
     """
 
-    def __init__(self, model, processor, name: str, note: str = ""):
-        self.model, self.processor, self.name, self.note = model, processor, name, note
+    def __init__(self, model, processor, name: str, note: str = "", search: "SearchTab | None" = None):
+        self.model, self.processor, self.name, self.note, self.search = model, processor, name, note, search
         self.folder = tempfile.TemporaryDirectory(prefix="jina-vlm-examples-")
         self.examples = [(example.save(Path(self.folder.name)), example.question) for example in EXAMPLES]
 
@@ -157,125 +161,133 @@ class Page:
         with gr.Blocks(
             title="jina-vlm", analytics_enabled=False, delete_cache=(UPLOADS_KEPT_SECONDS, UPLOADS_KEPT_SECONDS)
         ) as blocks:
-            self.chat = gr.State()
             gr.HTML(self._head(), elem_id="head")
-            self.alert = gr.HTML("", elem_id="alert")
-            with gr.Row(elem_id="talk"):
-                with gr.Column(scale=4, min_width=320):
-                    self.image = gr.Image(
-                        label="Image",
-                        sources=["upload", "clipboard"],
-                        buttons=["fullscreen"],
-                        height=320,
-                        elem_id="image",
-                        placeholder="Drop an image here, or click to choose one",
-                    )
-                    samples = gr.Dataset(
-                        label="Or begin with one of these",
-                        components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-                        samples=[[str(path), question] for path, question in self.examples],
-                        type="index",
-                        elem_id="examples",
-                    )
-                with gr.Column(scale=6, min_width=320):
-                    self.chatbot = gr.Chatbot(
-                        label="Chat",
-                        height=430,
-                        buttons=[],
-                        elem_id="chat",
-                        feedback_options=None,
-                        placeholder=(
-                            "### Ask about the image\n"
-                            "The answer appears here, word by word. Ask on: the chat is remembered."
-                        ),
-                    )
-                    with gr.Row(elem_id="ask", equal_height=True):
-                        self.question = gr.Textbox(
-                            placeholder="What do you want to know?",
-                            show_label=False,
-                            label="Question",
-                            container=False,
-                            scale=8,
-                            min_width=120,
-                            lines=1,
-                            max_lines=4,
-                            elem_id="question",
-                            autofocus=True,
-                        )
-                        self.send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="send")
-                        self.stop = gr.Button(
-                            "Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop"
-                        )
-                        clear = gr.Button("Clear", scale=1, min_width=84, elem_id="clear")
-                    with gr.Accordion("Settings", open=False, elem_id="settings"):
-                        max_tiles = gr.Slider(
-                            1,
-                            12,
-                            min(12, self.processor.image_processor.max_tiles),
-                            step=1,
-                            label="Most tiles",
-                            info="More see smaller print, fewer are faster. Another number begins a new chat.",
-                            elem_id="max-tiles",
-                        )
-                        max_new_tokens = gr.Slider(
-                            1,
-                            1024,
-                            MAX_NEW_TOKENS,
-                            step=1,
-                            label="Longest answer",
-                            info="In tokens.",
-                            elem_id="max-new-tokens",
-                        )
-                        temperature = gr.Slider(
-                            0,
-                            2,
-                            0,
-                            step=0.1,
-                            label="Temperature",
-                            info="0 gives the likeliest answer, always the same.",
-                            elem_id="temperature",
-                        )
-            with gr.Row(elem_id="seen"), gr.Column():
-                gr.HTML("<h2>How long it took</h2>")
-                self.turn = gr.HTML(NO_TURN, elem_id="turn")
-                gr.HTML("<h2>How the model sees the image</h2>")
-                self.tiling = gr.HTML(NO_TILING, elem_id="tiling")
-
-            seen = [self.chat, self.image, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
-            quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-            asking = {"fn": self.ask, "inputs": [self.question, self.chatbot, self.chat], **quick}
-            asking["outputs"] = [self.question, self.chatbot, self.alert, self.turn, self.send, self.stop]
-            answering = {
-                "fn": self.answer,
-                "inputs": [self.chatbot, max_new_tokens, temperature, self.chat],
-                "outputs": [self.chatbot, self.turn, self.alert, self.question, self.send, self.stop],
-                "concurrency_limit": AT_ONCE,
-                "concurrency_id": "answer",
-                "show_progress": "minimal",
-                "show_progress_on": self.turn,
-                "api_visibility": "private",
-            }
-            # Unprocessed: the component would open the image by itself, and fail in its own words.
-            self.image.upload(self.take, [self.image, max_tiles, self.chat], seen, preprocess=False, **quick)
-            self.image.clear(self.take_away, self.chat, seen, **quick)
-            for clearing in (clear.click, self.chatbot.clear):
-                clearing(self.clear, self.chat, seen, **quick).then(lambda: "", None, self.question, **quick)
-            max_tiles.release(self.retile, [max_tiles, self.chat], seen, **quick)
-            chosen = samples.click(self.take_example, [samples, max_tiles, self.chat], [*seen, self.question], **quick)
-            asked = (gr.on([self.send.click, self.question.submit], **asking), chosen.then(**asking))
-            answered = [question.then(**answering) for question in asked]
-            self.stop.click(self.halt, self.chat, None, **quick)
-            # The browser shows nothing more of an answer in a chat that has ended.
-            ending = [
-                clear.click,
-                self.chatbot.clear,
-                self.image.upload,
-                self.image.clear,
-                max_tiles.release,
-                samples.click,
-            ]
-            gr.on(ending, None, None, None, cancels=answered, **quick)
+            if self.search is None:
+                self._build_chat()
+            else:
+                with gr.Tabs(elem_id="tabs"):
+                    with gr.Tab("Chat", id="chat"):
+                        self._build_chat()
+                    with gr.Tab("Search", id="search"):
+                        self.search.build()
         return blocks
+
+    def _build_chat(self) -> None:
+        self.chat = gr.State()
+        self.alert = gr.HTML("", elem_id="alert", elem_classes="alert")
+        with gr.Row(elem_id="talk"):
+            with gr.Column(scale=4, min_width=320):
+                self.image = gr.Image(
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    buttons=["fullscreen"],
+                    height=320,
+                    elem_id="image",
+                    placeholder="Drop an image here, or click to choose one",
+                )
+                samples = gr.Dataset(
+                    label="Or begin with one of these",
+                    components=[gr.Image(visible=False), gr.Textbox(visible=False)],
+                    samples=[[str(path), question] for path, question in self.examples],
+                    type="index",
+                    elem_id="examples",
+                )
+            with gr.Column(scale=6, min_width=320):
+                self.chatbot = gr.Chatbot(
+                    label="Chat",
+                    height=430,
+                    buttons=[],
+                    elem_id="chat",
+                    feedback_options=None,
+                    placeholder=(
+                        "### Ask about the image\n"
+                        "The answer appears here, word by word. Ask on: the chat is remembered."
+                    ),
+                )
+                with gr.Row(elem_id="ask", elem_classes="line", equal_height=True):
+                    self.question = gr.Textbox(
+                        placeholder="What do you want to know?",
+                        show_label=False,
+                        label="Question",
+                        container=False,
+                        scale=8,
+                        min_width=120,
+                        lines=1,
+                        max_lines=4,
+                        elem_id="question",
+                        autofocus=True,
+                    )
+                    self.send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="send")
+                    self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop")
+                    clear = gr.Button("Clear", scale=1, min_width=84, elem_id="clear")
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    max_tiles = gr.Slider(
+                        1,
+                        12,
+                        min(12, self.processor.image_processor.max_tiles),
+                        step=1,
+                        label="Most tiles",
+                        info="More see smaller print, fewer are faster. Another number begins a new chat.",
+                        elem_id="max-tiles",
+                    )
+                    max_new_tokens = gr.Slider(
+                        1,
+                        1024,
+                        MAX_NEW_TOKENS,
+                        step=1,
+                        label="Longest answer",
+                        info="In tokens.",
+                        elem_id="max-new-tokens",
+                    )
+                    temperature = gr.Slider(
+                        0,
+                        2,
+                        0,
+                        step=0.1,
+                        label="Temperature",
+                        info="0 gives the likeliest answer, always the same.",
+                        elem_id="temperature",
+                    )
+        with gr.Row(elem_id="seen"), gr.Column():
+            gr.HTML("<h2>How long it took</h2>")
+            self.turn = gr.HTML(NO_TURN, elem_id="turn")
+            gr.HTML("<h2>How the model sees the image</h2>")
+            self.tiling = gr.HTML(NO_TILING, elem_id="tiling")
+
+        seen = [self.chat, self.image, self.chatbot, self.tiling, self.turn, self.alert, self.send, self.stop]
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        asking = {"fn": self.ask, "inputs": [self.question, self.chatbot, self.chat], **quick}
+        asking["outputs"] = [self.question, self.chatbot, self.alert, self.turn, self.send, self.stop]
+        answering = {
+            "fn": self.answer,
+            "inputs": [self.chatbot, max_new_tokens, temperature, self.chat],
+            "outputs": [self.chatbot, self.turn, self.alert, self.question, self.send, self.stop],
+            "concurrency_limit": AT_ONCE,
+            "concurrency_id": "answer",
+            "show_progress": "minimal",
+            "show_progress_on": self.turn,
+            "api_visibility": "private",
+        }
+        # Unprocessed: the component would open the image by itself, and fail in its own words.
+        self.image.upload(self.take, [self.image, max_tiles, self.chat], seen, preprocess=False, **quick)
+        self.image.clear(self.take_away, self.chat, seen, **quick)
+        for clearing in (clear.click, self.chatbot.clear):
+            clearing(self.clear, self.chat, seen, **quick).then(lambda: "", None, self.question, **quick)
+        max_tiles.release(self.retile, [max_tiles, self.chat], seen, **quick)
+        chosen = samples.click(self.take_example, [samples, max_tiles, self.chat], [*seen, self.question], **quick)
+        asked = (gr.on([self.send.click, self.question.submit], **asking), chosen.then(**asking))
+        answered = [question.then(**answering) for question in asked]
+        self.stop.click(self.halt, self.chat, None, **quick)
+        # The browser shows nothing more of an answer in a chat that has ended.
+        ending = [
+            clear.click,
+            self.chatbot.clear,
+            self.image.upload,
+            self.image.clear,
+            max_tiles.release,
+            samples.click,
+        ]
+        gr.on(ending, None, None, None, cancels=answered, **quick)
 
     def _head(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -297,24 +309,3 @@ def launch_arguments() -> dict:
         "ssr_mode": False,
         "show_error": True,
     }
-
-
-def with_notes(turn: Turn) -> str:
-    """The answer as far as it has come, and how it ended where that is not plain to see."""
-    is_empty = turn.seconds is not None and not turn.text and not turn.is_stopped
-    notes = [
-        note for note, is_so in ((STOPPED, turn.is_stopped), (CUT_OFF, turn.is_cut_off), (EMPTY, is_empty)) if is_so
-    ]
-    return "\n\n".join([turn.text, *notes] if turn.text else notes)
-
-
-def text_of(message: dict) -> str:
-    """A chat's message, as the chatbot gives it back."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def without_folder(message: str, path: str, name: str) -> str:
-    """The processor's message about an upload, with the name that the user knows, and nothing of the server's folders.
-    It cuts long paths short."""
-    return message.replace(path, name).replace(f"{path[:80]}...", name)

@@ -98,6 +98,13 @@ def show_turn(turn: Turn) -> str:
     )
 
 
+def image_uri(image: Image.Image) -> str:
+    """An image as a page holds it, so that no file of it is made."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def _table(caption: str, rows: list[tuple[str, str]], total: tuple[str, str]) -> str:
     def line(name: str, value: str) -> str:
         return f'<tr><th scope="row">{name}</th><td>{value}</td></tr>'
@@ -107,12 +114,9 @@ def _table(caption: str, rows: list[tuple[str, str]], total: tuple[str, str]) ->
 
 
 def _figure(image: Image.Image, title: str, text: str) -> str:
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=QUALITY)
-    uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
     return (
         f"<figure><figcaption><strong>{title}</strong> <span>{text}</span></figcaption>"
-        f'<img src="{uri}" alt="{title}" width="{image.width}" height="{image.height}"></figure>'
+        f'<img src="{image_uri(image)}" alt="{title}" width="{image.width}" height="{image.height}"></figure>'
     )
 
 

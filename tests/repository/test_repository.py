@@ -79,11 +79,12 @@ def test_root_generation_config_suppresses_structural_tokens():
     assert generation_config.eos_token_id == generation_config.bos_token_id == generation_config.pad_token_id == 151643
 
 
-def test_the_small_checkpoint_holds_the_roots_modules_and_template():
-    if not generated.TINY.is_dir():
-        pytest.skip("checkpoints/tiny has not been trained yet")
-    for name, content in generated.tiny_files().items():
-        path = generated.TINY / name
+@pytest.mark.parametrize("folder", [generated.TINY, generated.TINY_RETRIEVAL], ids=lambda folder: folder.name)
+def test_checkpoints_hold_the_roots_modules_and_template(folder):
+    copies = generated.copies(folder)
+    assert "processing_jina_vlm.py" in copies and "chat_template.jinja" in copies
+    for name, content in copies.items():
+        path = folder / name
         assert path.is_file() and not path.is_symlink(), f"{name}: run `make bundle`"
         assert path.read_bytes() == content, f"{name} differs from the root's: run `make bundle`"
 

@@ -27,6 +27,11 @@ def loaded():
 
 
 @pytest.fixture(scope="session")
+def retrieval_folder():
+    return ROOT / "checkpoints" / "tiny-retrieval"
+
+
+@pytest.fixture(scope="session")
 def url(loaded):
     from jina_vlm_tools.webapp.layout import Page, launch_arguments
 

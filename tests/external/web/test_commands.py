@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 import servers
-from browsing import User
+from browsing import DONE, User
 from conftest import ROOT, TINY
 from huggingface_hub import SpaceCardData
 from huggingface_hub.repocard import metadata_load
 
-from jina_vlm_tools.webapp.assemble_space import assemble
+from jina_vlm_tools.webapp.assemble_space import RETRIEVAL_REQUIREMENTS, assemble
 
 
 START_SECONDS = 120
@@ -46,6 +46,34 @@ def test_from_a_clone(browser, tmp_path):
         answer, head = answer_of_an_example(browser, url)
     assert answer == "morado"
     assert "checkpoints/tiny · 2,471,424 parameters · cpu · float32" in head and "knows drawn, colored shapes" in head
+
+
+def answer_of_a_search(browser, url) -> str:
+    user = User(browser, url)
+    user.page.get_by_role("tab", name="Search").click()
+    user.page.locator("#search-example").click()
+    user.page.get_by_text("Read 10 pages").wait_for(timeout=DONE)
+    user.page.locator("#search-send").click()
+    user.page.locator("#answer p").wait_for(timeout=DONE)
+    assert user.page.locator(".hits button").count() == 5 and user.problems == []
+    answer = user.page.locator("#answer").inner_text()
+    user.context.close()
+    return answer
+
+
+def test_with_a_tab_for_searching(browser, retrieval_folder, tmp_path):
+    with page_of(ROOT, tmp_path / "log.txt", "--retrieval", str(retrieval_folder)) as url:
+        assert answer_of_a_search(browser, url)
+        assert answer_of_an_example(browser, url)[0] == "morado"
+
+
+def test_as_a_space_with_a_tab_for_searching(browser, retrieval_folder, tmp_path):
+    assemble(tmp_path / "space", retrieval_folder)
+    shutil.copytree(TINY, tmp_path / "weights", ignore=shutil.ignore_patterns("*.py"))
+    with page_of(
+        tmp_path / "space", tmp_path / "log.txt", JINA_VLM_MODEL=str(tmp_path / "weights"), PYTHONPATH=""
+    ) as url:
+        assert answer_of_a_search(browser, url)
 
 
 def test_as_a_space(browser, tmp_path):
@@ -92,16 +120,32 @@ def test_a_space_is_put_into_an_empty_folder_alone(tmp_path):
         assemble(tmp_path)
 
 
+def test_a_space_takes_a_retrieval_folder_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no retrieval folder"):
+        assemble(tmp_path / "space", TINY)
+    assert not (tmp_path / "space").exists()
+
+
+def test_who_only_chats_imports_nothing_of_the_search():
+    code = (
+        "import sys; from jina_vlm_tools.webapp.layout import Page; import jina_vlm_tools.cli.app;"
+        "print([name for name in sys.modules if 'retrieval' in name or name in ('peft', 'pypdfium2')])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
 def test_the_spaces_front_matter_names_what_is_tested():
     import gradio
 
     card = metadata_load(SPACE / "README.md")
     assert SpaceCardData(**card).sdk == "gradio"
     assert card["sdk_version"] == gradio.__version__ and (SPACE / card["app_file"]).is_file()
-    pins = dict(re.findall(r"^([a-z-]+)==(\S+)$", (SPACE / "requirements.txt").read_text().lower(), re.MULTILINE))
+    wanted = (SPACE / "requirements.txt").read_text() + RETRIEVAL_REQUIREMENTS
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", wanted.lower(), re.MULTILINE))
     tested = dict(
         re.findall(
-            r"^([a-z-]+)==(\S+)$",
+            r"^([a-z0-9-]+)==(\S+)$",
             (ROOT / "tests" / "external" / "web" / "requirements.txt").read_text().lower(),
             re.MULTILINE,
         )
@@ -115,6 +159,8 @@ def test_the_spaces_front_matter_names_what_is_tested():
     [
         (["--model", "no/such/folder"], "neither a folder nor the name of a repository"),
         (["--device", "cuda:9"], "--device cuda:9"),
+        (["--retrieval", "no/such/folder"], "--retrieval no/such/folder: neither a folder nor the name of"),
+        (["--retrieval", "checkpoints/tiny"], "checkpoints/tiny holds no adapter"),
     ],
 )
 def test_what_cannot_be_started_says_why(arguments, message):

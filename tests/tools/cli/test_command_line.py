@@ -20,6 +20,7 @@ import pytest
 import torch
 from answers import answer_greedily, prepare
 from conftest import ROOT, largest_file, make_image
+from hub_client import TOKEN
 from hub_server import serve_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -35,10 +36,9 @@ from jina_vlm_tools.synthetic.questions import evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
-TOKEN = "hf_SecretOfMine0123456789"
 QUESTIONS = ("How many shapes are there?", "Describe the picture.", "Which colour does the shape at the bottom have?")
-COMMANDS = ("ask", "chat", "tiles", "batch", "app", "demo", "train", "convert", "upload")
-REPORTING = ("ask", "chat", "tiles", "convert", "upload")  # by --json
+COMMANDS = ("ask", "chat", "tiles", "batch", "index", "search", "app", "demo", "train", "convert", "merge", "upload")
+REPORTING = ("ask", "chat", "tiles", "index", "search", "convert", "merge", "upload")  # by --json
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_help_teaches_and_comes_at_once(environment, empty, command):
 @pytest.mark.parametrize(
     "arguments",
     [(), ("look",), ("ask", "only.png"), ("ask", "a.png", "Q?", "--max-tiles", "0"), ("tiles",), ("convert", "x"),
-     ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0"), ("ask",)],
+     ("merge", "x", "y"), ("upload", "--weights", "x"), ("chat", "--max-new-tokens", "0"), ("ask",)],
 )  # fmt: skip
 def test_what_is_not_understood(run, arguments):
     result = run(*arguments)
@@ -585,6 +585,9 @@ def test_ctrl_c(environment, empty):
         (["chat", "-"], "In a chat stdin brings the questions"),
         (["tiles", "no.png"], "no.png: no such image"),
         (["convert", "./nowhere", "out"], "./nowhere: neither a folder"),
+        (["merge", "./nowhere", "out", "--multi"], "ADAPTER ./nowhere: neither a folder"),
+        (["upload", "--adapter", "nowhere", "--dry-run"], "--adapter nowhere: no such folder."),
+        (["upload", "--adapter", str(TINY), "--dry-run"], "this is a whole checkpoint. Publish it by --weights"),
     ],
 )
 def test_mistakes_are_told_at_once(run, arguments, message):

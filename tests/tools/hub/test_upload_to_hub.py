@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +16,9 @@ import pytest
 import torch
 from answers import prepare
 from conftest import ROOT, largest_file, make_image, python
+from hub_client import STRANGERS, TOKEN, point_to
 from hub_server import GITATTRIBUTES, Fault, serve_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from mlx_copy import save_mlx_copy
 from PIL import Image
@@ -35,7 +35,6 @@ from jina_vlm_tools.hub.origin import Origin, find_origin
 from jina_vlm_tools.hub.push import Target, compare, find_target, push
 
 
-TOKEN, STRANGERS = "hf_SecretOfMine0123456789", "hf_SecretOfYours0123456789"
 ORIGIN = Origin(license="mit", text="The weights come from a test")
 CARD = "---\nlicense: cc-by-nc-4.0\nlanguage: en\n---\nThe released layout.\n"
 
@@ -52,36 +51,6 @@ def bundle(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(bundle, tmp_path) -> Path:
     return shutil.copytree(bundle, tmp_path / "copy")
-
-
-@pytest.fixture
-def no_token(monkeypatch, tmp_path):
-    """As on a machine on which nobody has logged in."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-
-
-@pytest.fixture
-def hub(monkeypatch, no_token, tmp_path_factory):
-    """A Hub that the client in this process talks to, as `me`; waits between its attempts take no time."""
-    with serve_hub({TOKEN: "me", STRANGERS: "you"}) as hub:
-        point_to(monkeypatch, hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        yield hub
-        huggingface_hub.utils.close_session()
-
-
-def point_to(monkeypatch, endpoint: str) -> None:
-    """As HF_ENDPOINT does, which the client reads once."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
 
 
 def upload(folder: Path, repo_id: str = "me/page", token: str | None = None, private: bool = False, **where) -> str:
@@ -602,6 +571,8 @@ def test_invalid_names(hub, monkeypatch, name):
         ["--create-pr", "--revision", "x", "--repo-id", "me/x"],
         ["--dry-run", "--output", "x"],
         ["--dtype", "int8", "--dry-run"],
+        ["--base", "me/base", "--dry-run"],
+        ["--adapter", "x", "--dry-run"],
     ],
 )
 def test_options_that_do_not_go_together(args, capsys):

@@ -1,0 +1,68 @@
+"""The page of a retrieval folder: `retrieval_card.md.jinja`, filled with what the folder and its base say."""
+
+import tomllib
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from jina_vlm_tools.files import ROOT
+
+from .card import check_card, license_url, read_results
+from .embedding import Base
+from .origin import Origin
+from .retrieval import PARTS, Facts
+
+
+TEMPLATE = Path(__file__).with_name("retrieval_card.md.jinja")
+TAGS = [
+    "sentence-transformers", "peft", "lora", "transformers", "jina-vlm", "multi-vector", "late-interaction",
+    "feature-extraction", "multimodal-embedding", "custom_code",
+]  # fmt: skip
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for `--max-lora-rank`
+
+
+def write_card(
+    folder: Path, name: str, facts: Facts, origin: Origin, base: Base, results: Path | None = None
+) -> ModelCard:
+    """
+    Write the folder's README.md.
+
+    Args:
+        name: The id that the page's code loads, owner/name on the Hub.
+        origin: Of the base.
+        results: See [`card.read_results`].
+
+    Raises:
+        PublishingError: the results cannot be read, or the metadata would not be valid.
+    """
+    measured, evaluations = read_results(results) if results else ("", [])
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="visual-document-retrieval",
+        license=origin.license,
+        license_name=origin.license_name,
+        license_link=origin.license_link,
+        base_model=base.name,
+        base_model_relation="adapter",
+        language=origin.languages,
+        tags=TAGS,
+        model_name=name.split("/")[-1] if evaluations else None,
+        eval_results=evaluations or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        facts=facts,
+        origin=origin,
+        base=base.name,
+        commit=base.commit,
+        is_for_decoder=facts.parts == (PARTS["language_model"],),
+        max_lora_rank=next(rank for rank in LORA_RANKS if rank >= facts.rank),
+        dependencies=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"],
+        license_url=license_url(origin),
+        measured=measured,
+    )
+    card.save(folder / "README.md")
+    check_card(folder / "README.md")
+    return card

@@ -1,0 +1,1 @@
+"""Finding pages, by the same weights that answer: embeddings, scores, training, an index."""

@@ -1,0 +1,110 @@
+"""Where on an image the words of a query have their matches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .inputs import to_chat
+
+
+if TYPE_CHECKING:
+    from .embedder import JinaVLMEmbedder
+
+
+WARM = (226, 60, 40)
+STRONGEST = 0.75  # opacity of the best match
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """
+    Args:
+        image (`Image.Image`): RGB, upright.
+        words (`list[str]`): Of the query.
+        similarity (`torch.Tensor` [words, rows, columns]): The best cosine of a word's tokens with each token of the
+            image's tiles, which are one grid.
+    """
+
+    image: Image.Image
+    words: list[str]
+    similarity: torch.Tensor
+
+    def draw(self, words: Sequence[int] | None = None) -> Image.Image:
+        """The image, with color where these words, by their numbers, match best; all where none are named. What
+        matches as the image does on the whole has no color.
+
+        Raises:
+            ValueError: there is no such word.
+        """
+        numbers = list(range(len(self.words))) if words is None else list(words)
+        if wrong := [number for number in numbers if not 0 <= number < len(self.words)]:
+            raise ValueError(f"`words` are numbers from 0 to {len(self.words) - 1}, got {wrong}.")
+        maps = self.similarity[numbers]
+        usual, best = maps.flatten(1).median(1).values, maps.flatten(1).amax(1)
+        scaled = (maps - usual[:, None, None]) / (best - usual).clamp(min=1e-6)[:, None, None]
+        heat = scaled.clamp(0, 1).amax(0).numpy()
+        size = self.image.size
+        opacity = Image.fromarray(np.uint8(255 * STRONGEST * heat)).resize(size, Image.BICUBIC)
+        return Image.composite(Image.new("RGB", size, WARM), self.image, opacity)
+
+
+def match(embedder: JinaVLMEmbedder, query: str, image: Any, task: str | None, max_tiles: int | None) -> HeatMap:
+    """See [`JinaVLMEmbedder.heat_map`]."""
+    image_processor = embedder.processor.image_processor
+    opened = Image.fromarray(
+        image_processor.process_image(image_processor.fetch_images(image)).permute(1, 2, 0).numpy()
+    )
+    settings = {} if max_tiles is None else {"max_tiles": max_tiles}
+    asked = embedder.embed([query], task=task, role="query", kind="multi").multi[0]
+    shown = embedder.embed([opened], task=task, kind="multi", **settings).multi[0]
+    return compare(embedder, query, opened, asked, shown, **settings)
+
+
+def compare(
+    embedder: JinaVLMEmbedder, query: str, image: Image.Image, asked: torch.Tensor, shown: torch.Tensor, **settings
+) -> HeatMap:
+    """
+    As [`JinaVLMEmbedder.heat_map`], of vectors that are there already.
+
+    Args:
+        image: RGB, upright.
+        asked, shown: [tokens, width] of the query and of the image, none of them pooled.
+        settings: Arguments of the image processor that the image was embedded with.
+    """
+    processor = embedder.processor
+    words, tokens_of = _words(processor, query)
+    ids = processor.apply_chat_template(
+        [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt", **settings
+    )["input_ids"][0]
+    patches = shown[ids == embedder.model.config.image_token_id]
+    rows, columns = processor.image_processor.get_token_grid(
+        *processor.image_processor.get_tiling(image.height, image.width, **settings)[1]
+    )
+    grid = patches[-rows * columns :]  # after the thumbnail's
+    similarity = torch.stack([(asked[tokens] @ grid.T).amax(0).unflatten(0, (rows, columns)) for tokens in tokens_of])
+    return HeatMap(image, words, similarity)
+
+
+def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:
+    """Words of a query as the template writes it, which breaks up typed control tokens, and the numbers of each one's
+    tokens in the whole prompt."""
+    chat = to_chat(query, "query")
+    encoded = processor.apply_chat_template(
+        [chat], tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"return_offsets_mapping": True}
+    )
+    start = processor.apply_chat_template(to_chat("x", "query"), tokenize=False).rindex("x")
+    words, tokens_of = [], []
+    for word in re.compile(r"\S+").finditer(processor.apply_chat_template(chat, tokenize=False), start):
+        spans = enumerate(encoded["offset_mapping"][0])
+        tokens = [number for number, (begin, end) in spans if max(begin, word.start()) < min(end, word.end())]
+        if tokens:
+            words.append(word.group())
+            tokens_of.append(tokens)
+    return words, tokens_of

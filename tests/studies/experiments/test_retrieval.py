@@ -1,0 +1,102 @@
+"""What the small retriever is trained on and measured by: queries, relevance, measures, documents to answer from."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
+from experiments.train_retrieval import best_matches
+from experiments.visual_rag import make_documents, make_questions
+from jina_vlm_tools.retrieval.scores import late_scores
+from jina_vlm_tools.retrieval.training import SearchCollator, Searches
+from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
+from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS
+from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
+from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, TRAINING_PAIRS
+
+
+def test_a_query_finds_its_page_and_not_the_one_that_nearly_shows_it():
+    """Near misses show another fact in nearly every case; in those they are told apart by it."""
+    told = 0
+    for index in range(120):
+        rng = random.Random(index)
+        page, other = (shown["page"] for shown in Searches(1, TASKS, first_seed=index)[0])
+        assert page.scene.size == other.scene.size
+        query = query_about(page, rng.choice(list(LANGUAGES)), rng)
+        assert query.finds(facts_of(page))
+        told += not query.finds(facts_of(other))
+    assert told > 60
+
+
+def test_held_out_pages_have_nothing_that_training_draws():
+    held = held_out(60, 120)
+    words = {word for words in TRAINING_WORDS.values() for word in words}
+    kept = {word for words in HELD_OUT_WORDS.values() for word in words}
+    for page in held.pages:
+        assert all((shape.color, shape.kind) in HELD_OUT_PAIRS for shape in page.scene.shapes)
+        assert all(text.text.isdecimal() or text.text in kept - words for text in page.texts)
+    assert {query.language for query in held.queries} == set(LANGUAGES)
+    assert all(held.relevant[number, number % 60] for number in range(120))
+    kinds = {(held.pages[number % 60].kind, query.language) for number, query in enumerate(held.queries)}
+    assert len(kinds) == 5 * len(LANGUAGES)  # numbers and words stand on boards alike
+    again = held_out(60, 120)
+    assert [query.text for query in again.queries] == [query.text for query in held.queries]
+
+
+def test_training_draws_training_pairs_alone():
+    for sample in (Searches(1, ("shapes",), first_seed=seed)[0] for seed in range(20)):
+        assert all((shape.color, shape.kind) in TRAINING_PAIRS for shape in sample[0]["page"].scene.shapes)
+
+
+def test_relevance_of_a_batch_is_that_of_its_facts():
+    import jina_vlm
+
+    from jina_vlm_tools.files import TINY
+
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
+    samples = [Searches(3, ("shapes",), queries=2)[index] for index in range(3)]
+    batch = SearchCollator(processor)(samples)
+    assert batch["relevant"].shape == (12, 6)
+    assert batch["relevant"][torch.arange(12), batch["own"]].all()
+    assert sum(len(group["input_ids"]) for group in batch["documents"]) == 6
+
+
+def test_best_matches_of_pages_one_by_one_are_late_interaction():
+    torch.manual_seed(0)
+    tokens, pages = torch.randn(3, 5, 8), [torch.randn(length, 8) for length in (4, 7)]
+    mask = torch.tensor([[1] * 5, [1] * 2 + [0] * 3, [1] * 4 + [0]])
+    padded = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)
+    expected = late_scores(tokens, mask, padded, torch.tensor([[1] * 4 + [0] * 3, [1] * 7]))
+    assert torch.allclose(best_matches(tokens, mask, pages), expected, atol=1e-6)
+
+
+def test_measures_by_hand():
+    scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    relevant = np.array([[False, True, False, True], [True, False, False, False]])
+    assert first_is_relevant(scores, relevant).tolist() == [0, 0]
+    best = 1 + 1 / np.log2(3)
+    assert ndcg(scores, relevant, 2).tolist() == pytest.approx([(1 / np.log2(3)) / best, 0])
+    assert ndcg(scores, relevant, 4).tolist() == pytest.approx(
+        [(1 / np.log2(3) + 1 / np.log2(4)) / best, 1 / np.log2(5)]
+    )
+    assert rank_again(scores, -scores, 2).argsort(axis=1)[:, ::-1].tolist() == [[1, 0, 3, 2], [2, 3, 1, 0]]
+    assert interval(np.ones(10)) == "100.0 (100.0 to 100.0)"
+
+
+def test_questions_about_documents_are_about_pages_that_one_search_finds():
+    rng = random.Random(0)
+    pages = [page for document in make_documents(6, rng) for page in document]
+    assert len(pages) == 30 and sum(page.kind == "shapes" for page in pages) == 12
+    for index, _, turn in make_questions(pages, 16, rng):
+        assert pages[index].kind == "shapes" and turn.answer
+
+
+def test_a_near_miss_keeps_what_it_must():
+    for seed in range(30):
+        rng = random.Random(seed)
+        page = Searches(1, ("charts",), first_seed=seed)[0][0]["page"]
+        other = near_miss(page, rng)
+        assert sorted(bar.color for bar in other.bars) == sorted(bar.color for bar in page.bars)
+        assert [bar.height for bar in other.bars] == [bar.height for bar in page.bars]
