@@ -1,8 +1,8 @@
 """Ask the small checkpoint the same questions with quantized weights: `python -m experiments.eval_quantized`.
 
 The questions of `experiments.eval_tiny`, one by one, by each method of transformers whose package is installed. All
-compute in float32, so that what differs is the weights (and activations, where a method rounds them), but for rows that
-say bfloat16. Each is given as an object and as a dictionary, saved, and loaded again.
+compute in float32, so that what differs is the weights (and activations, where a method rounds them), but for rows
+that say bfloat16. Each is given as an object and as a dictionary, saved, and loaded again.
 `tests/external/quantization/requirements.txt` has the packages.
 """
 
