@@ -4,6 +4,7 @@ import re
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.base import InputEmbeddingsFeatures
 from mlx_vlm.models.jina_vlm import Model, ModelConfig, TextConfig, VisionConfig
 from mlx_vlm.models.jina_vlm.image_processor import ImageProcessor
 from mlx_vlm.models.jina_vlm.processing_jinavlm import JinaVLMProcessor
@@ -41,9 +42,21 @@ def keep_sizes(cls: type, part: str):
     return classmethod(from_dict)
 
 
+def get_input_embeddings(self, input_ids: mx.array, pixel_values: mx.array | None = None, **kwargs):
+    """All features at once: theirs are added one by one, each with a copy of all embeddings."""
+    embeddings = self.language_model.embedding(input_ids)
+    if pixel_values is not None:
+        features = self.get_image_features(pixel_values, kwargs["image_masks"]).flatten(0, 2)
+        places = np.array(kwargs["image_input_idx"]).reshape(-1)
+        kept = np.flatnonzero(places >= 0)
+        embeddings = embeddings.at[0, mx.array(places[kept])].add(features[mx.array(kept)])
+    return InputEmbeddingsFeatures(inputs_embeds=embeddings)
+
+
 def mend(patch) -> None:
     """`patch` is pytest's `monkeypatch`."""
     patch.setattr(Model, "sanitize", lambda self, weights: sanitize(weights))
+    patch.setattr(Model, "get_input_embeddings", get_input_embeddings)
     patch.setattr(VisionConfig, "from_dict", keep_sizes(VisionConfig, "vision_config"))
     patch.setattr(TextConfig, "from_dict", keep_sizes(TextConfig, "text_config"))
 
