@@ -73,7 +73,9 @@ METHODS: dict[str, Callable[[], object]] = {
     "torchao int4 for CPUs, bfloat16": torchao_for_cpus,
     "torchao int4, plain": torchao("Int4WeightOnlyConfig", group_size=GROUP),
     "bitsandbytes int8": lambda: BitsAndBytesConfig(load_in_8bit=True),
-    "bitsandbytes nf4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "bitsandbytes nf4, text": lambda: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["model.vision_model"]
+    ),
     "quanto int8": lambda: QuantoConfig(weights="int8"),
     "quanto fp8": lambda: QuantoConfig(weights="float8"),
     "hqq int4": lambda: HqqConfig(nbits=4, group_size=64),

@@ -188,4 +188,5 @@ def test_mended_answer_by_their_generate(mended, mended_model, name, tmp_path):
         image.save(path := tmp_path / f"{index}.png")
         paths.append(str(path))
     answer = generate(mended_model, mended, CASES[name]["text"], image=paths, max_tokens=12, temperature=0.0)
-    assert answer.text == mended.decode(CASES[name]["greedy"])
+    expected = mended.decode(CASES[name]["greedy"])
+    assert answer.text == expected.replace("\ufffd", ""), "their detokenizer drops what is no character yet"
