@@ -53,13 +53,15 @@ def default_dtype(checkpoint: str, device: str) -> str:
     """
     What a checkpoint is computed in where nobody says: bfloat16 for a large one. The release is stored in float32,
     9.9 GB that half suffices for, and computes in bfloat16 itself where flash attention runs. A small one takes
-    float32 on a CPU, and its own elsewhere.
+    float32 on a CPU, and its own elsewhere; so does a quantized one everywhere: the library casts a part of it only.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     is_bundle = _brings_code(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=is_bundle)
+    if getattr(config, "quantization_config", None):
+        return "auto"
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=is_bundle)
     if model.num_parameters() >= LARGE:

@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from experiments.eval_quantized import METHODS, load
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.cli.main import main
+from jina_vlm_tools.files import ROOT, TINY
 
 
 SAVED = ["torchao int8", "torchao int8, int8 activations", "torchao int4, text", "torchao fp8", "bitsandbytes int8",
@@ -52,11 +53,17 @@ def test_saved_weights_load_to_the_same_bits(inputs, tmp_path, name, as_dict):
     assert torch.equal(logits(again, inputs), logits(model, inputs))
 
 
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_weights_answer_on_the_command_line(tmp_path, capsys, name):
+    load(TINY, METHODS[name](), torch.bfloat16).save_pretrained(tmp_path)
+    JinaVLMProcessor.from_pretrained(TINY).save_pretrained(tmp_path)
+    main(["ask", "--model", str(tmp_path), str(ROOT / "docs" / "shapes.png"), "How many shapes are there?"])
+    assert capsys.readouterr().out.strip()
+
+
 def test_released_layout_is_quantized_alike(inputs, tmp_path):
     """Released tensors are joined and split while they are read, and quantized after that."""
-    from pathlib import Path
-
-    released = Path(__file__).parents[2] / "golden" / "released-tiny"
+    released = ROOT / "tests" / "golden" / "released-tiny"
     config = BitsAndBytesConfig(load_in_8bit=True)
     model = load(released, config)
     load(released).save_pretrained(tmp_path)
