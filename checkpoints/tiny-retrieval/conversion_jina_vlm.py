@@ -472,7 +472,8 @@ def register_released_layout() -> None:
             "self_attn.k_norm.weight",
             [_NormOfUnbiasedHeads()],
         ),
-        WeightConverter("lm_head.weight", "lm_head.weight", [_FillVocabulary()]),
+        # To its end: quantizers have `lm_head.weight_scale` and the like, and add them to what ends in ".weight".
+        WeightConverter("lm_head.weight$", "lm_head.weight", [_FillVocabulary()]),
     ]  # fmt: skip
     register_checkpoint_conversion_mapping(NATIVE_MODEL_TYPE, renamings + converters, overwrite=True)
 

@@ -105,6 +105,8 @@ class CheckpointMixin:
                 )
             message = f"Cannot load {cls.__name__} from {pretrained_model_name_or_path}:\n" + "\n".join(problems)
             raise ValueError(message) from cause
+        # Saving writes the names that modules have: there is nothing to reverse, which other libraries' savers try to.
+        model._weight_conversions = []
         return (model, info) if output_loading_info else model
 
     def save_pretrained(

@@ -8,6 +8,7 @@ answer from one of them. `jina_vlm_tools.webapp.assemble_space` makes a Space of
 import argparse
 from typing import TYPE_CHECKING
 
+from jina_vlm_tools.extras import missing, needing
 from jina_vlm_tools.files import TINY_RETRIEVAL
 
 from . import options
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if retrieval:
         options.check_model(retrieval, "--retrieval", RETRIEVAL_ADVICE)
     print(f"Loading {args.model} ...", flush=True)
-    with options.needing("app"):
+    with needing("app"):
         from jina_vlm_tools.webapp.layout import Page, launch_arguments
     from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class, quiet_libraries
 
@@ -72,12 +73,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _find_retrieval(model: str) -> str | None:
     """The small checkpoint's own, where all is there that it needs: nobody who only chats is asked to install it."""
-    is_there = options.is_tiny(model) and TINY_RETRIEVAL.is_dir() and not options.missing("search")
+    is_there = options.is_tiny(model) and TINY_RETRIEVAL.is_dir() and not missing("search")
     return str(TINY_RETRIEVAL) if is_there else None
 
 
 def _load_search(model, processor, folder: str) -> "SearchTab":
-    with options.needing("search", "app --retrieval"):
+    with needing("search", "`jina-vlm app --retrieval`"):
         from jina_vlm_tools.webapp.search_tab import SearchTab
         from jina_vlm_tools.webapp.searching import load_embedder
     print(f"Loading {folder} ...", flush=True)

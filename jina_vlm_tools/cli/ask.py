@@ -9,6 +9,8 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from jina_vlm_tools.engines import check_engine, find_engine
+
 from . import options
 from .progress import Progress
 from .search import Searcher, add_way, describe
@@ -42,6 +44,7 @@ examples:
   curl -s https://example.com/photo.jpg | jina-vlm ask - "Who painted this?"
   jina-vlm ask --index papers "Which pump was replaced in May?"
   jina-vlm ask --json scan.png "What is the total?" | jq -r .answer
+  jina-vlm ask photo.png "What is this?" --model for-llama --engine llama.cpp
 """
 SHOWN = 200  # characters of a URL
 
@@ -141,6 +144,7 @@ def run(args: argparse.Namespace) -> None:
     from jina_vlm_tools.inference.asking import find_images
 
     options.check_model(args.model)
+    check_engine(args.model, args.engine)
     images = find_images(args.image)
     shown_together = [[image] for image in images] if args.map else [images]
     has_one_answer = len(shown_together) * len(args.prompt) == 1
@@ -247,6 +251,7 @@ def report(checkpoint: str, model, prompt: str, images: list[dict], answer, seco
         "is_cut_off": answer.is_cut_off,
         "question": prompt,
         "model": checkpoint,
+        "engine": find_engine(checkpoint),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "images": images,

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from jina_vlm_tools.extras import needing
+
 from . import options
 
 
@@ -67,6 +69,6 @@ def run(args: argparse.Namespace) -> None:
     if args.question is not None and not args.question.strip():
         raise ValueError("--question is empty. Say what to ask, or leave it out.")
     args.question = args.question or options.default_question(args.model)
-    with options.needing("batch"):
+    with needing("batch"):
         from jina_vlm_tools.inference.batch import answer_all
     answer_all(args)

@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 
+from jina_vlm_tools.engines import check_engine
+
 from . import options
 from .ask import show
 from .progress import Progress
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
+    check_engine(args.model, args.engine)
     options.check_images(args.images)
     if options.STDIN in args.images:
         raise ValueError("In a chat stdin brings the questions. Name the image by its path.")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from jina_vlm_tools.extras import needing
 from jina_vlm_tools.files import INDEX_FOLDER
 
 from . import options
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     if not (path / "index.json").is_file() and not args.model:
         args.model = options.default_retrieval_model()  # a missing one is said before anything is imported
     progress = Progress()
-    with options.needing("search", "index"), progress.step("import", "Importing torch and transformers"):
+    with needing("search", "`jina-vlm index`"), progress.step("import", "Importing torch and transformers"):
         from jina_vlm_tools.inference.loading import quiet_libraries
         from jina_vlm_tools.retrieval.index import Index
         from jina_vlm_tools.retrieval.indexing import Asked, update

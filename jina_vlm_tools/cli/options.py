@@ -1,13 +1,11 @@
 """Arguments that several commands have, and what can be said of them before anything is loaded."""
 
 import argparse
-import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from jina_vlm_tools.engines import ENGINES
 from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 
 from .progress import Progress
@@ -24,15 +22,6 @@ MODEL_ADVICE = (
     f"Give --model, or the environment variable {MODEL_VARIABLE}, a folder that holds a checkpoint, such as "
     f"checkpoints/tiny, or a repository of the Hub that can be reached from here, such as {RELEASED}."
 )
-# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them
-EXTRAS = {
-    "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
-    "batch": ("accelerate", "datasets"),
-    "app": ("gradio",),
-    "search": ("accelerate", "peft", "pyarrow", "pypdfium2", "scipy"),
-    "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
-    "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
-}
 
 
 def positive(text: str) -> int:
@@ -138,6 +127,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (default: a GPU if there is one)')
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what runs the text model (default: what the checkpoint is for; `jina-vlm convert --to gguf` makes one "
+        "for llama.cpp)",
+    )
+
+
 def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--max-new-tokens",
@@ -153,6 +151,7 @@ def add_model_options(parser: argparse.ArgumentParser, max_new_tokens: int = 256
     add_model(parser)
     add_max_tiles(parser)
     add_max_new_tokens(parser, max_new_tokens)
+    add_engine(parser)
     add_dtype(parser)
     add_device(parser)
 
@@ -174,29 +173,6 @@ def note_tiny(model: str, progress: Progress) -> None:
 def default_question(model: str) -> str:
     """The small checkpoint knows the words that it was trained on, and no others."""
     return f"Describe the {'picture' if is_tiny(model) else 'image'}."
-
-
-def missing(extra: str) -> list[str]:
-    """The modules of an extra that are not installed."""
-    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
-
-
-@contextmanager
-def needing(extra: str, verb: str | None = None) -> Iterator[None]:
-    """
-    The imports of a verb that needs an extra of the package.
-
-    Raises:
-        OSError: a part of it is not installed; the message says what to install.
-    """
-    try:
-        if absent := missing(extra):
-            raise ImportError(f"not installed: {', '.join(absent)}")
-        yield
-    except ImportError as error:
-        raise OSError(
-            f'`jina-vlm {verb or extra}` needs `pip install ".[{extra}]"` in a checkout ({error}).'
-        ) from error
 
 
 def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:

@@ -4,6 +4,8 @@ own way, and sent in the same."""
 import argparse
 from pathlib import Path
 
+from jina_vlm_tools.extras import needing
+
 from . import options
 
 
@@ -69,7 +71,7 @@ class AdapterPage:
         self.args, self.source = args, args.adapter
         check_kind(self.source)
         base = name_base(self.source, args.base)
-        with options.needing("retrieval", "upload --adapter"):
+        with needing("retrieval", "`jina-vlm upload --adapter`"):
             self.base = find_files(self.source, base, from_hub=is_sent)
         # The base's own card says it, on the Hub or beside its files.
         self.origin = find_origin(base if self.base.commit else str(self.base.place), args.license, base)

@@ -8,6 +8,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from jina_vlm_tools.engines import LLAMA_CPP, TORCH, check_engine, find_engine
+from jina_vlm_tools.engines.quantization import QUANTIZATIONS
+from jina_vlm_tools.extras import needing
+
 from . import options
 from .pages import AdapterPage, CheckpointPage, tell_vectors
 from .progress import Progress
@@ -19,6 +23,10 @@ Write a checkpoint in this project's layout, with its code: a new folder that
 
 The folder is asked about an image in a fresh process before it takes its
 name: it is there as a whole or not at all.
+
+With --to gguf, for llama.cpp instead: the text model as a GGUF file, which
+answers text in llama.cpp by itself; tower, connector and settings beside it,
+with which `jina-vlm ask`, `chat`, `serve` and `batch` see images.
 """
 CONVERT_EXAMPLES = """\
 examples:
@@ -26,6 +34,8 @@ examples:
   jina-vlm convert jinaai/jina-vlm-mlx jina-vlm-from-4-bits
   jina-vlm convert my-checkpoint converted --dtype bfloat16 --max-shard-size 1GB
   jina-vlm ask --model converted photo.png "What is this?"
+  jina-vlm convert jinaai/jina-vlm for-llama --to gguf --quantize Q4_K_M
+  jina-vlm ask --model for-llama photo.png "What is this?" --engine llama.cpp
 """
 MERGE = """\
 Merge an adapter for retrieval with its base: a new folder for engines that
@@ -56,6 +66,7 @@ examples:
   jina-vlm upload --weights my-checkpoint --license apache-2.0 --origin jinaai/jina-vlm --output page
   jina-vlm upload --adapter my-retrieval --repo-id me/jina-vlm-retrieval --base me/jina-vlm-transformers
 """
+UNQUANTIZED = "BF16"
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
 AGAIN = "Run the same command again: files that have arrived are not sent twice."
@@ -75,9 +86,28 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help=WEIGHTS_HELP)
     parser.add_argument("output", metavar="DIR", type=Path, help="a folder that is new or empty")
     parser.add_argument("--yes", action="store_true", help="replace the converted checkpoint that is in DIR")
+    parser.add_argument(
+        "--to", choices=("transformers", "gguf"), default="transformers", help="what for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quantize",
+        type=str.upper,
+        choices=QUANTIZATIONS,
+        metavar="TYPE",
+        help=f"with --to gguf, llama.cpp's type of the text model's weights: {', '.join(QUANTIZATIONS)} (default: "
+        f"{UNQUANTIZED}, which quantizes nothing)",
+    )
     add_weights_options(parser)
     options.add_json(parser, JSON)
-    parser.set_defaults(run=convert)
+    parser.set_defaults(run=convert, check=check_convert)
+
+
+def check_convert(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What options cannot say of each other; ends the process with a usage error."""
+    if args.to == "gguf" and args.max_shard_size:
+        parser.error("--max-shard-size divides this project's layout: leave it out, or --to gguf")
+    if args.to != "gguf" and args.quantize:
+        parser.error("--quantize is llama.cpp's: say --to gguf too, or leave it out")
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,8 +186,12 @@ def convert(args: argparse.Namespace) -> None:
 
     progress = quiet_or_not()
     options.check_model(args.weights, "WEIGHTS", "")
+    check_engine(args.weights, TORCH)
     check_output(args.output, args.yes)
     check_shards(args.weights)
+    if args.to == "gguf":
+        convert_for_llama(args, progress)
+        return
 
     from jina_vlm_tools.hub.assemble import assemble, new_folder
 
@@ -177,11 +211,34 @@ def convert(args: argparse.Namespace) -> None:
     print(f"It answers: {answer}\nIt is in {args.output}.")
 
 
+def convert_for_llama(args: argparse.Namespace, progress: Progress) -> None:
+    with needing("llama", "`jina-vlm convert --to gguf`"):
+        from jina_vlm_tools.engines.convert import ask, convert_for_llama_cpp
+    from jina_vlm_tools.hub.assemble import new_folder
+
+    quantization = args.quantize or UNQUANTIZED
+    with new_folder(args.output, replace=args.yes) as folder:
+        with progress.step("assemble", f"Converting {args.weights}"):
+            tensors = convert_for_llama_cpp(args.weights, folder, quantization, args.dtype or "auto")
+        with progress.step("check", "Asking it in a fresh process"):
+            answer = ask(folder)
+        names = sorted(path.name for path in folder.iterdir())
+        counts = ", ".join(f"{count} {kind}" for kind, count in tensors.items())
+        sizes = measure(folder, names)
+        report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    print(show_files(report))
+    print(f"The text model's tensors, by llama.cpp's types: {counts}.")
+    print(f"It answers: {answer}\nIt is in {args.output}.")
+
+
 def merge(args: argparse.Namespace) -> None:
     progress = quiet_or_not()
     options.check_model(args.adapter, "ADAPTER", "")
     check_output(args.output, args.yes, "merged folder")
-    with options.needing("retrieval", "merge"):
+    with needing("retrieval", "`jina-vlm merge`"):
         from jina_vlm_tools.hub.assemble import new_folder
         from jina_vlm_tools.hub.embedding import compare
         from jina_vlm_tools.hub.merged import find_source, list_merged
@@ -288,6 +345,8 @@ def check_output(output: Path, replace: bool, kind: str = "bundle") -> None:
         return
     if not replace:
         raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the {kind} in it.")
+    if find_engine(output) == LLAMA_CPP:
+        return
     try:
         if kind == "bundle":
             list_bundle(output, with_card=(output / CARD).exists())

@@ -6,6 +6,8 @@ import re
 import time
 from pathlib import Path
 
+from jina_vlm_tools.extras import needing
+
 from . import options
 from .progress import Progress
 
@@ -70,7 +72,7 @@ class Searcher:
             raise NotADirectoryError(f"{index}: no such index. Make one with `jina-vlm index FOLDER`.")
         if args.model:
             options.check_model(args.model)
-        with options.needing("search", verb), progress.step("import", "Importing torch and transformers"):
+        with needing("search", f"`jina-vlm {verb}`"), progress.step("import", "Importing torch and transformers"):
             from jina_vlm_tools.inference.loading import quiet_libraries
             from jina_vlm_tools.retrieval.identity import identify
             from jina_vlm_tools.retrieval.index import Index

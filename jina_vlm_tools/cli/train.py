@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from . import options
+from jina_vlm_tools.extras import needing
 
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
@@ -91,12 +91,12 @@ def is_for_retrieval(recipe: Path) -> bool:
 
 
 def run(args: argparse.Namespace) -> None:
-    with options.needing("train"):
+    with needing("train"):
         from jina_vlm_tools.training.train import train
     if args.copy:
         copy_recipe(args.stage, args.copy)
     elif is_for_retrieval(args.stage):
-        with options.needing("retrieval"):
+        with needing("retrieval"):
             from jina_vlm_tools.retrieval.train import train as train_retrieval
         train_retrieval(args)
     else:

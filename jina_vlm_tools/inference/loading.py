@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jina_vlm_tools.cli.options import MODEL_ADVICE, STDIN
+from jina_vlm_tools.engines import LLAMA_CPP, find_engine
 
 
 LARGE = 1_000_000_000  # parameters
@@ -29,6 +30,8 @@ def load_processor_and_class(checkpoint: str):
 
     def load_model(device: str = "cpu", dtype: str | None = None, **kwargs):
         dtype = dtype or default_dtype(checkpoint, device)
+        if find_engine(checkpoint) == LLAMA_CPP:
+            kwargs["use_gpu"] = device != "cpu"
         model_class = AutoModelForImageTextToText
         return model_class.from_pretrained(checkpoint, trust_remote_code=is_bundle, dtype=dtype, **kwargs)
 
@@ -50,13 +53,15 @@ def default_dtype(checkpoint: str, device: str) -> str:
     """
     What a checkpoint is computed in where nobody says: bfloat16 for a large one. The release is stored in float32,
     9.9 GB that half suffices for, and computes in bfloat16 itself where flash attention runs. A small one takes
-    float32 on a CPU, and its own elsewhere.
+    float32 on a CPU, and its own elsewhere; so does a quantized one everywhere: the library casts a part of it only.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     is_bundle = _brings_code(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=is_bundle)
+    if getattr(config, "quantization_config", None):
+        return "auto"
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=is_bundle)
     if model.num_parameters() >= LARGE:
@@ -70,6 +75,8 @@ def _brings_code(checkpoint: str) -> bool:
     if not is_bundle:
         try:
             import jina_vlm  # noqa: F401  registers the classes
+
+            import jina_vlm_tools.engines.llama_cpp  # noqa: F401  and those of its checkpoints
         except ImportError as error:
             sys.exit(
                 f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "

@@ -91,7 +91,7 @@ def test_saving_an_adapter_leaves_its_base(new_model, tmp_path):
 
 CONVERT = """
 import sys
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = [sys.argv[3], sys.argv[3] + "/helpers"]
 import conftest, jina_vlm
 model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(sys.argv[1])
 print("saving", flush=True)
@@ -113,7 +113,7 @@ def test_converting_killed(released_folder, model, tmp_path, after):
 
 DOWNLOAD = """
 import sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/helpers"]
 import conftest, jina_vlm
 print("saving", flush=True)
 model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(sys.argv[1])

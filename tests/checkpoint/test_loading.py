@@ -209,6 +209,16 @@ def test_saved_weights_are_native_and_load_to_the_same_logits(bundle, model, inp
         model.save_pretrained(bundle / "other", save_original_format=True)
 
 
+@pytest.mark.parametrize("layout", ["released", "native"])
+def test_what_a_loaded_model_keeps_can_be_reversed(released_folder, bundle, layout):
+    """llm-compressor reverses it when it saves."""
+    model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
+        released_folder if layout == "released" else bundle
+    )
+    for conversion in model._weight_conversions:
+        conversion.reverse_transform()
+
+
 def test_native_sharded_and_base_model(bundle, model, tmp_path, inputs, logits):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
     assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()

@@ -1,6 +1,6 @@
 """MLX itself, and mlx-vlm, which wrote `jinaai/jina-vlm-mlx`: what they quantize and save is what conversion reads.
 
-Both run on the CPU here. mlx-vlm's model is not used for answers: it takes images apart in another way.
+Both run on the CPU here. What mlx-vlm's own answers differ in is `test_port.py`'s.
 """
 
 import json

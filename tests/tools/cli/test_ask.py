@@ -17,6 +17,7 @@ from PIL import Image
 
 from jina_vlm_tools.cli import options
 from jina_vlm_tools.cli.main import main, make_parser, parse_args
+from jina_vlm_tools.extras import EXTRAS
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.inference import loading
 from jina_vlm_tools.inference.asking import find_images
@@ -323,35 +324,40 @@ def test_the_default_question():
 # ---------------------------------------------------------------------------------------------------------------------
 
 NEEDING = {
-    "serve": [str(TINY)],
-    "batch": [".", "--output", "answers", "--model", str(TINY)],
-    "app": ["--model", str(TINY)],
-    "search": [".", "What is it?", "--model", str(TINY)],
-    "train": ["finetune_lora", "--output", "mine"],
+    "serve": ["serve", str(TINY)],
+    "batch": ["batch", ".", "--output", "answers", "--model", str(TINY)],
+    "app": ["app", "--model", str(TINY)],
+    "search": ["search", ".", "What is it?", "--model", str(TINY)],
+    "train": ["train", "finetune_lora", "--output", "mine"],
+    "llama": ["convert", str(TINY), "made", "--to", "gguf"],
+}
+# Of modules with other names
+PACKAGES = {
+    "yaml": "pyyaml",
+    "sentence_transformers": "sentence-transformers",
+    "llama_cpp": "llama-cpp-python",
 }
 
 
-@pytest.mark.parametrize("verb", NEEDING)
-def test_what_is_not_installed_is_told_in_a_line(verb, monkeypatch, tmp_path):
+@pytest.mark.parametrize("extra", NEEDING)
+def test_what_is_not_installed_is_told_in_a_line(extra, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for module in options.EXTRAS[verb]:
+    what = "convert --to gguf" if extra == "llama" else extra
+    for module in EXTRAS[extra]:
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             with pytest.raises(SystemExit) as stopped:
-                main([verb, *NEEDING[verb]])
+                main(NEEDING[extra])
         # others may be missing here as well
         needed, missing = stopped.value.code.split(" (not installed: ")
-        assert needed == f'error: `jina-vlm {verb}` needs `pip install ".[{verb}]"` in a checkout'
+        assert needed == f'error: `jina-vlm {what}` needs `pip install ".[{extra}]"` in a checkout'
         assert module in missing.removesuffix(").").split(", ")
     assert not list(tmp_path.iterdir())
 
 
-PACKAGES = {"yaml": "pyyaml", "sentence_transformers": "sentence-transformers"}
-
-
 def test_extras_bring_what_verbs_need():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "jina-vlm-transformers" and NEEDING.keys() | {"retrieval"} == options.EXTRAS.keys()
-    for extra, modules in options.EXTRAS.items():
+    assert project["name"] == "jina-vlm-transformers" and NEEDING.keys() | {"retrieval"} == EXTRAS.keys()
+    for extra, modules in EXTRAS.items():
         brought = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"][extra]}
         assert {PACKAGES.get(name, name) for name in modules} <= brought

@@ -12,7 +12,7 @@ from conftest import refused
 from PIL import Image
 from safetensors.torch import save_file
 
-from jina_vlm_tools.cli import options
+from jina_vlm_tools.cli import index, options, search
 from jina_vlm_tools.cli.main import main, parse_args
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval import documents, loading
@@ -226,7 +226,8 @@ def read(papers: Path) -> str:
 
 
 def test_what_is_wrong_is_said_before_anything_is_imported(papers, monkeypatch, tmp_path):
-    monkeypatch.setattr(options, "needing", lambda *_: pytest.fail("imported"))
+    for module in (index, search):
+        monkeypatch.setattr(module, "needing", lambda *_: pytest.fail("imported"))
     assert "none: no such folder" in stopped("index", tmp_path / "none")
     assert "none: no such index" in stopped("search", tmp_path / "none", "a question")
     assert "neither a folder nor the name" in stopped("index", papers, "--model", "./none")

@@ -1,0 +1,166 @@
+"""The text model by llama.cpp beside torch: `python -m benchmarks.llama_cpp`.
+
+The 2.4B model with random weights. Torch computes in bfloat16; tower and connector are torch's in both. Prompt and
+cache are those of an image of one tile and some text. Times are of runs in turns, in one process; memory is the peak
+of a process of its own that loads the model, sees an image and writes a few tokens. For each type of weights a
+checkpoint is written, measured and deleted again, which takes up to 7 GB of disk.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
+
+from jina_vlm_tools import markdown
+from jina_vlm_tools.engines.convert import write_for_llama_cpp
+from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
+from jina_vlm_tools.files import TINY
+
+from . import decoder, full_model
+from .results import arguments, save
+from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
+
+
+TYPES = ("Q4_K_M", "Q8_0")
+TEXT_TOKENS = 88  # with an image of one tile: 512
+
+
+def make_model(layers: int | None) -> JinaVLMForConditionalGeneration:
+    config = full_model.small_tokenizers_config()
+    if layers:
+        config.text_config.num_hidden_layers = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
+    return full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
+
+
+def write_checkpoint(folder: Path, kind: str, layers: int | None) -> int:
+    """Returns the peak of memory beyond the weights themselves, which are in memory here, in bytes."""
+    model, processor = make_model(layers), JinaVLMProcessor.from_pretrained(TINY)
+    before = memory_bytes("RssAnon")
+    write_for_llama_cpp(model, processor, folder, "random", kind)
+    return memory_bytes("VmHWM") - before
+
+
+def load(folder: Path | None, layers: int | None):
+    """The model of a checkpoint for llama.cpp, or torch's."""
+    if folder is None:
+        return make_model(layers)
+    return LlamaCppForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+@torch.inference_mode()
+def see(model) -> dict:
+    """An image of one tile through tower and connector."""
+    pixels = torch.rand(1, 3, 378, 378).expand(2, -1, -1, -1).contiguous() * 2 - 1
+    return model.get_image_features(pixels.to(model.dtype), torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]]))
+
+
+@torch.inference_mode()
+def read_prompt(model, tokens: tuple) -> object:
+    """The cache after a prompt."""
+    ids, features = tokens
+    return model(input_ids=ids, mm_encoder_outputs=features, use_cache=True, logits_to_keep=1)[CACHE_NAME]
+
+
+@torch.inference_mode()
+def write_tokens(model, cache, tokens: int) -> None:
+    """So many, one after the other; the cache is left as it was."""
+    one = torch.full((1, 1), 1000)
+    for _ in range(tokens):
+        model(input_ids=one, use_cache=True, **{CACHE_NAME: cache})
+    cache.crop(-tokens)
+
+
+def use_memory(folder: Path | None, layers: int | None) -> dict[str, int]:
+    """Bytes of this process: the most that it held, and what of it no file backs, so that it could not be dropped."""
+    model = load(folder, layers)
+    see(model)
+    write_tokens(model, read_prompt(model, make_prompt(model)), 8)
+    return {"peak": memory_bytes("VmHWM"), "anonymous": memory_bytes("RssAnon")}
+
+
+def make_prompt(model) -> tuple:
+    torch.manual_seed(0)
+    return decoder.prompt(model, images=1, rows=1, columns=1, text_tokens=TEXT_TOKENS)
+
+
+def measure(kind: str, folder: Path, rounds: int, tokens: int, layers: int | None) -> dict:
+    beyond = in_fresh_process(write_checkpoint, folder, kind, layers)
+    memory = {name: in_fresh_process(use_memory, where, layers) for name, where in (("torch", None), (kind, folder))}
+    models = {"torch": load(None, layers), kind: load(folder, layers)}
+    prompt = make_prompt(models["torch"])
+    caches = {name: read_prompt(model, prompt) for name, model in models.items()}
+    seconds = {
+        "tower": take_turns({"torch": lambda: see(models["torch"])}, rounds),
+        "prefill": take_turns(
+            {name: lambda m=model: read_prompt(m, prompt) for name, model in models.items()}, rounds
+        ),
+        "token": take_turns(
+            {name: lambda n=name, m=model: write_tokens(m, caches[n], tokens) for name, model in models.items()},
+            rounds,
+        ),
+    }
+    of_token = {name: value / tokens for name, value in medians(seconds["token"]).items()}
+    prefill, tower = medians(seconds["prefill"]), medians(seconds["tower"])["torch"]
+    return {
+        "kind": kind,
+        "tokens": prompt[0].shape[1],
+        "seconds": {"tower": tower, "prefill": prefill, "token": of_token},
+        "first_token": {name: tower + value for name, value in prefill.items()},
+        "prefill_ratio": ratio(seconds["prefill"], kind, "torch"),
+        "token_ratio": ratio(seconds["token"], kind, "torch"),
+        "memory": memory,
+        "disk": sum(path.stat().st_size for path in folder.iterdir()),
+        "convert_beyond_weights": beyond,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    head = ["Text model", "Image to first token, s", "Prefill to torch's", "Tokens a second", "Token to torch's",
+            "Peak memory, GB", "of it not of files, GB", "Disk, GB"]  # fmt: skip
+    lines = []
+    for row in rows:
+        for name in ("torch", row["kind"]):
+            is_torch = name == "torch"
+            lines.append(
+                [
+                    "torch, bfloat16" if is_torch else f"llama.cpp, {name}",
+                    f"{row['first_token'][name]:.1f}",
+                    "" if is_torch else f"**{row['prefill_ratio']:.2f}**",
+                    f"{1 / row['seconds']['token'][name]:.1f}",
+                    "" if is_torch else f"**{row['token_ratio']:.2f}**",
+                    f"{row['memory'][name]['peak'] / 1e9:.2f}",
+                    f"{row['memory'][name]['anonymous'] / 1e9:.2f}",
+                    "" if is_torch else f"{row['disk'] / 1e9:.2f}",
+                ]
+            )
+    return markdown.table(head, lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--types", nargs="+", default=TYPES, help="of weights (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8, help="decoded in each round (default: %(default)s)")
+    parser.add_argument("--layers", type=int, help="of the text model, for a trial (default: all 28)")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written for a while (default: TMPDIR)")
+    args = parser.parse_args()
+    if args.device != "cpu":
+        parser.error("llama.cpp is compared on the CPU: leave --device out")
+    rows = []
+    for kind in args.types:
+        folder = Path(tempfile.mkdtemp(dir=args.folder))
+        try:
+            rows.append(measure(kind, folder, args.rounds, args.tokens, args.layers))
+        finally:
+            shutil.rmtree(folder)
+        print(table(rows[-1:]), flush=True)
+    print(table(rows))
+    if not args.layers:
+        save("llama_cpp", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Extras of the package, and what is said where one is not installed."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them
+EXTRAS = {
+    "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
+    "batch": ("accelerate", "datasets"),
+    "app": ("gradio",),
+    "llama": ("llama_cpp", "gguf"),
+    "search": ("accelerate", "peft", "pyarrow", "pypdfium2", "scipy"),
+    "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
+    "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """The modules of an extra that are not installed."""
+    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+
+
+@contextmanager
+def needing(extra: str, what: str | None = None) -> Iterator[None]:
+    """
+    The imports of `what` needs an extra of the package: of the verb of that name, where nothing else is named.
+
+    Raises:
+        OSError: a part of it is not installed; the message says what to install.
+    """
+    try:
+        if absent := missing(extra):
+            raise ImportError(f"not installed: {', '.join(absent)}")
+        yield
+    except ImportError as error:
+        what = what or f"`jina-vlm {extra}`"
+        raise OSError(f'{what} needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
