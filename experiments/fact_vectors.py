@@ -53,8 +53,8 @@ class FactVectors(nn.Module):
         return F.normalize(self.table(flat, starts), dim=-1)
 
     def of_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """[rows, width] of length 1, of rows of `token_labels`: what each token shows, as facts have it. Places are not
-        told of bars and cells, nor a word's end twice."""
+        """[rows, width] of length 1, of rows of `token_labels`: what each token shows, as facts have it. Places are
+        not told of bars and cells, nor a word's end twice."""
         of = {name: labels[:, index] for index, name in enumerate(TOKEN_CLASSES)}
         shown = {name: each > 0 for name, each in of.items()}
         for index in range(1, LONGEST):

@@ -19,6 +19,11 @@ from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMProcessor
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import set_seed
+
 from jina_vlm_tools import markdown
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.embeddings import Embeddings, join
@@ -26,10 +31,6 @@ from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.scores import cut
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
 from jina_vlm_tools.synthetic.pages import draw_page
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
-from torch import nn
-from transformers import set_seed
 
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT

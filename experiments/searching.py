@@ -1,6 +1,6 @@
 """Queries and pages learn to meet: the last three stages of `train_retrieval`.
 
-`naming`: the adapter of the connector and the projector learn to bring the tokens of a page to the vectors of what they
+`naming`: the adapter of the connector and the projector learn to bring a page's tokens to the vectors of what they
 show, and the vectors to be told apart. `telling`: the decoder's adapter learns to bring queries there; it needs no
 pages, whose facts' vectors stand for them. `searching`: both learn from each other, by the joint loss.
 """
@@ -16,6 +16,12 @@ from pathlib import Path
 
 import torch
 from jina_vlm import JinaVLMProcessor
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
 from jina_vlm_tools.retrieval.inputs import to_chat
 from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
 from jina_vlm_tools.retrieval.scores import cut, pool
@@ -23,11 +29,6 @@ from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
 from jina_vlm_tools.synthetic.searches import Fact, facts_of, query_about, say
-from peft import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutput
 
 from .fact_vectors import NOTHING, FactVectors, attributes
 from .seeing import TOKEN_CLASSES, token_labels

@@ -120,7 +120,7 @@ TOKEN_MIDDLES = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999
 def token_labels(page: Page, across: torch.Tensor = TOKEN_MIDDLES, down: torch.Tensor | None = None) -> torch.Tensor:
     """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the
     index; -100 where nobody could say. A shape reaches as far as the circle around it; a number or word half a token
-    further than its letters. `across` and `down` are the tokens' middles, from 0 to 1; `down` is by default `across`."""
+    further than its letters. `across` and `down` are the tokens' middles, from 0 to 1, by default the same."""
     down = across if down is None else down
     size = page.scene.size
     x, y = across[None, :] * size[0], down[:, None] * size[1]

@@ -20,6 +20,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments, set_seed
+
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.training import Searches
@@ -27,11 +33,6 @@ from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
-from tqdm import tqdm
-from transformers import Trainer, TrainingArguments, set_seed
 
 from .searching import name_pages, search_pages, tell_queries
 from .seeing import PageCollator, PageReader, PagesDataset, measure
