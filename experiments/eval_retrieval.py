@@ -25,7 +25,7 @@ from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, Page, draw_page
 from jina_vlm_tools.synthetic.pages_data import task_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
-from jina_vlm_tools.synthetic.searches import Query, facts_of, query_about
+from jina_vlm_tools.synthetic.searches import Query, facts_of, query_about, relevance
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS
 
 
@@ -59,7 +59,7 @@ def held_out(pages: int, queries: int, tasks: Iterable[str] = TASKS) -> Held:
         for index in range(queries)
     ]
     facts = [facts_of(page) for page in drawn]
-    return Held(drawn, asked, np.array([[query.finds(shown) for shown in facts] for query in asked]))
+    return Held(drawn, asked, np.array(relevance(asked, facts)))
 
 
 def ndcg(scores: np.ndarray, relevant: np.ndarray, k: int = 5) -> np.ndarray:

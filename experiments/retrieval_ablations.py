@@ -34,8 +34,8 @@ from jina_vlm_tools.synthetic.pages import draw_page
 
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT
-from .searching import DIMS, WIDTH
-from .train_retrieval import make_model, train, train_only
+from .searching import DIMS, WIDTH, train_only
+from .train_retrieval import make_model, train
 
 
 TASKS = ("shapes", "numbers", "words", "tables", "charts")

@@ -28,7 +28,7 @@ from jina_vlm_tools.retrieval.scores import cut, pool
 from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
-from jina_vlm_tools.synthetic.searches import Fact, facts_of, query_about, say
+from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about, relevance, say
 
 from .fact_vectors import NOTHING, FactVectors, attributes
 from .seeing import TOKEN_CLASSES, token_labels
@@ -69,8 +69,8 @@ class Pages:
     """Pages in pairs that show nearly the same, and what the tower saw of them."""
 
     def __init__(self, looked: Path, number: int, rng: random.Random):
-        drawn = Searches(number, queries=0)
-        self.pairs = [[half["page"] for half in drawn[index]] for index in range(number)]
+        drawn = Searches(number)
+        self.pairs = [drawn.pages(index) for index in range(number)]
         self.seen = {}
         for file in sorted(looked.glob("pages-*.safetensors")):
             self.seen |= load_file(file)
@@ -88,30 +88,20 @@ class Pages:
 
 @dataclass
 class Asked:
-    """Queries about pages: their texts and facts, the number of the page that each is about [queries], and which pages
-    it finds [queries, pages]."""
+    """Queries about pages, and pages' facts: which page each query is about [queries], and which it finds [queries,
+    pages]."""
 
-    texts: list[str]
-    facts: list[list[Fact]]
-    languages: list[str]
+    queries: list[Query]
+    shown: list[frozenset[Fact]]
     own: torch.Tensor
     relevant: torch.Tensor
 
     @classmethod
     def about(cls, pages: list[Page], rng: random.Random) -> "Asked":
-        queries = [
-            (index, query_about(page, rng.choice(list(LANGUAGES)), rng))
-            for index, page in enumerate(pages)
-            for _ in range(QUERIES)
-        ]
+        queries = [query_about(page, rng.choice(list(LANGUAGES)), rng) for page in pages for _ in range(QUERIES)]
         shown = [facts_of(page) for page in pages]
-        return cls(
-            [query.text for _, query in queries],
-            [list(query.facts) for _, query in queries],
-            [query.language for _, query in queries],
-            torch.tensor([index for index, _ in queries]),
-            torch.tensor([[query.finds(facts) for facts in shown] for _, query in queries]),
-        )
+        own = torch.arange(len(pages)).repeat_interleave(QUERIES)
+        return cls(queries, shown, own, torch.tensor(relevance(queries, shown)))
 
 
 def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
@@ -125,6 +115,16 @@ def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.T
     best = torch.stack([(tokens @ page.T).max(1).values for page in pages], 1)
     counts = owners.bincount()
     return torch.zeros(len(counts), len(pages)).index_add(0, owners, best) / counts[:, None]
+
+
+def owners_of(counts: torch.Tensor) -> torch.Tensor:
+    """Which query each vector belongs to, of how many each has."""
+    return torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
 
 
 class Learner:
@@ -141,8 +141,7 @@ class Learner:
         self.thumbnail = processor.image_processor.tokens_per_side**2  # tokens of it, which come first
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in settings.parts))
+        train_only(model, settings.parts)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.meeting = [self.projector.weight, *self.vectors.parameters()]
 
@@ -164,10 +163,10 @@ class Learner:
             images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
         return [self.base.language_model.norm(image.float()) for image in images]
 
-    def read(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
         inputs = self.processor.tokenizer(
-            [self.before + text + self.after for text in texts], add_special_tokens=False, padding=True,
+            [self.before + query.text + self.after for query in queries], add_special_tokens=False, padding=True,
             padding_side="right", return_tensors="pt", return_offsets_mapping=True,
         )  # fmt: skip
         places = inputs.pop("offset_mapping") - len(self.before)
@@ -179,11 +178,8 @@ class Learner:
         """So many steps of AdamW, down a cosine."""
         steps, rate = self.settings.steps, self.settings.rate
         groups = [{"params": self.trained, "rate": rate}, {"params": self.meeting, "rate": 3 * rate}]
-        optimizer, log, started = (
-            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
-            [],
-            time.perf_counter(),
-        )
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+        log, started = [], time.perf_counter()
         for step in range(steps):
             share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
@@ -202,8 +198,8 @@ class Learner:
 
 def naming_terms(learner: Learner, pages: list[Page], asked: Asked, positions, tokens) -> dict[str, torch.Tensor]:
     """Pages are found by the vectors of facts; each token is told what it shows."""
-    owners = torch.tensor([index for index, facts in enumerate(asked.facts) for _ in facts])
-    named = learner.vectors([attributes(fact) for facts in asked.facts for fact in facts])
+    owners = owners_of(torch.tensor([len(query.facts) for query in asked.queries]))
+    named = learner.vectors([attributes(fact) for query in asked.queries for fact in query.facts])
     labels = torch.cat([tile_labels(page, place, learner) for page, place in zip(pages, positions, strict=True)])
     shown = torch.cat([page[learner.thumbnail :] for page in tokens])
     kept = torch.cat([(labels[:, SAYING] > 0).any(1).nonzero()[:, 0], torch.randint(len(labels), (200,))])
@@ -225,29 +221,29 @@ def tile_labels(page: Page, positions: torch.Tensor, learner: Learner) -> torch.
 def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, list[int]]]:
     """What tokens of queries say: (query, token, attributes). The last of a fact's phrase all of it, one within its
     text the characters up to there."""
-    for query, (text, facts, language) in enumerate(zip(asked.texts, asked.facts, asked.languages, strict=True)):
-        starts = places[query].tolist()
-        for fact in facts:
-            phrase = say(fact, language)
-            start = text.find(phrase)
+    for number, query in enumerate(asked.queries):
+        spans = places[number].tolist()
+        for fact in query.facts:
+            phrase = say(fact, query.language)
+            start = query.text.find(phrase)
             inside = [
                 (token, end)
-                for token, (begin, end) in enumerate(starts)
+                for token, (begin, end) in enumerate(spans)
                 if start < end <= start + len(phrase) and end > begin
             ]
-            yield query, inside[-1][0], attributes(fact)
+            yield number, inside[-1][0], attributes(fact)
             if fact.text:
-                written = start + phrase.rindex(fact.text) if fact.kind != "cell" else start + phrase.index(fact.text)
+                # A cell's comes first, in "42 in cell B2"; others are the phrase's only capitals or digits.
+                written = start + phrase.index(fact.text)
+                spelled = attributes(Fact(fact.kind, text=fact.text))
                 for token, end in inside[:-1]:
                     if 0 < (known := end - written) <= len(fact.text):
-                        yield query, token, attributes(Fact(fact.kind, text=fact.text))[:known]
+                        yield number, token, spelled[:known]
 
 
-def telling_terms(learner: Learner, pages: list[Page], asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
+def telling_terms(learner: Learner, asked: Asked, words, mask, places) -> dict[str, torch.Tensor]:
     """Pages that are not drawn are found by queries: the vectors of their facts stand for them."""
-    words = learner.project(states)
-    owners = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
-    whole = [[attributes(fact) for fact in facts_of(page) if is_whole(fact, page)] for page in pages]
+    whole = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
     flat = learner.vectors([numbers for page in whole for numbers in [[NOTHING], *page]])
     virtual = list(flat.split([1 + len(page) for page in whole]))
     known = list(told(asked, places))
@@ -256,13 +252,13 @@ def telling_terms(learner: Learner, pages: list[Page], asked: Asked, states, mas
     candidates = learner.vectors([list(each) for each in numbers])
     said = words[[query for query, _, _ in known], [token for _, token, _ in known]]
     return {
-        "told": info_nce(best_matches(words[mask], owners, virtual), asked.own, asked.relevant, SHARP),
+        "told": info_nce(best_matches(words[mask], owners_of(mask.sum(1)), virtual), asked.own, asked.relevant, SHARP),
         "words": F.cross_entropy(said @ candidates.T / TEMPERATURE, which),
     }
 
 
-def is_whole(fact: Fact, page: Page) -> bool:
-    """Whether it says all that the page shows of something."""
+def is_whole(fact: Fact) -> bool:
+    """Whether it says all that a page shows of something."""
     return bool(fact.place) or fact.kind in ("cell", "bar")
 
 
@@ -286,10 +282,10 @@ def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> No
     learner.meeting = []
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        drawn = Searches(TELLING.pairs, queries=0, first_seed=args.searches + step * TELLING.pairs)
-        pages = [half["page"] for index in range(len(drawn)) for half in drawn[index]]
-        asked = Asked.about(pages, rng)
-        return telling_terms(learner, pages, asked, *learner.read(asked.texts))
+        drawn = Searches(TELLING.pairs, first_seed=args.searches + step * TELLING.pairs)
+        asked = Asked.about([page for index in range(len(drawn)) for page in drawn.pages(index)], rng)
+        states, mask, places = learner.read(asked.queries)
+        return telling_terms(learner, asked, learner.project(states), mask, places)
 
     learner.learn(terms)
 
@@ -305,16 +301,16 @@ def search_pages(args: argparse.Namespace, output: Path, model, processor) -> No
         asked = Asked.about(pages, rng)
         shown = learner.look(features, positions)
         tokens = [learner.project(state) for state in shown]
-        states, mask, places = learner.read(asked.texts)
-        owners = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
-        late = best_matches(learner.project(states)[mask], owners, tokens)
+        states, mask, places = learner.read(asked.queries)
+        words = learner.project(states)
+        late = best_matches(words[mask], owners_of(mask.sum(1)), tokens)
         dense, of_pages = pool(states, mask), torch.stack([state.mean(0) for state in shown])
         return {
             "late": info_nce(late, asked.own, asked.relevant, SHARP),
             "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, 0.03),
             "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, 0.03),
             **naming_terms(learner, pages, asked, positions, tokens),
-            **telling_terms(learner, pages, asked, states, mask, places),
+            **telling_terms(learner, asked, words, mask, places),
         }
 
     learner.learn(terms)

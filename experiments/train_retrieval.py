@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
-from .searching import name_pages, search_pages, tell_queries
+from .searching import name_pages, search_pages, tell_queries, train_only
 from .seeing import PageCollator, PageReader, PagesDataset, measure
 
 
@@ -54,11 +55,6 @@ def make_model(checkpoint: str):
         target_modules=target_modules(["encoder", "connector", "decoder"]), bias="none",
     )  # fmt: skip
     return get_peft_model(model, config)
-
-
-def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
 
 
 def train(
@@ -121,20 +117,19 @@ def look(args: argparse.Namespace, output: Path) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = seen(args)
     tower = model.get_base_model().model.vision_model
-    searches, tensors = Searches(args.searches, queries=0), {}
+    searches, tensors = Searches(args.searches), {}
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
-        for half, page in enumerate(searches[index]):
-            tiles = processor.image_processor(draw_page(page["page"]), return_tensors="pt")
+        for half, page in enumerate(searches.pages(index)):
+            tiles = processor.image_processor(draw_page(page), return_tensors="pt")
             features = tower(tiles["pixel_values"]).last_hidden_state
             tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
             tensors[f"{index}.{half}.positions"] = tiles["tile_positions"]
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
 
-def meet(stage: str, before: str, args: argparse.Namespace, output: Path) -> None:
+def meet(stage: Callable, before: str, args: argparse.Namespace, output: Path) -> None:
     """One of the stages of `searching`, after the stage `before`."""
-    model, processor = seen(args, before)
-    {"naming": name_pages, "telling": tell_queries, "searching": search_pages}[stage](args, output, model, processor)
+    stage(args, output, *seen(args, before))
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
@@ -153,9 +148,9 @@ def write(args: argparse.Namespace, output: Path) -> None:
 STAGES = {
     "seeing": see,
     "looking": look,
-    "naming": functools.partial(meet, "naming", "seeing"),
-    "telling": functools.partial(meet, "telling", "naming"),
-    "searching": functools.partial(meet, "searching", "telling"),
+    "naming": functools.partial(meet, name_pages, "seeing"),
+    "telling": functools.partial(meet, tell_queries, "naming"),
+    "searching": functools.partial(meet, search_pages, "telling"),
     "writing": write,
 }
 

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
-from jina_vlm_tools.synthetic.pages import draw_page
+from jina_vlm_tools.synthetic.pages import Page, draw_page
 from jina_vlm_tools.synthetic.pages_data import task_page
-from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about
+from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about, relevance
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
 
 from .inputs import prepare
@@ -138,15 +138,23 @@ class Searches(Dataset):
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        rng = random.Random(f"search {self.first_seed + index}")
-        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS)
+        rng, pages = self._draw(index)
         return [
             {
-                "page": shown,
-                "queries": [query_about(shown, rng.choice(list(LANGUAGES)), rng) for _ in range(self.queries)],
+                "page": page,
+                "queries": [query_about(page, rng.choice(list(LANGUAGES)), rng) for _ in range(self.queries)],
             }
-            for shown in (page, near_miss(page, rng))
+            for page in pages
         ]
+
+    def pages(self, index: int) -> tuple[Page, Page]:
+        """A sample's pages, without queries."""
+        return self._draw(index)[1]
+
+    def _draw(self, index: int) -> tuple[random.Random, tuple[Page, Page]]:
+        rng = random.Random(f"search {self.first_seed + index}")
+        page = task_page(rng.choice(self.tasks), rng, TRAINING_PAIRS)
+        return rng, (page, near_miss(page, rng))
 
 
 class SearchCollator:
@@ -166,7 +174,7 @@ class SearchCollator:
             "queries": dict(prepare(self.processor, [query.text for _, query in queries], "query")),
             "documents": [self.prepare_pages(group) for group in groups],
             "own": torch.tensor([number for number, _ in queries]),
-            "relevant": torch.tensor([[query.finds(one) for one in facts] for _, query in queries]),
+            "relevant": torch.tensor(relevance([query for _, query in queries], facts)),
         }
 
     def prepare_pages(self, pages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

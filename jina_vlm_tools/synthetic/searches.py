@@ -6,6 +6,7 @@ relevance is exact and complete: of any two, page and query, it can be said.
 
 import dataclasses
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .page_questions import COLORS_IN, a, there
@@ -56,6 +57,11 @@ class Query:
     def finds(self, facts: frozenset[Fact]) -> bool:
         """Whether a page with these facts is relevant."""
         return self.facts <= facts
+
+
+def relevance(queries: Iterable[Query], facts: Sequence[frozenset[Fact]]) -> list[list[bool]]:
+    """[queries, pages], of pages' facts."""
+    return [[query.finds(each) for each in facts] for query in queries]
 
 
 def facts_of(page: Page) -> frozenset[Fact]:

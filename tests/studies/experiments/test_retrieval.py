@@ -19,7 +19,7 @@ from jina_vlm_tools.retrieval.scores import late_scores
 from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS
-from jina_vlm_tools.synthetic.searches import facts_of, near_miss, query_about, say
+from jina_vlm_tools.synthetic.searches import Query, facts_of, near_miss, query_about, say
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, TRAINING_PAIRS
 
 
@@ -82,7 +82,7 @@ def test_tokens_have_the_vectors_of_what_they_show(task):
     vectors, middles = FactVectors(16), (torch.arange(28) + 0.5) / 28
     for index in range(6):
         page = Searches(1, (task,), first_seed=index)[0][0]["page"]
-        facts = [fact for fact in facts_of(page) if is_whole(fact, page)]
+        facts = [fact for fact in facts_of(page) if is_whole(fact)]
         assert facts
         of_tokens = vectors.of_labels(token_labels(page, middles))
         similar = of_tokens @ vectors([[NOTHING], *(attributes(fact) for fact in facts)]).T
@@ -99,7 +99,7 @@ def learner(tmp_path_factory):
 
 def test_queries_are_read_as_they_are_embedded(learner):
     texts = ["a red star on the left and the word KATZE", "eine Zahl"]
-    states, mask, places = learner.read(texts)
+    states, mask, places = learner.read([Query(frozenset(), "en", text) for text in texts])
     inputs = dict(prepare(learner.processor, texts, "query"))
     with torch.no_grad():
         expected = learner.base(**inputs, use_cache=False).last_hidden_state
@@ -113,17 +113,19 @@ def test_tokens_of_queries_are_told_what_is_said_up_to_them(learner):
     rng = random.Random(0)
     pages = [Searches(1, (task,), first_seed=seed)[0][0]["page"] for task in TASKS for seed in range(4)]
     asked = Asked.about(pages, rng)
-    _, _, places = learner.read(asked.texts)
-    wholes = {(query, tuple(sorted(attributes(fact)))) for query, facts in enumerate(asked.facts) for fact in facts}
-    for query, token, said in told(asked, places):
-        end = places[query, token, 1].item()
-        text = asked.texts[query][:end]
-        matching = [fact for fact in asked.facts[query] if say(fact, asked.languages[query]) in text]
-        if (query, tuple(sorted(said))) in wholes:
-            assert any(text.endswith(say(fact, asked.languages[query])) for fact in matching)
-            wholes.discard((query, tuple(sorted(said))))
+    _, _, places = learner.read(asked.queries)
+    wholes = {
+        (number, tuple(sorted(attributes(fact)))) for number, query in enumerate(asked.queries) for fact in query.facts
+    }
+    for number, token, said in told(asked, places):
+        end, query = places[number, token, 1].item(), asked.queries[number]
+        text = query.text[:end]
+        if (number, tuple(sorted(said))) in wholes:
+            matching = [fact for fact in query.facts if say(fact, query.language) in text]
+            assert any(text.endswith(say(fact, query.language)) for fact in matching)
+            wholes.discard((number, tuple(sorted(said))))
         else:
-            assert any(text.endswith(fact.text[: len(said)]) for fact in asked.facts[query] if fact.text)
+            assert any(text.endswith(fact.text[: len(said)]) for fact in query.facts if fact.text)
     assert not wholes
 
 
