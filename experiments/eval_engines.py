@@ -17,9 +17,9 @@ from jina_vlm_tools import markdown
 from jina_vlm_tools.engines.convert import convert_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
 from jina_vlm_tools.files import TINY
-from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample, normalize
 
-from .eval_tiny import MAX_NEW_TOKENS
+from .answers import answer, divergence, prepare
+from .eval_tiny import choose
 
 
 TYPES = ("F32", "BF16", "Q8_0", "Q4_K_M")
@@ -36,33 +36,11 @@ def load_models(checkpoint: str, types: list[str], folder: Path) -> dict:
 
 @torch.inference_mode()
 def ask(models: dict, processor, sample) -> dict[str, tuple]:
-    """By model: new tokens, whether the answer is right, and logits of its first token [vocabulary]."""
-    inputs = processor.apply_chat_template(
-        sample.question(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    """What each model answers."""
+    inputs = prepare(processor, sample)
     features = models["torch"].get_image_features(inputs.pop("pixel_values"), inputs.pop("tile_positions"))
-    given = {}
-    for name, model in models.items():
-        output = model.generate(
-            **inputs,
-            mm_encoder_outputs={"image": features},
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        new = output.sequences[0, inputs["input_ids"].shape[1] :]
-        is_right = normalize(processor.decode(new, skip_special_tokens=True)) == normalize(sample.turn.answer)
-        given[name] = new.tolist(), is_right, output.logits[0][0]
-    return given
-
-
-def divergence(logits: torch.Tensor, other: torch.Tensor, suppressed: list[int]) -> float:
-    """Of the second from the first, in nats, without tokens that are never an answer."""
-    kept = torch.ones_like(logits, dtype=torch.bool)
-    kept[suppressed] = False
-    expected, given = (each[kept].double().log_softmax(0) for each in (logits, other))
-    return float((expected.exp() * (expected - given)).sum())
+    inputs["mm_encoder_outputs"] = {"image": features}
+    return {name: answer(model, processor, sample, inputs) for name, model in models.items()}
 
 
 def main() -> None:
@@ -71,14 +49,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=960, help="questions (default: %(default)s)")
     parser.add_argument("--types", nargs="+", default=TYPES, help="of weights (default: %(default)s)")
     args = parser.parse_args()
-    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
     processor, started = JinaVLMProcessor.from_pretrained(args.checkpoint), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         models = load_models(args.checkpoint, args.types, Path(folder))
-        results = [
-            ask(models, processor, evaluation_sample(seed, *kinds[seed % len(kinds)]))
-            for seed in tqdm(range(args.samples))
-        ]
+        results = [ask(models, processor, sample) for sample in tqdm(choose(args.samples))]
     suppressed = models["torch"].config.structural_token_ids
     lines = []
     for name in models:

@@ -21,11 +21,10 @@ from transformers import BitsAndBytesConfig, HqqConfig, QuantoConfig, TorchAoCon
 
 from jina_vlm_tools import markdown
 from jina_vlm_tools.files import TINY
-from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample, normalize
 
-from .eval_engines import divergence
+from .answers import answer, divergence, prepare
 from .eval_retrieval import interval
-from .eval_tiny import MAX_NEW_TOKENS
+from .eval_tiny import choose
 
 
 GROUP = 32  # weights with a scale of their own, where a method has groups
@@ -87,16 +86,9 @@ def load(checkpoint: str | Path, quantization=None, dtype: torch.dtype = torch.f
     return JinaVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, **settings).eval()
 
 
-@torch.inference_mode()
-def ask(model, inputs: dict, sample, processor) -> tuple:
-    """New tokens, whether the answer is right, and logits of its first token [vocabulary]."""
-    inputs = inputs | {"pixel_values": inputs["pixel_values"].to(model.dtype)}
-    output = model.generate(
-        **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
-    )
-    new = output.sequences[0, inputs["input_ids"].shape[1] :]
-    is_right = normalize(processor.decode(new, skip_special_tokens=True)) == normalize(sample.turn.answer)
-    return new.tolist(), is_right, output.logits[0][0].float()
+def cast(inputs: dict, model) -> dict:
+    """With tiles of the model's dtype."""
+    return inputs | {"pixel_values": inputs["pixel_values"].to(model.dtype)}
 
 
 def attempt(function: Callable[[], str]) -> str:
@@ -112,7 +104,7 @@ def compare_logits(one, other, questions: list) -> str:
     with torch.inference_mode():
         furthest = 0.0
         for inputs, _ in questions:
-            inputs = inputs | {"pixel_values": inputs["pixel_values"].to(one.dtype)}
+            inputs = cast(inputs, one)
             furthest = max(furthest, float((one(**inputs).logits - other(**inputs).logits).abs().max()))
     return "exactly" if furthest == 0 else f"differs by {furthest:.1g}"
 
@@ -124,14 +116,15 @@ def save_and_reload(model, questions: list, folder: Path) -> str:
 
 
 def evaluate(name: str, checkpoint: str, questions: list, expected: list | None, processor) -> tuple[list, list]:
-    """A line of the table, and what [`ask`] gives for each question."""
+    """A line of the table, and what [`answer`] gives for each question."""
     make = METHODS.get(name)
     started = time.perf_counter()
     try:
         config = make() if make else None
         model = load(checkpoint, config, torch.bfloat16 if "bfloat16" in name else torch.float32)
         results = [
-            ask(model, inputs, sample, processor) for inputs, sample in tqdm(questions, desc=name, mininterval=5)
+            answer(model, processor, sample, cast(inputs, model))
+            for inputs, sample in tqdm(questions, desc=name, mininterval=5)
         ]
     except Exception as error:  # noqa: BLE001  whatever the packages raise
         first = (str(error).strip() or "?").splitlines()
@@ -163,18 +156,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
-    samples = [evaluation_sample(seed, *kinds[seed % len(kinds)]) for seed in range(args.samples)]
     processor = JinaVLMProcessor.from_pretrained(args.checkpoint)
-    questions = [
-        (
-            processor.apply_chat_template(
-                sample.question(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            ),
-            sample,
-        )
-        for sample in samples
-    ]
+    questions = [(prepare(processor, sample), sample) for sample in choose(args.samples)]
     lines, expected = [], None
     for name in ("whole, float32", "whole, bfloat16", *args.methods):
         line, results = evaluate(name, args.checkpoint, questions, expected, processor)

@@ -46,11 +46,15 @@ def ask(model, processor, samples: list, batch_size: int) -> list[dict]:
     return results
 
 
+def choose(samples: int) -> list:
+    """Fresh drawings with a question each, the same number for each task and language."""
+    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
+    return [evaluation_sample(seed, *kinds[seed % len(kinds)]) for seed in range(samples)]
+
+
 def evaluate(model, processor, samples: int, batch_size: int) -> list[dict]:
     """What [`ask`] gives for `samples` questions, the same number for each task and language."""
-    kinds = [(task, language) for task in TASKS for language in LANGUAGES]
-    chosen = [evaluation_sample(seed, *kinds[seed % len(kinds)]) for seed in range(samples)]
-    return ask(model, processor, chosen, batch_size)
+    return ask(model, processor, choose(samples), batch_size)
 
 
 def accuracy(results: list[dict], **where: str) -> tuple[float, int]:
