@@ -52,14 +52,9 @@ def write_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        license=origin.license,
-        license_name=origin.license_name,
-        license_link=origin.license_link,
         base_model=origin.base_model,
-        language=origin.languages,
         tags=[*TAGS, *(origin.tags or [])],
-        model_name=name.split("/")[-1] if evaluations else None,
-        eval_results=evaluations or None,
+        **shared_data(name, origin, evaluations),
     )
     card = ModelCard.from_template(
         data,
@@ -69,7 +64,7 @@ def write_card(
         changes=changes,
         commit=commit,
         license_url=license_url(origin),
-        dependencies=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"],
+        dependencies=read_dependencies(),
         measured=measured,
         released=RELEASED,
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
@@ -78,6 +73,23 @@ def write_card(
     card.save(folder / "README.md")
     check_card(folder / "README.md")
     return card
+
+
+def shared_data(name: str, origin: Origin, evaluations: list[EvalResult]) -> dict:
+    """The metadata of every page of ours: of license, languages and results."""
+    return {
+        "license": origin.license,
+        "license_name": origin.license_name,
+        "license_link": origin.license_link,
+        "language": origin.languages,
+        "model_name": name.split("/")[-1] if evaluations else None,
+        "eval_results": evaluations or None,
+    }
+
+
+def read_dependencies() -> list[str]:
+    """What users of the code have to install."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 
 
 def weights_facts(folder: Path) -> dict:

@@ -1,13 +1,10 @@
 """The page of a retrieval folder: `retrieval_card.md.jinja`, filled with what the folder and its base say."""
 
-import tomllib
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from jina_vlm_tools.files import ROOT
-
-from .card import check_card, license_url, read_results
+from .card import check_card, license_url, read_dependencies, read_results, shared_data
 from .embedding import Base
 from .origin import Origin
 from .retrieval import PARTS, Facts
@@ -39,15 +36,10 @@ def write_card(
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="visual-document-retrieval",
-        license=origin.license,
-        license_name=origin.license_name,
-        license_link=origin.license_link,
         base_model=base.name,
         base_model_relation="adapter",
-        language=origin.languages,
         tags=TAGS,
-        model_name=name.split("/")[-1] if evaluations else None,
-        eval_results=evaluations or None,
+        **shared_data(name, origin, evaluations),
     )
     card = ModelCard.from_template(
         data,
@@ -59,7 +51,7 @@ def write_card(
         commit=base.commit,
         is_for_decoder=facts.parts == (PARTS["language_model"],),
         max_lora_rank=next(rank for rank in LORA_RANKS if rank >= facts.rank),
-        dependencies=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"],
+        dependencies=read_dependencies(),
         license_url=license_url(origin),
         measured=measured,
     )

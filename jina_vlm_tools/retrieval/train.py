@@ -11,15 +11,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
 from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from jina_vlm_tools.training.lora import add_adapters
 from jina_vlm_tools.training.settings import SettingsError
-from jina_vlm_tools.training.stages import beside
-from jina_vlm_tools.training.train import STAGE_FILE, last_checkpoint
+from jina_vlm_tools.training.train import STAGE_FILE, choose_model, joined_processes, last_checkpoint, shared_arguments
 
 from .folder import is_retrieval_folder, read_folder, write_folder
 from .pairs import Pairs, PairsCollator, RetrievalStage, read_stage
@@ -54,31 +52,13 @@ def load(stage: RetrievalStage, file: Path) -> tuple[PeftModel, nn.Linear, JinaV
 
 
 def arguments(stage: RetrievalStage, run: Path, processes: int) -> TrainingArguments:
-    on_cpu = not torch.accelerator.is_available()
     return TrainingArguments(
-        output_dir=str(run),
-        max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_size,
+        **shared_arguments(stage, run, processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=stage.warmup_steps,
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        bf16=stage.precision == "bf16",
-        use_cpu=on_cpu,
-        **{CHECKPOINTING: stage.gradient_checkpointing},
-        logging_steps=stage.log_every,
-        logging_first_step=True,
-        save_steps=stage.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
         train_sampling_strategy="sequential",  # the pairs lie in their order
-        dataloader_num_workers=stage.workers,
-        dataloader_pin_memory=not on_cpu,
-        ddp_backend="gloo" if on_cpu and processes > 1 else None,
         ddp_find_unused_parameters=True,  # batches of texts have none for images
-        report_to=["tensorboard"],
-        seed=stage.seed,
     )
 
 
@@ -88,21 +68,15 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: a setting is wrong.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    try:
+    with joined_processes() as state:
         train_stage(args, state)
-    finally:
-        state.destroy_process_group()
 
 
 def train_stage(args: argparse.Namespace, state: PartialState) -> None:
     run = args.output / "run"
     try:
         stage = read_stage(args.stage)
-        if args.model:
-            stage.model = args.model
-        elif beside(args.stage, stage.model).is_dir():
-            stage.model = str(beside(args.stage, stage.model).resolve())
+        choose_model(stage, args)
         last = check_resumption(run, stage, args.resume, args.stage)
         pairs = Pairs(stage, args.stage, stage.batch_size * state.num_processes)
         if args.plan_only:

@@ -7,7 +7,10 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jina_vlm
 import torch
@@ -143,7 +146,6 @@ def check_resumption(run: Path, stage: Stage, mixture: MixtureSettings, resume: 
 
 def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArguments:
     """The Trainer's, or TRL's where the stage has `grpo`."""
-    on_cpu = not torch.accelerator.is_available()
     kind, more = TrainingArguments, {}
     if stage.grpo:
         from trl import GRPOConfig  # its import takes seconds
@@ -152,41 +154,49 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
 
         kind, more = GRPOConfig, grpo_arguments(stage.grpo)
     return kind(
-        output_dir=str(run),
-        max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_size,
+        **shared_arguments(stage, run, processes),
         gradient_accumulation_steps=stage.global_batch_size // (stage.batch_size * processes),
         learning_rate=max(
             part.learning_rate for part in stage.parts.values()
         ),  # each part's own is set in the trainer
-        weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
         adam_epsilon=stage.eps,
-        max_grad_norm=stage.max_grad_norm,
-        bf16=stage.precision == "bf16",
-        use_cpu=on_cpu,
-        **{CHECKPOINTING: stage.gradient_checkpointing},
-        logging_steps=stage.log_every,
-        logging_first_step=True,
-        save_steps=stage.save_every,
-        save_total_limit=2,
         eval_strategy="steps" if stage.evaluation else "no",
         eval_steps=stage.evaluation.every if stage.evaluation else None,
         eval_on_start=stage.evaluation is not None,
         per_device_eval_batch_size=1,  # losses are averaged over batches: so each sample counts alike
         prediction_loss_only=True,
-        remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=stage.workers,
-        dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False,  # see `see_blank_images`
-        ddp_backend="gloo" if on_cpu and processes > 1 else None,
         fsdp=stage.fsdp or None,
         fsdp_config=FSDP if stage.fsdp else None,
-        report_to=["tensorboard"],
-        seed=stage.seed,
         **more,
     )
+
+
+def shared_arguments(stage: Any, run: Path, processes: int) -> dict[str, Any]:
+    """The Trainer's that all of our trainings have, by a [`Stage`] or by another that has these settings."""
+    on_cpu = not torch.accelerator.is_available()
+    return {
+        "output_dir": str(run),
+        "max_steps": stage.steps,
+        "per_device_train_batch_size": stage.batch_size,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "bf16": stage.precision == "bf16",
+        "use_cpu": on_cpu,
+        CHECKPOINTING: stage.gradient_checkpointing,
+        "logging_steps": stage.log_every,
+        "logging_first_step": True,
+        "save_steps": stage.save_every,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": stage.workers,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_backend": "gloo" if on_cpu and processes > 1 else None,
+        "report_to": ["tensorboard"],
+        "seed": stage.seed,
+    }
 
 
 # FSDP2. Blocks are gathered one by one; all that lies outside of them (embedding, connector, head) with the whole.
@@ -296,12 +306,27 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: a setting is wrong, or too many samples are.
     """
+    with joined_processes() as state:
+        train_stage(args, state)
+
+
+@contextmanager
+def joined_processes() -> Iterator[PartialState]:
+    """This process among those that train."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
-        train_stage(args, state)
+        yield state
     finally:
         # A process that ends with gloo's threads alive is aborted, its work done or not.
         state.destroy_process_group()
+
+
+def choose_model(stage: Any, args: argparse.Namespace) -> None:
+    """Begin a stage with the command's model, or with one that lies beside the stage's file."""
+    if args.model:
+        stage.model = args.model
+    elif beside(args.stage, stage.model).is_dir():
+        stage.model = str(beside(args.stage, stage.model).resolve())
 
 
 def train_stage(args: argparse.Namespace, state: PartialState) -> None:
@@ -312,10 +337,7 @@ def train_stage(args: argparse.Namespace, state: PartialState) -> None:
             raise SettingsError(
                 args.stage, "fsdp", True, "accelerate shards on GPUs alone, and there is none. Leave it out."
             )
-        if args.model:
-            stage.model = args.model
-        elif beside(args.stage, stage.model).is_dir():
-            stage.model = str(beside(args.stage, stage.model).resolve())
+        choose_model(stage, args)
         last = check_resumption(run, stage, mixture, args.resume, args.stage)
         if args.plan_only:
             processor = load_processor(stage, args.stage, load_config(stage, args.stage))
