@@ -203,12 +203,7 @@ def convert(args: argparse.Namespace) -> None:
             answer = ask(folder)
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "changes": assembled.changes, "answer": answer}
-    if args.json:
-        print(json.dumps(report, ensure_ascii=False))
-        return
-    print(show_files(report))
-    print("\n".join(assembled.changes))
-    print(f"It answers: {answer}\nIt is in {args.output}.")
+    tell(args, report, ["\n".join(assembled.changes), f"It answers: {answer}"])
 
 
 def convert_for_llama(args: argparse.Namespace, progress: Progress) -> None:
@@ -223,15 +218,10 @@ def convert_for_llama(args: argparse.Namespace, progress: Progress) -> None:
         with progress.step("check", "Asking it in a fresh process"):
             answer = ask(folder)
         names = sorted(path.name for path in folder.iterdir())
-        counts = ", ".join(f"{count} {kind}" for kind, count in tensors.items())
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
-    if args.json:
-        print(json.dumps(report, ensure_ascii=False))
-        return
-    print(show_files(report))
-    print(f"The text model's tensors, by llama.cpp's types: {counts}.")
-    print(f"It answers: {answer}\nIt is in {args.output}.")
+    counts = ", ".join(f"{count} {kind}" for kind, count in tensors.items())
+    tell(args, report, [f"The text model's tensors, by llama.cpp's types: {counts}.", f"It answers: {answer}"])
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -252,11 +242,7 @@ def merge(args: argparse.Namespace) -> None:
         with progress.step("check", "Embedding by it in a fresh process"):
             said = compare(folder, source, base)
         report = {"folder": str(args.output), "base": base.name, "files": measure(folder, names), **said}
-    if args.json:
-        print(json.dumps(report, ensure_ascii=False))
-        return
-    print("\n".join([show_files(report), *tell_vectors(report)]))
-    print(f"It is in {args.output}.")
+    tell(args, report, tell_vectors(report))
 
 
 def upload(args: argparse.Namespace) -> None:
@@ -322,6 +308,14 @@ def quiet_or_not() -> Progress:
     if not progress.is_shown:
         disable_progress_bars()
     return progress
+
+
+def tell(args: argparse.Namespace, report: dict, lines: list[str]) -> None:
+    """Print what was made in a folder, for people or as JSON."""
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print("\n".join([show_files(report), *lines, f"It is in {args.output}."]))
 
 
 def measure(folder: Path, names: list[str]) -> dict[str, int]:
