@@ -16,6 +16,7 @@ from jina_vlm_tools.inference.tiling import compute_tiling
 from .answering import ImageChat
 from .examples import EXAMPLES
 from .limits import AT_ONCE, MAX_NEW_TOKENS
+from .question import add_question
 from .showing import NO_TILING, NO_TURN, show_error, show_tiling, show_turn
 from .wording import text_of, with_notes, without_folder
 
@@ -205,20 +206,9 @@ class Page:
                     ),
                 )
                 with gr.Row(elem_id="ask", elem_classes="line", equal_height=True):
-                    self.question = gr.Textbox(
-                        placeholder="What do you want to know?",
-                        show_label=False,
-                        label="Question",
-                        container=False,
-                        scale=8,
-                        min_width=120,
-                        lines=1,
-                        max_lines=4,
-                        elem_id="question",
-                        autofocus=True,
+                    self.question, self.send, self.stop = add_question(
+                        "Ask", "What do you want to know?", "Question", autofocus=True
                     )
-                    self.send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_id="send")
-                    self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="stop")
                     clear = gr.Button("Clear", scale=1, min_width=84, elem_id="clear")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     max_tiles = gr.Slider(

@@ -10,6 +10,7 @@ import gradio as gr
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 
 from .limits import AT_ONCE, MAX_NEW_TOKENS
+from .question import add_question
 from .search_examples import QUESTION, save_examples
 from .searching import MAX_LENGTH, Library
 from .showing import show_error
@@ -178,21 +179,12 @@ class SearchTab:
                 )
             with gr.Column(scale=6, min_width=320):
                 with gr.Row(elem_id="search", elem_classes="line", equal_height=True):
-                    self.question = gr.Textbox(
-                        placeholder="What do you want to know from these pages?",
-                        show_label=False,
-                        label="Question about the pages",
-                        container=False,
-                        scale=8,
-                        min_width=120,
-                        lines=1,
-                        max_lines=4,
+                    self.question, self.send, self.stop = add_question(
+                        "Search",
+                        "What do you want to know from these pages?",
+                        "Question about the pages",
+                        prefix="search-",
                         max_length=MAX_LENGTH,
-                        elem_id="search-question",
-                    )
-                    self.send = gr.Button("Search", variant="primary", scale=1, min_width=84, elem_id="search-send")
-                    self.stop = gr.Button(
-                        "Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="search-stop"
                     )
                 with gr.Row(elem_id="progress", equal_height=True):
                     self.reading = gr.HTML(NOTHING_READ, elem_id="reading")
