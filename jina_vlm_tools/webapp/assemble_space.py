@@ -22,7 +22,7 @@ FILES = (
     ("jina_vlm_tools/*.py", "jina_vlm_tools"),
     *(
         (f"jina_vlm_tools/{name}/*.py", f"jina_vlm_tools/{name}")
-        for name in ("cli", "hub", "inference", "synthetic", "webapp")
+        for name in ("cli", "engines", "hub", "inference", "synthetic", "webapp")
     ),
     ("jina_vlm_tools/webapp/*.css", "jina_vlm_tools/webapp"),
     ("__init__.py", "jina_vlm"),
