@@ -16,8 +16,8 @@ from jina_vlm_tools.synthetic.pages_data import task_page
 from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
 
 
-TILES = 96
-TILES_OF_A_PAGE = 8  # at most, so that there are several pages
+TILES = 32
+TILES_OF_A_PAGE = 4  # at most, so that there are several pages
 
 
 def collect_tiles(processor: JinaVLMProcessor, folder: Path | None) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What folders for engines beside torch have in common: how a checkpoint is read, settings, tokenizer, and the check."""
+"""What folders for engines beside torch have in common: the checkpoint that they are made of, settings, the check."""
 
 import base64
 import io

@@ -1,16 +1,16 @@
 """Make of a checkpoint a folder for ONNX Runtime or OpenVINO: a graph for each part, settings and tokenizer."""
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+
+import onnx
 
 from . import ONNX, OPENVINO
 from .calibration import collect_tiles

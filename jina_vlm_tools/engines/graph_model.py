@@ -143,8 +143,8 @@ class GraphForConditionalGeneration(_OnCPU, EngineForConditionalGeneration):
         layers = self.config.text_config.num_hidden_layers
         if len(cache.layers) != layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
             raise ValueError(
-                f"Expected a cache of `new_cache()`, got {type(cache).__name__} of {len(cache.layers)} layers, expected "
-                f"{layers} that grow. Leave it out for one."
+                f"Expected a cache of `new_cache()`, {layers} layers that grow, got {type(cache).__name__} of "
+                f"{len(cache.layers)}. Leave it out for one."
             )
 
     def read(

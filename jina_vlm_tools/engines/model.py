@@ -68,7 +68,7 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
         image_outputs: Any,
         kept: list[int],
     ) -> torch.Tensor:
-        """Read tokens [batch, length] into the cache. Returns logits [batch, kept, vocabulary] of ascending columns."""
+        """Read tokens [batch, length] into the cache. Returns logits [batch, kept, vocabulary]; columns ascend."""
         raise NotImplementedError
 
     @accepts_past_key_values

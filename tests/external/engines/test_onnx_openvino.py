@@ -93,9 +93,10 @@ def test_the_features_of_images(processor, by_torch, model):
     given = [inputs[name] for name in ("pixel_values", "tile_positions")]
     with torch.no_grad():
         ours, expected = (each.get_image_features(*given) for each in (model, by_torch))
-    torch.testing.assert_close(ours.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=1e-4)
+    # To the largest number: they reach 100,000, and float32 itself is off by one at these.
+    assert (ours.last_hidden_state - expected.last_hidden_state).abs().max() < 1e-4
     for one, other in zip(ours.pooler_output, expected.pooler_output, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert one.shape == other.shape and (one - other).abs().max() < 1e-4 * other.abs().max()
 
 
 def test_tiles_that_are_the_same_run_once(processor, model, monkeypatch):
@@ -269,7 +270,7 @@ def test_calibration_takes_pages_of_a_folder(processor, tmp_path):
     drawn(1).save(tmp_path / "page.pdf")
     (tmp_path / "broken.png").write_bytes(b"no image")
     tiles = calibration.collect_tiles(processor, tmp_path)
-    assert 3 < len(tiles) <= 2 * calibration.TILES_OF_A_PAGE
+    assert 1 + calibration.TILES_OF_A_PAGE <= len(tiles) <= 2 * calibration.TILES_OF_A_PAGE
     (tmp_path / "empty").mkdir()
     with refused("has no image or PDF"):
         calibration.collect_tiles(processor, tmp_path / "empty")
