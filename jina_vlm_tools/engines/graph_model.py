@@ -129,7 +129,6 @@ class GraphForConditionalGeneration(_OnCPU, EngineForConditionalGeneration):
             paths = [cached_file(pretrained_model_name_or_path, f"{part}{suffix}", **found) for suffix in runner.files]
             module.run = runner(paths[0], dtype)
         model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **found)
-        model.generation_config.suppress_tokens = model._with_structural_tokens(None)
         return model
 
     def get_output_embeddings(self) -> None:

@@ -32,8 +32,8 @@ class OnnxGraph:
             raise OSError(f"ONNX Runtime cannot load {path}: {error}") from error
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        given = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
-        return [torch.from_numpy(output) for output in self.session.run(None, given)]
+        outputs = self.session.run(None, {name: tensor.numpy(force=True) for name, tensor in inputs.items()})
+        return [torch.from_numpy(output) for output in outputs]
 
 
 class OpenVinoGraph:
@@ -57,7 +57,8 @@ class OpenVinoGraph:
             raise OSError(f"OpenVINO cannot load {path}: {error}") from error
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        given = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
+        # It reads them where they are, so that they lie in one piece.
+        given = {name: tensor.contiguous().numpy(force=True) for name, tensor in inputs.items()}
         outputs = self.request.infer(given, share_inputs=True)
         return [torch.from_numpy(output) for output in outputs.to_tuple()]
 
