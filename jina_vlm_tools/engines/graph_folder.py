@@ -59,13 +59,14 @@ def write_for_graphs(
     pages: Path | None = None,
 ) -> dict[str, str]:
     """As [`convert_for_graphs`], of a model and a processor. The model's rows for structural tokens are covered."""
-    _check_architecture(model.config)
+    _check_architecture(model.config, engine, quantization)
     complete(model, processor)
     check_room(folder, _count_bytes(model, engine, quantization))
     tiles = collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
     with writing(folder):
+        write = _write_onnx if engine == ONNX else _write_openvino
         for part in PARTS:
-            _WRITERS[engine](model, part, folder, quantization, tiles)
+            write(model, part, folder, quantization, tiles)
         write_settings(model, processor, folder, MODELS[engine], "float32")
     return {part: describe(part, quantization) for part in PARTS}
 
@@ -79,9 +80,15 @@ def describe(part: str, quantization: str | None) -> str:
     return ACTIVATIONS if part == "tower" and quantization == ACTIVATIONS else "int8"
 
 
-def _check_architecture(config) -> None:
+def _check_architecture(config, engine: str, quantization: str | None) -> None:
     text = config.text_config
     rope = text.rope_parameters or {}
+    widths = (text.hidden_size, text.intermediate_size, text.num_attention_heads * text.head_dim)
+    if engine == OPENVINO and quantization == "int4" and any(width % BLOCK for width in widths):
+        raise ValueError(
+            f"The text model has rows of {', '.join(map(str, widths))}, which NNCF cannot cut into groups of {BLOCK} "
+            "for 4 bits. Convert with --quantize int8, or --to onnx."
+        )
     for what, is_wrong in (
         (f"`rope_parameters` {rope}", rope.get("rope_type", "default") not in _FIXED_ROPES),
         ("`use_sliding_window`", text.use_sliding_window),
@@ -91,11 +98,12 @@ def _check_architecture(config) -> None:
 
 
 def _count_bytes(model: JinaVLMForConditionalGeneration, engine: str, quantization: str | None) -> float:
-    """Of the folder, with the largest graph of OpenVINO's a second time, in float32."""
+    """Of the folder, and of the largest graph that lies beside it in float32 before NNCF has quantized it."""
     numbers = model.num_parameters()
     each = {None: 4, "int4": 1}.get(quantization, 1.2)  # with scales; head, tower and embedding have 8 bits
-    largest = sum(p.numel() for p in model.model.language_model.parameters()) * 4
-    return numbers * each + (largest if engine == OPENVINO else 0)
+    part = model.model.language_model if engine == OPENVINO else model.model.vision_model
+    is_copied = engine == OPENVINO or quantization == ACTIVATIONS
+    return numbers * each + (part.num_parameters() * 4 if is_copied else 0)
 
 
 def _bits(part: str, quantization: str | None) -> Callable[[str], int | None]:
@@ -113,8 +121,7 @@ def _write_onnx(model, part: str, folder: Path, quantization: str | None, tiles:
     with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
         write_graph(draw(model, part), Path(whole, path.name), _bits(part, None))
         quantized = _quantize_activations(onnx.load(Path(whole, path.name)), tiles)
-    data = {"save_as_external_data": True, "location": f"{path.name}.data"}
-    onnx.save(quantized, path, **data)
+    onnx.save(quantized, path, save_as_external_data=True, location=f"{path.name}.data")
 
 
 def _write_openvino(model, part: str, folder: Path, quantization: str | None, tiles: list | None) -> None:
@@ -129,7 +136,10 @@ def _write_openvino(model, part: str, folder: Path, quantization: str | None, ti
         if quantization is not None and part != "embedding":
             is_tower = part == "tower" and tiles is not None
             graph = _quantize_activations(graph, tiles) if is_tower else _compress(graph, part, quantization)
-        openvino.save_model(graph, folder / f"{part}.xml", compress_to_fp16=False)
+        try:
+            openvino.save_model(graph, folder / f"{part}.xml", compress_to_fp16=False)
+        except RuntimeError as error:  # what it says of a full disk
+            raise OSError(f"OpenVINO cannot write {part}.bin: {error}") from error
 
 
 def _compress(graph, part: str, quantization: str):
@@ -166,6 +176,3 @@ def _import_nncf():
 
     nncf.set_log_level("ERROR")
     return nncf
-
-
-_WRITERS = {ONNX: _write_onnx, OPENVINO: _write_openvino}

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, StaticCache
 
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import calibration, find_engine
-from jina_vlm_tools.engines.graph_folder import convert_for_graphs
+from jina_vlm_tools.engines.graph_folder import convert_for_graphs, write_for_graphs
 from jina_vlm_tools.engines.graph_weights import quantize_blocks, quantize_rows
 from jina_vlm_tools.engines.graphs import PARTS
 from jina_vlm_tools.files import TEMPLATE, TINY
@@ -404,3 +404,11 @@ def test_ropes_that_change_with_a_texts_length_are_refused(engine, tmp_path):
     with pytest.raises(SystemExit, match="`rope_parameters`"):
         main(["convert", str(tmp_path / "given"), str(tmp_path / "made"), "--to", engine])
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_rows_that_make_no_whole_groups(by_torch, processor, tmp_path, monkeypatch):
+    """NNCF raises at them, and ONNX Runtime's blocks are filled up."""
+    monkeypatch.setattr(by_torch.config.text_config, "intermediate_size", 400)
+    with refused("rows of 128, 400, 256, which NNCF cannot cut"):
+        write_for_graphs(by_torch, processor, tmp_path, "openvino", "int4")
+    assert not list(tmp_path.iterdir())
