@@ -63,7 +63,7 @@ test-vllm: $(VENV)/vllm/ready  ## run vLLM on checkpoints/tiny, offline and as a
 test-mlx: $(VENV)/mlx/ready  ## convert what MLX and mlx-vlm quantize, and hold its port to golden data (its own environment, some GB)
 	OMP_NUM_THREADS=1 $(VENV)/mlx/bin/python -m pytest tests/external/mlx $(PYTEST_ARGS)
 
-test-engines: $(VENV)/engines/ready  ## convert for llama.cpp and compare with `generate` (its own environment, some GB; builds llama.cpp)
+test-engines: $(VENV)/engines/ready  ## convert for llama.cpp, ONNX Runtime and OpenVINO and compare with `generate` (its own environment, some GB; builds llama.cpp)
 	OMP_NUM_THREADS=1 $(VENV)/engines/bin/python -m pytest tests/external/engines $(PYTEST_ARGS)
 
 test-quantization: $(VENV)/quantization/ready  ## load, save and reload weights quantized by torchao, bitsandbytes and quanto (its own environment, some GB)

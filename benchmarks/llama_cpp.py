@@ -15,7 +15,7 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 
 from jina_vlm_tools import markdown
-from jina_vlm_tools.engines.convert import write_for_llama_cpp
+from jina_vlm_tools.engines.gguf_folder import write_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
 from jina_vlm_tools.files import TINY
 

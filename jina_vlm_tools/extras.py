@@ -11,6 +11,8 @@ EXTRAS = {
     "batch": ("accelerate", "datasets"),
     "app": ("gradio",),
     "llama": ("llama_cpp", "gguf"),
+    "onnx": ("onnxruntime", "onnx", "onnx_ir", "onnxscript", "nncf"),
+    "openvino": ("openvino", "onnx", "onnx_ir", "onnxscript", "nncf"),
     "search": ("accelerate", "peft", "pyarrow", "pypdfium2", "scipy"),
     "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jina_vlm_tools.engines import check_engine
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("parquet", "jsonl"), default="parquet", help="of the output (default: %(default)s)"
     )
     options.add_model(parser)
+    options.add_engine(parser)
     options.add_dtype(parser)
     options.add_max_tiles(parser)
     options.add_no_resize(parser)
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options.check_model(args.model)
+    check_engine(args.model, args.engine)
     if args.question is not None and not args.question.strip():
         raise ValueError("--question is empty. Say what to ask, or leave it out.")
     args.question = args.question or options.default_question(args.model)

@@ -131,8 +131,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="what runs the text model (default: what the checkpoint is for; `jina-vlm convert --to gguf` makes one "
-        "for llama.cpp)",
+        help="what runs the model (default: what the checkpoint is for; `jina-vlm convert --to gguf` makes one for "
+        "llama.cpp, which runs the text, `--to onnx` and `--to openvino` make one that these run as a whole)",
     )
 
 

@@ -5,11 +5,12 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from jina_vlm_tools.engines import LLAMA_CPP, TORCH, check_engine, find_engine
-from jina_vlm_tools.engines.quantization import QUANTIZATIONS
+from jina_vlm_tools.engines import FOLDERS, LLAMA_CPP, ONNX, OPENVINO, TORCH, check_engine, find_engine
+from jina_vlm_tools.engines.quantization import ACTIVATIONS, GRAPH_QUANTIZATIONS, QUANTIZATIONS
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -27,6 +28,9 @@ name: it is there as a whole or not at all.
 With --to gguf, for llama.cpp instead: the text model as a GGUF file, which
 answers text in llama.cpp by itself; tower, connector and settings beside it,
 with which `jina-vlm ask`, `chat`, `serve` and `batch` see images.
+
+With --to onnx or --to openvino the whole model as graphs, for ONNX Runtime or
+OpenVINO, which these commands run too.
 """
 CONVERT_EXAMPLES = """\
 examples:
@@ -36,6 +40,8 @@ examples:
   jina-vlm ask --model converted photo.png "What is this?"
   jina-vlm convert jinaai/jina-vlm for-llama --to gguf --quantize Q4_K_M
   jina-vlm ask --model for-llama photo.png "What is this?" --engine llama.cpp
+  jina-vlm convert jinaai/jina-vlm for-onnx --to onnx --quantize int8
+  jina-vlm convert jinaai/jina-vlm for-openvino --to openvino --quantize int8-a8 --calibrate my-pages
 """
 MERGE = """\
 Merge an adapter for retrieval with its base: a new folder for engines that
@@ -67,6 +73,7 @@ examples:
   jina-vlm upload --adapter my-retrieval --repo-id me/jina-vlm-retrieval --base me/jina-vlm-transformers
 """
 UNQUANTIZED = "BF16"
+FORMATS = {folder.format: engine for engine, folder in FOLDERS.items()}
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
 AGAIN = "Run the same command again: files that have arrived are not sent twice."
@@ -87,15 +94,20 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="DIR", type=Path, help="a folder that is new or empty")
     parser.add_argument("--yes", action="store_true", help="replace the converted checkpoint that is in DIR")
     parser.add_argument(
-        "--to", choices=("transformers", "gguf"), default="transformers", help="what for (default: %(default)s)"
+        "--to", choices=("transformers", *FORMATS), default="transformers", help="what for (default: %(default)s)"
     )
     parser.add_argument(
         "--quantize",
-        type=str.upper,
-        choices=QUANTIZATIONS,
         metavar="TYPE",
         help=f"with --to gguf, llama.cpp's type of the text model's weights: {', '.join(QUANTIZATIONS)} (default: "
-        f"{UNQUANTIZED}, which quantizes nothing)",
+        f"{UNQUANTIZED}, which quantizes nothing); with --to onnx or openvino: int8, weights in 8 bits; int4, those "
+        f"of the text model in 4; {ACTIVATIONS}, 8 bits, and what the tower computes with as well (default: float32)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help=f"with --quantize {ACTIVATIONS}: images and PDFs like those that it will see (default: drawn pages)",
     )
     add_weights_options(parser)
     options.add_json(parser, JSON)
@@ -104,10 +116,22 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_convert(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """What options cannot say of each other; ends the process with a usage error."""
-    if args.to == "gguf" and args.max_shard_size:
-        parser.error("--max-shard-size divides this project's layout: leave it out, or --to gguf")
-    if args.to != "gguf" and args.quantize:
-        parser.error("--quantize is llama.cpp's: say --to gguf too, or leave it out")
+    engine = FORMATS.get(args.to)
+    if engine and args.max_shard_size:
+        parser.error(f"--max-shard-size divides this project's layout: leave it out, or --to {args.to}")
+    if args.quantize and not engine:
+        parser.error(f"--quantize is for engines beside torch: say --to {' or '.join(FORMATS)} too, or leave it out")
+    if engine in (ONNX, OPENVINO) and args.dtype:
+        parser.error(f"--dtype is of weights in torch: with --to {args.to} say --quantize, or leave it out")
+    if args.quantize:
+        kinds = {name.lower(): name for name in (QUANTIZATIONS if engine == LLAMA_CPP else GRAPH_QUANTIZATIONS)}
+        if args.quantize.lower() not in kinds:
+            parser.error(f"--quantize {args.quantize}: with --to {args.to} choose from {', '.join(kinds.values())}")
+        args.quantize = kinds[args.quantize.lower()]
+    if args.calibrate and args.quantize != ACTIVATIONS:
+        parser.error(f"--calibrate is for --quantize {ACTIVATIONS}: say that too, or leave it out")
+    if args.calibrate and not args.calibrate.is_dir():
+        parser.error(f"--calibrate {args.calibrate}: no such folder")
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,8 +213,8 @@ def convert(args: argparse.Namespace) -> None:
     check_engine(args.weights, TORCH)
     check_output(args.output, args.yes)
     check_shards(args.weights)
-    if args.to == "gguf":
-        convert_for_llama(args, progress)
+    if engine := FORMATS.get(args.to):
+        convert_for_engine(args, engine, progress)
         return
 
     from jina_vlm_tools.hub.assemble import assemble, new_folder
@@ -206,22 +230,39 @@ def convert(args: argparse.Namespace) -> None:
     tell(args, report, ["\n".join(assembled.changes), f"It answers: {answer}"])
 
 
-def convert_for_llama(args: argparse.Namespace, progress: Progress) -> None:
-    with needing("llama", "`jina-vlm convert --to gguf`"):
-        from jina_vlm_tools.engines.convert import ask, convert_for_llama_cpp
+def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress) -> None:
+    with needing(FOLDERS[engine].extra, f"`jina-vlm convert --to {args.to}`"):
+        from jina_vlm_tools.engines.folder import ask
+
+        write = _for_llama_cpp(args) if engine == LLAMA_CPP else _for_graphs(args, engine)
     from jina_vlm_tools.hub.assemble import new_folder
 
-    quantization = args.quantize or UNQUANTIZED
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Converting {args.weights}"):
-            tensors = convert_for_llama_cpp(args.weights, folder, quantization, args.dtype or "auto")
+            tensors = write(folder)
         with progress.step("check", "Asking it in a fresh process"):
             answer = ask(folder)
         names = sorted(path.name for path in folder.iterdir())
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
-    counts = ", ".join(f"{count} {kind}" for kind, count in tensors.items())
-    tell(args, report, [f"The text model's tensors, by llama.cpp's types: {counts}.", f"It answers: {answer}"])
+    kinds = ", ".join(f"{what}: {kind}" for what, kind in tensors.items())
+    tell(args, report, [f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.", f"It answers: {answer}"])
+
+
+def _for_llama_cpp(args: argparse.Namespace) -> Callable[[Path], dict]:
+    """What writes the folder and returns how many of the text model's tensors have which type."""
+    from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
+
+    return lambda folder: convert_for_llama_cpp(
+        args.weights, folder, args.quantize or UNQUANTIZED, args.dtype or "auto"
+    )
+
+
+def _for_graphs(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
+    """What writes the folder and returns which type the weights of each part have."""
+    from jina_vlm_tools.engines.graph_folder import convert_for_graphs
+
+    return lambda folder: convert_for_graphs(args.weights, folder, engine, args.quantize, args.calibrate)
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -339,7 +380,7 @@ def check_output(output: Path, replace: bool, kind: str = "bundle") -> None:
         return
     if not replace:
         raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the {kind} in it.")
-    if find_engine(output) == LLAMA_CPP:
+    if find_engine(output) != TORCH:
         return
     try:
         if kind == "bundle":

@@ -4,7 +4,7 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
-from jina_vlm_tools.engines import LLAMA_CPP, check_engine
+from jina_vlm_tools.engines import FOLDERS, check_engine
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -35,8 +35,9 @@ def take_engine(arguments: list[str]) -> list[str]:
     options.add_engine(parser)
     args, others = parser.parse_known_args(arguments)
     folders = [name for name in others if Path(name).is_dir()]
-    if args.engine == LLAMA_CPP and not folders:
-        raise ValueError("--engine llama.cpp: name the folder that `jina-vlm convert --to gguf` made.")
+    if args.engine in FOLDERS and not folders:
+        made = f"`jina-vlm convert --to {FOLDERS[args.engine].format}` made"
+        raise ValueError(f"--engine {args.engine}: name the folder that {made}.")
     for folder in folders:
         check_engine(folder, args.engine)
     return others

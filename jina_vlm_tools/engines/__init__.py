@@ -1,11 +1,29 @@
 """Engines beside torch, and which of them a checkpoint is for. Imports nothing that takes time."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 
-TORCH, LLAMA_CPP = ENGINES = ("torch", "llama.cpp")
-LLAMA_CPP_MODEL_TYPE = "jina_vlm_llama_cpp"  # in a checkpoint's config.json
+TORCH, LLAMA_CPP, ONNX, OPENVINO = ENGINES = ("torch", "llama.cpp", "onnx", "openvino")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a checkpoint for an engine is: `model_type` in its config.json, `format` of `convert --to`, `extra` of the
+    package, and `quantization`, one that is a good beginning."""
+
+    model_type: str
+    format: str
+    extra: str
+    quantization: str
+
+
+FOLDERS = {
+    LLAMA_CPP: Folder("jina_vlm_llama_cpp", "gguf", "llama", "Q4_K_M"),
+    ONNX: Folder("jina_vlm_onnx", "onnx", "onnx", "int8"),
+    OPENVINO: Folder("jina_vlm_openvino", "openvino", "openvino", "int8"),
+}
 
 
 def find_engine(checkpoint: str | Path) -> str:
@@ -14,8 +32,8 @@ def find_engine(checkpoint: str | Path) -> str:
         config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return TORCH
-    is_converted = isinstance(config, dict) and config.get("model_type") == LLAMA_CPP_MODEL_TYPE
-    return LLAMA_CPP if is_converted else TORCH
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    return next((engine for engine, folder in FOLDERS.items() if folder.model_type == model_type), TORCH)
 
 
 def check_engine(checkpoint: str, engine: str | None) -> str:
@@ -29,17 +47,18 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
         One of `ENGINES`.
 
     Raises:
-        ValueError: it is for the other one; the message says how to make one that fits.
+        ValueError: it is for another one; the message says how to make one that fits.
     """
     found = find_engine(checkpoint)
     if engine in (None, found):
         return found
-    if engine == LLAMA_CPP:
+    if found == TORCH:
+        folder = FOLDERS[engine]
         raise ValueError(
-            f"{checkpoint} is for torch. For llama.cpp convert it first, and name the folder that this makes: "
-            f"jina-vlm convert {checkpoint} FOLDER --to gguf --quantize Q4_K_M"
+            f"{checkpoint} is for torch. For {engine} convert it first, and name the folder that this makes: "
+            f"jina-vlm convert {checkpoint} FOLDER --to {folder.format} --quantize {folder.quantization}"
         )
     raise ValueError(
-        f"{checkpoint} was converted for llama.cpp, and holds no text model for {engine}. Name the checkpoint that "
+        f"{checkpoint} was converted for {found}, and holds no text model for {engine}. Name the checkpoint that "
         "it was converted from, or leave --engine out."
     )

@@ -2,7 +2,7 @@
 
 It is a model of the library like any other, whose cache is llama.cpp's. So `generate` with all its options,
 conversations, batch jobs and the server run on it unchanged. A prompt's words go to llama.cpp as tokens; what lies
-between `<im_start>` and `<im_end>`, as embeddings. `convert.py` makes its checkpoints.
+between `<im_start>` and `<im_end>`, as embeddings. `gguf_folder.py` makes its checkpoints.
 """
 
 from typing import Any
@@ -11,32 +11,21 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from jina_vlm import JinaVLMConfig, JinaVLMConnector, JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMVisionModel
-from jina_vlm.compatibility_jina_vlm import CACHE_NAME, accepts_past_key_values
-from jina_vlm.modeling_jina_vlm import JinaVLMCausalLMOutputWithPast, JinaVLMPreTrainedModel
-from jina_vlm.processing_jina_vlm import JinaVLMProcessor
+from jina_vlm.modeling_jina_vlm import JinaVLMPreTrainedModel
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    Cache,
-)
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
-from transformers.utils import can_return_tuple
 from transformers.utils.hub import cached_file
 
-from jina_vlm_tools.extras import needing
-
-from . import LLAMA_CPP_MODEL_TYPE
+from . import FOLDERS, LLAMA_CPP
+from .model import EngineForConditionalGeneration, count_padding, register
 
 
 @strict
 class LlamaCppConfig(JinaVLMConfig):
     """As [`JinaVLMConfig`]. `text_file`: the name of the text model's file, beside `config.json`."""
 
-    model_type = LLAMA_CPP_MODEL_TYPE
+    model_type = FOLDERS[LLAMA_CPP].model_type
     text_file: str = "text-BF16.gguf"
 
 
@@ -142,7 +131,7 @@ class LlamaCppModel(JinaVLMModel):
         raise NotImplementedError("The text model is llama.cpp's, which gives logits alone: call the model with head.")
 
 
-class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
+class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
     """
     jina-vlm, for inference: see the module.
 
@@ -151,6 +140,7 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
     """
 
     config_class = LlamaCppConfig
+    engine = LLAMA_CPP
 
     def __init__(self, config: LlamaCppConfig):
         super(JinaVLMForConditionalGeneration, self).__init__(config)
@@ -173,12 +163,7 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
             OSError: llama-cpp-python is not installed, or a file is missing or damaged.
             ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized.
         """
-        if kwargs.get("quantization_config") is not None:
-            raise ValueError(
-                "The text model was quantized when it was converted: leave `quantization_config` out, and convert "
-                "with another --quantize."
-            )
-        with needing("llama", "A checkpoint for llama.cpp"):
+        with cls.importing(kwargs):
             from .llama_text import TextModel
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -207,80 +192,24 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
             raise ValueError("This model has no text model: load it by `from_pretrained`.")
         return LlamaCppCache(self.text)
 
-    @accepts_past_key_values
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, cache: Cache | None = None, **kwargs: Any):
-        """As the base class, with a cache of [`new_cache`]."""
-        return super().generate(inputs, *args, cache=self.new_cache() if cache is None else cache, **kwargs)
-
-    @torch.no_grad()
-    @accepts_past_key_values
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        tile_positions: torch.Tensor | None = None,
-        mm_encoder_outputs: dict | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> JinaVLMCausalLMOutputWithPast:
-        """
-        Compute logits. Arguments are those of the base class; samples are padded on the left.
-
-        Raises:
-            ValueError: arguments exclude or lack each other, places and images do not match, or something is asked for
-                that llama.cpp does not do: losses, embeddings of texts, hidden states, another cache, other padding.
-        """
-        if input_ids is None or inputs_embeds is not None:
-            raise ValueError("Expected `input_ids`: with llama.cpp texts are tokens, not `inputs_embeds`.")
-        if labels is not None:
-            raise ValueError("llama.cpp does not train: leave `labels` out, or load the checkpoint with torch.")
-        if asked := [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]:
-            raise ValueError(
-                f"llama.cpp gives logits alone: leave `{asked[0]}` out, or load the checkpoint with torch."
-            )
-        cache = self.new_cache() if cache is None else cache
+    def check_cache(self, cache: Cache) -> None:
         if not isinstance(cache, LlamaCppCache):
             raise ValueError(f"Expected a cache of `new_cache()`, got {type(cache).__name__}. Leave it out for one.")
-        image_outputs = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None:
-            if image_outputs is not None:
-                raise ValueError("Expected either `pixel_values` or `mm_encoder_outputs['image']`, got both.")
-            if tile_positions is None:
-                pixel_values, tile_positions = self.model.place_tiles(pixel_values, input_ids)
-        if pixel_values is not None:
-            image_outputs = self.get_image_features(pixel_values, tile_positions, return_dict=True)
 
-        batch, length = input_ids.shape
-        columns = range(length)[-logits_to_keep:] if isinstance(logits_to_keep, int) else logits_to_keep.tolist()
-        kept = [column % length for column in columns]
-        logits = self._read(input_ids, attention_mask, cache.layers[0], image_outputs, set(kept))
-        in_order = sorted(set(kept))
-        logits = logits.unflatten(0, (batch, -1))[:, [in_order.index(column) for column in kept]]
-        logits = logits.to(input_ids.device)
-        return JinaVLMCausalLMOutputWithPast(
-            logits=logits, image_outputs=image_outputs, **{CACHE_NAME: None if use_cache is False else cache}
-        )
-
-    def _read(
+    def read(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        layer: _Layer,
+        position_ids: torch.Tensor | None,
+        cache: Cache,
         image_outputs: Any,
-        kept: set[int],
+        kept: list[int],
     ) -> torch.Tensor:
-        """Let llama.cpp read the tokens. Returns logits [batch * kept, vocabulary]; zeros for padding."""
+        """As the base class; logits of padding are zeros."""
         from .llama_text import Place
 
-        batch, length = input_ids.shape
-        padding = _count_padding(attention_mask, batch, layer.length + length)
+        layer, (batch, length) = cache.layers[0], input_ids.shape
+        padding = count_padding(attention_mask, batch, layer.length + length)
         if layer.sequences is None:
             layer.begin(padding)
         elif padding != layer.padding:
@@ -299,11 +228,11 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
                     places.append(Place(row, position, embeddings.get((row, column), token), column in kept))
         read = torch.from_numpy(layer.sequences.read(places))
         layer.length += length
-        if not any(are_padding):
-            return read
-        logits = read.new_zeros(len(are_padding), read.shape[1])
-        logits[~torch.tensor(are_padding)] = read
-        return logits
+        logits = read
+        if any(are_padding):
+            logits = read.new_zeros(len(are_padding), read.shape[1])
+            logits[~torch.tensor(are_padding)] = read
+        return logits.unflatten(0, (batch, -1))
 
     def _embed_images(self, input_ids: torch.Tensor, image_outputs: Any) -> dict[tuple[int, int], np.ndarray]:
         """By row and column, the embeddings of all places that belong to images."""
@@ -322,19 +251,4 @@ class LlamaCppForConditionalGeneration(JinaVLMForConditionalGeneration):
         return dict(zip(map(tuple, indices), embeddings.cpu().numpy(), strict=True))
 
 
-def _count_padding(attention_mask: torch.Tensor | None, batch: int, length: int) -> list[int]:
-    """Tokens that each sample begins with and that are not part of it."""
-    if attention_mask is None:
-        return [0] * batch
-    if attention_mask.shape != (batch, length):
-        raise ValueError(f"Expected `attention_mask` [{batch}, {length}], got {list(attention_mask.shape)}.")
-    mask = attention_mask.bool()
-    if (mask[:, :-1] & ~mask[:, 1:]).any() or not mask[:, -1].all():
-        raise ValueError("Expected samples that are padded on the left. Set `processor.tokenizer.padding_side`.")
-    return (~mask).sum(dim=1).tolist()
-
-
-AutoConfig.register(LlamaCppConfig.model_type, LlamaCppConfig, exist_ok=True)
-for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    auto_class.register(LlamaCppConfig, LlamaCppForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(LlamaCppConfig, JinaVLMProcessor, exist_ok=True)
+register(LlamaCppConfig, LlamaCppForConditionalGeneration)

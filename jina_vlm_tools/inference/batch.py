@@ -61,7 +61,7 @@ SCHEMA = pa.schema(
 )
 SETTINGS = "settings.json"
 # Arguments that do not change what is written
-NO_SETTINGS = ("output", "batch_size", "run", "check", "interrupted")
+NO_SETTINGS = ("output", "batch_size", "engine", "run", "check", "interrupted")
 DIGEST = "sha256 of ids and questions"
 LOCK = ".lock"
 # Processes wait for the slowest at the end, and for the first one's look at the source at the start.

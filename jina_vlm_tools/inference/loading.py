@@ -76,7 +76,9 @@ def _brings_code(checkpoint: str) -> bool:
         try:
             import jina_vlm  # noqa: F401  registers the classes
 
-            import jina_vlm_tools.engines.llama_cpp  # noqa: F401  and those of its checkpoints
+            # and those of checkpoints for other engines
+            import jina_vlm_tools.engines.graph_model  # noqa: F401
+            import jina_vlm_tools.engines.llama_cpp  # noqa: F401
         except ImportError as error:
             sys.exit(
                 f"error: {checkpoint} brings no code of this layout, and the package is not installed ({error}): "

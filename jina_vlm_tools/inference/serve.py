@@ -18,7 +18,8 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving.utils import BaseHandler
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from jina_vlm_tools.engines.llama_cpp import LlamaCppConfig, LlamaCppForConditionalGeneration
+from jina_vlm_tools.engines.graph_model import OnnxForConditionalGeneration, OpenVinoForConditionalGeneration
+from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
 
 
 @contextmanager
@@ -92,10 +93,13 @@ def register() -> None:
     """Makes jina-vlm known to the library's server, and the server strict about messages. There is no public way into
     its table of models, which are the library's own, nor to what it makes of messages, whose parts it leaves out where
     it does not know them."""
-    for config_class, model_class in (
-        (jina_vlm.JinaVLMConfig, jina_vlm.JinaVLMForConditionalGeneration),
-        (LlamaCppConfig, LlamaCppForConditionalGeneration),
+    for model_class in (
+        jina_vlm.JinaVLMForConditionalGeneration,
+        LlamaCppForConditionalGeneration,
+        OnnxForConditionalGeneration,
+        OpenVinoForConditionalGeneration,
     ):
+        config_class = model_class.config_class
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
         AutoProcessor.register(config_class, JinaVLMProcessor, exist_ok=True)
     take_messages = BaseHandler.get_processor_inputs_from_messages

@@ -17,27 +17,23 @@ import llama_cpp
 import pytest
 import servers
 import torch
+from chats import CHATS, NEW, drawn, new_tokens, prepare, refused, user
 from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-from PIL import Image
 from transformers import DynamicCache
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import llama_text
-from jina_vlm_tools.engines.convert import convert_for_llama_cpp
+from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
 from jina_vlm_tools.files import TEMPLATE, TINY
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
-from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
-from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 ROOT = Path(__file__).parents[3]
 RELEASED = ROOT / "tests" / "golden" / "released-tiny"
-KINDS = [(task, language) for task in TASKS for language in LANGUAGES]
-NEW = 16
 
 
 @pytest.fixture(scope="session")
@@ -56,74 +52,8 @@ def converted(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def processor():
-    return JinaVLMProcessor.from_pretrained(TINY)
-
-
-@pytest.fixture(scope="session")
-def by_torch():
-    return JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="session")
 def by_llama(converted):
     return LlamaCppForConditionalGeneration.from_pretrained(converted("F32"), dtype=torch.float32).eval()
-
-
-def drawn(seed: int, width: int = 378, height: int = 378) -> Image.Image:
-    return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
-
-
-def half_black(width: int, height: int) -> Image.Image:
-    """Some of its tiles are black."""
-    image = Image.new("RGB", (width, height), "white")
-    image.paste("black", (0, 0, width // 2, height))
-    return image
-
-
-def refused(message: str, error: type[Exception] = ValueError):
-    return pytest.raises(error, match=message)
-
-
-def prepare(processor, *chats: list, **settings) -> dict:
-    return processor.apply_chat_template(
-        list(chats) if len(chats) > 1 else chats[0],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        processor_kwargs=settings,
-    )
-
-
-def user(*parts) -> dict:
-    content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
-    ]
-    return {"role": "user", "content": content}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
-def new_tokens(model, inputs, **options) -> list[list[int]]:
-    options = {"max_new_tokens": NEW, "do_sample": False, **options}
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
-
-
-CHATS = {
-    **{f"one image, {task}, {language}": evaluation_sample(i, task, language).question()
-       for i, (task, language) in enumerate(KINDS)},
-    "no image": [user("What is the capital of France?")],
-    "no image, German": [user("Wie viele Formen sind zu sehen?")],
-    "two images": [user(drawn(1), drawn(2, 700, 380), "How many shapes are there?")],
-    "two images, French": [user(drawn(3), "et", drawn(4), "Combien de formes y a-t-il ?")],
-    "tiles, some black": [user(half_black(900, 500), "Describe the picture.")],
-    "turns": [user(drawn(5), "Describe the picture."), assistant("2 shapes"), user(drawn(6), "And here?")],
-    "a system prompt": [{"role": "system", "content": "Be brief."}, user(drawn(7), "Describe the picture.")],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHATS)

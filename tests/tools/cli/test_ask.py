@@ -330,19 +330,23 @@ NEEDING = {
     "search": ["search", ".", "What is it?", "--model", str(TINY)],
     "train": ["train", "finetune_lora", "--output", "mine"],
     "llama": ["convert", str(TINY), "made", "--to", "gguf"],
+    "onnx": ["convert", str(TINY), "made", "--to", "onnx"],
+    "openvino": ["convert", str(TINY), "made", "--to", "openvino"],
 }
 # Of modules with other names
 PACKAGES = {
     "yaml": "pyyaml",
     "sentence_transformers": "sentence-transformers",
     "llama_cpp": "llama-cpp-python",
+    "onnx_ir": "onnx-ir",
 }
 
 
 @pytest.mark.parametrize("extra", NEEDING)
 def test_what_is_not_installed_is_told_in_a_line(extra, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    what = "convert --to gguf" if extra == "llama" else extra
+    command = NEEDING[extra]
+    what = f"convert --to {command[-1]}" if command[0] == "convert" else extra
     for module in EXTRAS[extra]:
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)

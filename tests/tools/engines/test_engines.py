@@ -1,4 +1,4 @@
-"""Which engine a checkpoint is for, and what `convert --to gguf` and `--engine` refuse: without llama.cpp."""
+"""Which engine a checkpoint is for, and what `convert --to` and `--engine` refuse: without any engine."""
 
 import json
 import re
@@ -11,20 +11,26 @@ from jina_vlm.tiling_jina_vlm import count_tokens, get_image_token_indices, get_
 
 from jina_vlm_tools.cli import serve
 from jina_vlm_tools.cli.main import main
-from jina_vlm_tools.engines import check_engine, find_engine
+from jina_vlm_tools.engines import FOLDERS, check_engine, find_engine
 from jina_vlm_tools.engines.quantization import QUANTIZATIONS
+from jina_vlm_tools.extras import EXTRAS
 from jina_vlm_tools.files import TINY
 
 
 pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="checkpoints/tiny has not been trained yet")
 
 
+@pytest.fixture(params=FOLDERS)
+def engine(request):
+    return request.param
+
+
 @pytest.fixture
-def converted(tmp_path):
-    """A folder that says it is for llama.cpp."""
+def converted(engine, tmp_path):
+    """A folder that says it is for an engine."""
     folder = tmp_path / "converted"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "jina_vlm_llama_cpp"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": FOLDERS[engine].model_type}))
     return folder
 
 
@@ -34,48 +40,62 @@ def fails(*arguments) -> str:
     return str(stopped.value.code)
 
 
-def test_the_engine_is_told_by_the_folder(converted, tmp_path):
+def test_the_engine_is_told_by_the_folder(engine, converted, tmp_path):
     assert find_engine(TINY) == "torch" and find_engine("owner/name") == "torch" and find_engine(tmp_path) == "torch"
-    assert (
-        find_engine(converted) == check_engine(converted, None) == check_engine(converted, "llama.cpp") == "llama.cpp"
-    )
+    assert find_engine(converted) == check_engine(converted, None) == check_engine(converted, engine) == engine
     (tmp_path / "config.json").write_text("[]")
     assert find_engine(tmp_path) == "torch"
 
 
 @pytest.mark.parametrize(
-    "verb", [("ask", "Who?", "--model"), ("chat", "--model"), ("serve",)], ids=lambda verb: verb[0]
+    "verb",
+    [("ask", "Who?", "--model"), ("chat", "--model"), ("batch", ".", "--output", "answers", "--model"), ("serve",)],
+    ids=lambda verb: verb[0],
 )
-def test_an_engine_that_does_not_fit_is_refused(verb, converted):
-    assert f"jina-vlm convert {TINY} FOLDER --to gguf" in fails(*verb, TINY, "--engine", "llama.cpp")
-    assert "was converted for llama.cpp, and holds no text model for torch" in fails(
-        *verb, converted, "--engine", "torch"
-    )
-    assert "was converted for llama.cpp" in fails("convert", converted, converted / "again")
+def test_an_engine_that_does_not_fit_is_refused(verb, engine, converted):
+    wanted = f"jina-vlm convert {TINY} FOLDER --to {FOLDERS[engine].format} --quantize"
+    assert wanted in fails(*verb, TINY, "--engine", engine)
+    other = next(name for name in FOLDERS if name != engine)
+    for wrong in ("torch", other):
+        message = f"was converted for {engine}, and holds no text model for {wrong}"
+        assert message in fails(*verb, converted, "--engine", wrong)
+    assert f"was converted for {engine}" in fails("convert", converted, converted / "again")
 
 
-def test_serve_leaves_the_librarys_arguments_to_it(converted):
-    given = ["--port", "9000", str(converted), "--engine", "llama.cpp", "--e"]
+def test_serve_leaves_the_librarys_arguments_to_it(engine, converted):
+    given = ["--port", "9000", str(converted), "--engine", engine, "--e"]
     assert serve.take_engine(given) == ["--port", "9000", str(converted), "--e"]
-    with refused("name the folder"):
-        serve.take_engine(["--engine", "llama.cpp"])
+    with refused(f"name the folder that `jina-vlm convert --to {FOLDERS[engine].format}` made"):
+        serve.take_engine(["--engine", engine])
 
 
-def test_a_model_for_llama_cpp_needs_it(converted, monkeypatch):
-    from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
+def test_a_model_for_an_engine_needs_it(engine, converted, monkeypatch):
+    from jina_vlm_tools.engines import graph_model, llama_cpp
 
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with refused('needs `pip install ".\\[llama\\]"`', OSError):
-        LlamaCppForConditionalGeneration.from_pretrained(converted)
+    model_class = {
+        "llama.cpp": llama_cpp.LlamaCppForConditionalGeneration,
+        "onnx": graph_model.OnnxForConditionalGeneration,
+        "openvino": graph_model.OpenVinoForConditionalGeneration,
+    }[engine]
+    extra = FOLDERS[engine].extra
+    monkeypatch.setitem(sys.modules, EXTRAS[extra][0], None)
+    with refused(f'needs `pip install ".\\[{extra}\\]"`', OSError):
+        model_class.from_pretrained(converted)
     with refused("quantized when it was converted"):
-        LlamaCppForConditionalGeneration.from_pretrained(converted, quantization_config={"quant_method": "quanto"})
+        model_class.from_pretrained(converted, quantization_config={"quant_method": "quanto"})
 
 
 def test_options_that_do_not_belong_together(tmp_path, capsys):
     for options, message in (
-        (["--quantize", "Q8_0"], "--quantize is llama.cpp's"),
+        (["--quantize", "Q8_0"], "--quantize is for engines beside torch: say --to gguf or onnx or openvino"),
         (["--to", "gguf", "--max-shard-size", "1GB"], "--max-shard-size divides this project's layout"),
-        (["--to", "gguf", "--quantize", "Q9"], "invalid choice: 'Q9'"),
+        (["--to", "onnx", "--max-shard-size", "1GB"], "leave it out, or --to onnx"),
+        (["--to", "gguf", "--quantize", "Q9"], "--quantize Q9: with --to gguf choose from F32, BF16"),
+        (["--to", "gguf", "--quantize", "int8"], "--quantize int8: with --to gguf choose from F32, BF16"),
+        (["--to", "openvino", "--quantize", "Q8_0"], "with --to openvino choose from int8, int4, int8-a8"),
+        (["--to", "onnx", "--dtype", "bfloat16"], "--dtype is of weights in torch"),
+        (["--to", "onnx", "--quantize", "int8", "--calibrate", "."], "--calibrate is for --quantize int8-a8"),
+        (["--to", "onnx", "--quantize", "int8-a8", "--calibrate", "nowhere"], "nowhere: no such folder"),
     ):
         assert fails("convert", TINY, tmp_path / "made", *options) == "2"
         assert message in capsys.readouterr().err

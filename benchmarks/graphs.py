@@ -1,0 +1,155 @@
+"""The model by ONNX Runtime and OpenVINO beside torch: `python -m benchmarks.graphs`.
+
+The 2.4B widths with random weights, 8 blocks of tower and text model each, and the head; torch computes in bfloat16.
+Times are of runs in turns, in one process: tower and connector on one tile, a prompt of 512 tokens, tokens after it.
+Memory is the peak of a process of its own that loads the model and does these once. For each case a checkpoint is
+written, measured and deleted again; with all blocks (`--layers 0`) that takes up to 17 GB of disk.
+"""
+
+import gc
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jina_vlm.compatibility_jina_vlm import CACHE_NAME
+from transformers import AutoModelForImageTextToText
+
+from jina_vlm_tools import markdown
+from jina_vlm_tools.engines import ONNX, OPENVINO
+from jina_vlm_tools.engines.graph_folder import write_for_graphs
+from jina_vlm_tools.engines.quantization import GRAPH_QUANTIZATIONS
+from jina_vlm_tools.files import TINY
+
+from . import full_model
+from .results import arguments, save
+from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
+
+
+PARTS = ("tower", "prompt", "token")
+PROMPT = 512
+WHOLE = "float32"
+CASES = [f"{engine} {kind}" for engine in (ONNX, OPENVINO) for kind in (WHOLE, *GRAPH_QUANTIZATIONS)]
+
+
+def make_model(layers: int) -> JinaVLMForConditionalGeneration:
+    config = full_model.small_tokenizers_config()
+    if layers:
+        config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
+        config.vision_feature_layers = [layers - 1, 0]
+    model = full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
+    # No two blocks alike: ONNX Runtime would hold, and read, what they have in common once.
+    with torch.no_grad():
+        blocks = (model.model.vision_model.tower.encoder.layers, model.model.language_model.layers)
+        for index, parameter in enumerate(p for each in blocks for p in each.parameters()):
+            parameter.copy_(parameter.flatten().roll(1009 * index).view_as(parameter))
+    return model
+
+
+def write_checkpoint(folder: Path, case: str, layers: int) -> int:
+    """Returns the peak of memory beyond the weights themselves, which are in memory here, in bytes."""
+    engine, kind = case.split()
+    model = make_model(layers)
+    before = memory_bytes("RssAnon")
+    processor = JinaVLMProcessor.from_pretrained(TINY)
+    write_for_graphs(model, processor, folder, engine, None if kind == WHOLE else kind)
+    return memory_bytes("VmHWM") - before
+
+
+def load(folder: Path | None, layers: int):
+    """The model of a checkpoint for an engine, or torch's."""
+    return make_model(layers) if folder is None else AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@torch.inference_mode()
+def see(model) -> None:
+    """An image of one tile, which is its own thumbnail."""
+    pixels = torch.linspace(-1, 1, 3 * 378 * 378).view(1, 3, 378, 378).repeat(2, 1, 1, 1)
+    model.get_image_features(pixels.to(model.dtype), torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]]))
+
+
+@torch.inference_mode()
+def read_prompt(model):
+    return model(input_ids=torch.arange(PROMPT)[None], use_cache=True, logits_to_keep=1)[CACHE_NAME]
+
+
+@torch.inference_mode()
+def write_tokens(model, cache, tokens: int) -> None:
+    """So many, one after the other; the cache is left as it was."""
+    for _ in range(tokens):
+        model(input_ids=torch.full((1, 1), 1000), use_cache=True, **{CACHE_NAME: cache})
+    cache.crop(-tokens)
+
+
+def use_memory(folder: Path | None, layers: int) -> int:
+    """Bytes that this process held at most."""
+    model = load(folder, layers)
+    see(model)
+    write_tokens(model, read_prompt(model), 8)
+    return memory_bytes("VmHWM")
+
+
+def measure(case: str, folder: Path, whole, rounds: int, tokens: int, layers: int) -> dict:
+    beyond = in_fresh_process(write_checkpoint, folder, case, layers)
+    memory = in_fresh_process(use_memory, folder, layers)
+    models = {"torch": whole, case: load(folder, layers)}
+    caches = {name: read_prompt(model) for name, model in models.items()}
+    seconds = {
+        "tower": take_turns({name: lambda m=m: see(m) for name, m in models.items()}, rounds),
+        "prompt": take_turns({name: lambda m=m: read_prompt(m) for name, m in models.items()}, rounds),
+        "token": take_turns(
+            {name: lambda n=name, m=m: write_tokens(m, caches[n], tokens) for name, m in models.items()}, rounds
+        ),
+    }
+    middle = {what: medians(times) for what, times in seconds.items()}
+    middle["token"] = {name: value / tokens for name, value in middle["token"].items()}
+    return {
+        "what": case,
+        "seconds": middle,
+        "ratios": {what: ratio(times, case, "torch") for what, times in seconds.items()},
+        "memory": memory,
+        "disk": sum(path.stat().st_size for path in folder.iterdir()),
+        "convert_beyond_weights": beyond,
+    }
+
+
+def table(rows: list[dict], torch_memory: int) -> str:
+    head = ["Engine and weights", "Tower", "Prompt", "Token", "Peak memory, GB", "Disk, GB"]
+    of_torch = [f"{statistics.median(row['seconds'][what]['torch'] for row in rows):.2f} s" for what in PARTS]
+    lines = [["torch, bfloat16", *of_torch, f"{torch_memory / 1e9:.1f}", ""]]
+    for row in rows:
+        lines.append(
+            [
+                row["what"].replace(" ", ", "),
+                *(f"**{row['ratios'][what]:.2f}**" for what in PARTS),
+                f"{row['memory'] / 1e9:.1f}",
+                f"{row['disk'] / 1e9:.1f}",
+            ]
+        )
+    return markdown.table(head, lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help="(default: all)")
+    parser.add_argument(
+        "--layers", type=int, default=8, help="of tower and text model; 0 for all (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=8, help="decoded in each round (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written for a while (default: TMPDIR)")
+    args = parser.parse_args()
+    if args.device != "cpu":
+        parser.error("engines are compared on the CPU: leave --device out")
+    torch_memory, whole, rows = in_fresh_process(use_memory, None, args.layers), make_model(args.layers), []
+    for case in args.cases:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            rows.append(measure(case, Path(folder), whole, args.rounds, args.tokens, args.layers))
+        gc.collect()
+        print(table(rows, torch_memory), flush=True)
+        save("graphs", [{"what": "torch", "layers": args.layers, "memory": torch_memory}, *rows])
+
+
+if __name__ == "__main__":
+    main()

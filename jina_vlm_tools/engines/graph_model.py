@@ -1,0 +1,203 @@
+"""jina-vlm run by ONNX Runtime or OpenVINO: tower, connector, embedding and decoder are graphs.
+
+It is a model of the library like any other, with the library's own cache. So `generate` with all its options,
+conversations, batch jobs and the server run on it unchanged. Where tiles belong, which of them are the same and where
+features go is decided by the bundle's code. `graph_folder.py` makes its checkpoints.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMVisionModel
+from jina_vlm.modeling_jina_vlm import JinaVLMPreTrainedModel
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+from transformers.utils.hub import cached_file
+
+from . import FOLDERS, ONNX, OPENVINO
+from .model import EngineForConditionalGeneration, count_padding, register
+
+
+@strict
+class OnnxConfig(JinaVLMConfig):
+    model_type = FOLDERS[ONNX].model_type
+
+
+@strict
+class OpenVinoConfig(JinaVLMConfig):
+    model_type = FOLDERS[OPENVINO].model_type
+
+
+class _OnCPU:
+    """A model without parameters of its own, whose tensors are float32."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+
+class _Graph(nn.Module):
+    """A graph with one output, in the place of a part of the model. `run` is set when it is loaded."""
+
+    def __init__(self, *inputs: str):
+        super().__init__()
+        self.inputs, self.run = inputs, None
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.run(dict(zip(self.inputs, tensors, strict=True)))[0]
+
+
+class _Tower(_OnCPU, JinaVLMVisionModel):
+    def __init__(self, config: JinaVLMConfig):
+        super(JinaVLMVisionModel, self).__init__(config)
+        self.tower = _Graph("pixel_values")
+
+    def get_input_embeddings(self) -> None:
+        """None: it is a part of the graph."""
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self.tower(pixel_values.float())
+
+
+class _Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens, self.decoder = _Graph("input_ids"), _Graph()
+
+
+class GraphModel(_OnCPU, JinaVLMModel):
+    """Everything but the call of the text model."""
+
+    def __init__(self, config: JinaVLMConfig):
+        super(JinaVLMModel, self).__init__(config)
+        self.vision_model = _Tower(config)
+        self.connector = _Graph("features", "is_last_tile")
+        self.language_model = _Text()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    _apply = JinaVLMPreTrainedModel._apply  # the base class minds a rotary embedding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("The decoder is a graph that gives logits alone: call the model with head.")
+
+
+class GraphForConditionalGeneration(_OnCPU, EngineForConditionalGeneration):
+    """jina-vlm, for inference on CPUs: see the module. Engines take as many threads as torch. Loaded by
+    `from_pretrained` of a subclass, or of an Auto class."""
+
+    def __init__(self, config: JinaVLMConfig):
+        super(JinaVLMForConditionalGeneration, self).__init__(config)
+        self.model = GraphModel(config)
+        self.post_init()
+        self.generation_config.suppress_tokens = self._with_structural_tokens(None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """
+        Load a checkpoint that `jina-vlm convert --to onnx` or `--to openvino` made.
+
+        Args:
+            dtype: Of the computation: float32, or, with OpenVINO, bfloat16 where the machine computes in it. Weights
+                are as they were converted. Other arguments than this and where files are found say how torch should
+                load weights, and there are none.
+
+        Raises:
+            OSError: the engine is not installed, or a file is missing or damaged.
+            ValueError: another `dtype`, or `quantization_config` is given.
+        """
+        with cls.importing(kwargs):
+            from .graph_runners import RUNNERS
+        dtype = str(kwargs.get("dtype", "auto")).removeprefix("torch.")
+        runner = RUNNERS[cls.engine]
+        if dtype not in ("auto", "None", *runner.dtypes):
+            raise ValueError(f"{cls.engine} computes in {' or '.join(runner.dtypes)} here, not in {dtype}.")
+        found = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if kwargs.get(name) is not None}
+        config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, **found)
+        model = cls(config).eval()
+        parts = {
+            "tower": model.model.vision_model.tower,
+            "connector": model.model.connector,
+            "embedding": model.model.language_model.embed_tokens,
+            "decoder": model.model.language_model.decoder,
+        }
+        for part, module in parts.items():
+            paths = [cached_file(pretrained_model_name_or_path, f"{part}{suffix}", **found) for suffix in runner.files]
+            module.run = runner(paths[0], dtype)
+        model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **found)
+        return model
+
+    def get_output_embeddings(self) -> None:
+        """None: the head is a part of the decoder's graph."""
+
+    def new_cache(self) -> DynamicCache:
+        """Make an empty cache, for `generate` and `forward`."""
+        return DynamicCache(config=self.config.text_config)
+
+    def check_cache(self, cache: Cache) -> None:
+        layers = self.config.text_config.num_hidden_layers
+        if len(cache.layers) != layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            raise ValueError(
+                f"Expected a cache of `new_cache()`, {layers} layers that grow, got {type(cache).__name__} of "
+                f"{len(cache.layers)}. Leave it out for one."
+            )
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache,
+        image_outputs: Any,
+        kept: list[int],
+    ) -> torch.Tensor:
+        (batch, length), held = input_ids.shape, cache.get_seq_length()
+        count_padding(attention_mask, batch, held + length)
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, held + length, dtype=torch.int64)
+        if position_ids is None:
+            position_ids = torch.arange(held, held + length).expand(batch, -1)
+        embeds = self.get_input_embeddings()(input_ids)
+        if image_outputs is not None:
+            features = torch.cat(tuple(image_outputs.pooler_output)).to(embeds)
+            embeds = embeds.masked_scatter(self.model.get_placeholder_mask(input_ids, embeds, features), features)
+        inputs = {
+            "inputs_embeds": embeds,
+            "attention_mask": attention_mask.long(),
+            "position_ids": position_ids,
+            "kept": torch.tensor(kept),
+        }
+        text = self.config.text_config
+        empty = torch.zeros(batch, text.num_key_value_heads, 0, text.head_dim)
+        for index, layer in enumerate(cache.layers):
+            has_any = layer.is_initialized and layer.get_seq_length() > 0
+            inputs[f"past_key_values.{index}.key"] = layer.keys if has_any else empty
+            inputs[f"past_key_values.{index}.value"] = layer.values if has_any else empty
+        logits, *present = self.model.language_model.decoder.run(inputs)
+        for layer, keys, values in zip(cache.layers, present[0::2], present[1::2], strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+        return logits
+
+
+class OnnxForConditionalGeneration(GraphForConditionalGeneration):
+    """See the base class. Run by ONNX Runtime."""
+
+    config_class = OnnxConfig
+    engine = ONNX
+
+
+class OpenVinoForConditionalGeneration(GraphForConditionalGeneration):
+    """See the base class. Run by OpenVINO."""
+
+    config_class = OpenVinoConfig
+    engine = OPENVINO
+
+
+register(OnnxConfig, OnnxForConditionalGeneration)
+register(OpenVinoConfig, OpenVinoForConditionalGeneration)

@@ -1,0 +1,66 @@
+"""What runs a graph, by ONNX Runtime or OpenVINO: tensors by name in, tensors in the graph's order out."""
+
+import torch
+
+from . import ONNX, OPENVINO
+
+
+class OnnxGraph:
+    """
+    A graph that ONNX Runtime runs on the CPU.
+
+    Args:
+        path: Of the `.onnx` file, whose weights lie beside it.
+        dtype: One of `dtypes`.
+
+    Raises:
+        OSError: ONNX Runtime cannot read it; the message has what it said.
+    """
+
+    files = (".onnx", ".onnx.data")
+    dtypes = ("float32",)
+
+    def __init__(self, path: str, dtype: str):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors, which come as exceptions too
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes have no name in public
+            raise OSError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        outputs = self.session.run(None, {name: tensor.numpy(force=True) for name, tensor in inputs.items()})
+        return [torch.from_numpy(output) for output in outputs]
+
+
+class OpenVinoGraph:
+    """As [`OnnxGraph`], of an `.xml` file and by OpenVINO. In bfloat16 it computes where the machine can."""
+
+    files = (".xml", ".bin")
+    dtypes = ("float32", "bfloat16")
+
+    def __init__(self, path: str, dtype: str):
+        import openvino
+
+        settings = {
+            # By itself it rounds where the machine has instructions for that.
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            self.request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise OSError(f"OpenVINO cannot load {path}: {error}") from error
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        # It reads them where they are, so that they lie in one piece.
+        given = {name: tensor.contiguous().numpy(force=True) for name, tensor in inputs.items()}
+        outputs = self.request.infer(given, share_inputs=True)
+        return [torch.from_numpy(output) for output in outputs.to_tuple()]
+
+
+RUNNERS = {ONNX: OnnxGraph, OPENVINO: OpenVinoGraph}

@@ -1,0 +1,67 @@
+"""Chats that every engine must answer as torch does, and how they are asked."""
+
+import pytest
+from PIL import Image
+
+from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
+from jina_vlm_tools.synthetic.shapes import draw_scene
+
+
+KINDS = [(task, language) for task in TASKS for language in LANGUAGES]
+NEW = 16
+
+
+def drawn(seed: int, width: int = 378, height: int = 378) -> Image.Image:
+    return draw_scene(evaluation_sample(seed, "count", "en").scene).resize((width, height))
+
+
+def half_black(width: int, height: int) -> Image.Image:
+    """Some of its tiles are black."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("black", (0, 0, width // 2, height))
+    return image
+
+
+def refused(message: str, error: type[Exception] = ValueError):
+    return pytest.raises(error, match=message)
+
+
+def prepare(processor, *chats: list, **settings) -> dict:
+    return processor.apply_chat_template(
+        list(chats) if len(chats) > 1 else chats[0],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        processor_kwargs=settings,
+    )
+
+
+def user(*parts) -> dict:
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
+    ]
+    return {"role": "user", "content": content}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def new_tokens(model, inputs, **options) -> list[list[int]]:
+    options = {"max_new_tokens": NEW, "do_sample": False, **options}
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+CHATS = {
+    **{f"one image, {task}, {language}": evaluation_sample(i, task, language).question()
+       for i, (task, language) in enumerate(KINDS)},
+    "no image": [user("What is the capital of France?")],
+    "no image, German": [user("Wie viele Formen sind zu sehen?")],
+    "two images": [user(drawn(1), drawn(2, 700, 380), "How many shapes are there?")],
+    "two images, French": [user(drawn(3), "et", drawn(4), "Combien de formes y a-t-il ?")],
+    "tiles, some black": [user(half_black(900, 500), "Describe the picture.")],
+    "turns": [user(drawn(5), "Describe the picture."), assistant("2 shapes"), user(drawn(6), "And here?")],
+    "a system prompt": [{"role": "system", "content": "Be brief."}, user(drawn(7), "Describe the picture.")],
+}  # fmt: skip
