@@ -1,7 +1,7 @@
 """Queries and pages learn to meet: the last three stages of `train_retrieval`.
 
-`naming`: the adapter of the connector and the projector learn to bring a page's tokens to the vectors of what they
-show, and the vectors to be told apart. `telling`: the decoder's adapter learns to bring queries there; it needs no
+`naming`: pages, as the tower sees them, are found by the vectors of their facts, which the adapter of the connector,
+the projector and the vectors learn from. `telling`: the decoder's adapter learns to bring queries there; it needs no
 pages, whose facts' vectors stand for them. `searching`: both learn from each other, by the joint loss.
 """
 
@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from jina_vlm import JinaVLMProcessor
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from jina_vlm_tools.retrieval.inputs import to_chat
@@ -30,11 +29,11 @@ from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
 from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about, relevance, say
 
-from .fact_vectors import NOTHING, FactVectors, attributes
-from .seeing import TOKEN_CLASSES, token_labels
+from .fact_vectors import NOTHING, TEMPERATURE, Meeting, attributes, distance, owners_of
+from .seeing import token_labels
 
 
-WIDTH = 64  # of multi-vectors
+WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
 
@@ -49,13 +48,12 @@ class Settings:
     parts: tuple[str, ...]
 
 
-NAMING = Settings(300, 12, 3e-3, ("connector",))
-TELLING = Settings(550, 24, 4e-3, ("language_model",))
-SEARCHING = Settings(150, 12, 1e-3, ("connector", "language_model"))
+NAMING = Settings(1000, 12, 2e-3, ("connector",))
+TELLING = Settings(800, 24, 4e-3, ("language_model",))
+SEARCHING = Settings(400, 12, 1e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
-TEMPERATURE = 0.05  # of single vectors
-MOST_TOKENS = 1500  # of a step's pages, that are told what they show
-SAYING = [index for index, name in enumerate(TOKEN_CLASSES) if name != "place"]  # every token has a place
+ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
+DENSE = 0.03  # temperature of single vectors
 
 
 class Seen(nn.Module):
@@ -98,10 +96,27 @@ class Asked:
 
     @classmethod
     def about(cls, pages: list[Page], rng: random.Random) -> "Asked":
-        queries = [query_about(page, rng.choice(list(LANGUAGES)), rng) for page in pages for _ in range(QUERIES)]
-        shown = [facts_of(page) for page in pages]
-        own = torch.arange(len(pages)).repeat_interleave(QUERIES)
-        return cls(queries, shown, own, torch.tensor(relevance(queries, shown)))
+        """`QUERIES` about each page."""
+        return cls._of(pages, [[_ask(page, rng) for _ in range(QUERIES)] for page in pages])
+
+    @classmethod
+    def of_facts(cls, pages: list[Page], rng: random.Random) -> "Asked":
+        """Of each page one for each of its facts, which has no words, and `QUERIES` about it."""
+        singles = [[Query(frozenset({fact}), "", "") for fact in sorted(facts_of(page), key=repr)] for page in pages]
+        return cls._of(
+            pages,
+            [[*each, *(_ask(page, rng) for _ in range(QUERIES))] for page, each in zip(pages, singles, strict=True)],
+        )
+
+    @classmethod
+    def _of(cls, pages: list[Page], queries: list[list[Query]]) -> "Asked":
+        shown, flat = [facts_of(page) for page in pages], [query for each in queries for query in each]
+        own = owners_of(torch.tensor([len(each) for each in queries]))
+        return cls(flat, shown, own, torch.tensor(relevance(flat, shown)))
+
+
+def _ask(page: Page, rng: random.Random) -> Query:
+    return query_about(page, rng.choice(list(LANGUAGES)), rng)
 
 
 def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
@@ -117,45 +132,33 @@ def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.T
     return torch.zeros(len(counts), len(pages)).index_add(0, owners, best) / counts[:, None]
 
 
-def owners_of(counts: torch.Tensor) -> torch.Tensor:
-    """Which query each vector belongs to, of how many each has."""
-    return torch.arange(len(counts)).repeat_interleave(counts)
-
-
 def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
 
 
 class Learner:
-    """What learns: a model with adapters, its projector and the vectors of facts."""
+    """What learns: a model with adapters, and what they meet in."""
 
-    def __init__(self, model, processor: JinaVLMProcessor, settings: Settings, output: Path):
+    def __init__(self, model, processor: JinaVLMProcessor, settings: Settings, output: Path, seed: int = 0):
         self.model, self.processor, self.settings, self.output = model, processor, settings, output
+        self.rng = random.Random(seed)
         self.base = model.get_base_model().model
         self.adapters = get_peft_model_state_dict(model)  # with the tower's, which is left out from here on
         self.base.vision_model = Seen()
-        self.projector = nn.Linear(model.config.get_text_config().hidden_size, WIDTH, bias=False)
-        nn.init.orthogonal_(self.projector.weight)
-        self.vectors = FactVectors(WIDTH)
+        self.meeting = Meeting(model.config.get_text_config().hidden_size, WIDTH)
         self.thumbnail = processor.image_processor.tokens_per_side**2  # tokens of it, which come first
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
         train_only(model, settings.parts)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.meeting = [self.projector.weight, *self.vectors.parameters()]
 
     def load(self, folder: Path) -> None:
-        self.projector.load_state_dict(load_file(folder / "projector.safetensors"))
-        self.vectors.load_state_dict(load_file(folder / "vectors.safetensors"))
+        self.meeting.load_state_dict(load_file(folder / MEETING))
 
     def save(self) -> None:
-        save_file({**self.adapters, **get_peft_model_state_dict(self.model)}, self.output / "adapter.safetensors")
-        save_file(self.projector.state_dict(), self.output / "projector.safetensors")
-        save_file(self.vectors.state_dict(), self.output / "vectors.safetensors")
-
-    def project(self, states: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.projector(states), dim=-1)
+        save_file({**self.adapters, **get_peft_model_state_dict(self.model)}, self.output / ADAPTER)
+        save_file(self.meeting.state_dict(), self.output / MEETING)
 
     def look(self, features: torch.Tensor, positions: list[torch.Tensor]) -> list[torch.Tensor]:
         """Last states [tokens, hidden] of each page's image tokens, which this decoder leaves as they are."""
@@ -177,7 +180,8 @@ class Learner:
     def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
         """So many steps of AdamW, down a cosine."""
         steps, rate = self.settings.steps, self.settings.rate
-        groups = [{"params": self.trained, "rate": rate}, {"params": self.meeting, "rate": 3 * rate}]
+        met = [parameter for parameter in self.meeting.parameters() if parameter.requires_grad]
+        groups = [{"params": self.trained, "rate": rate}, {"params": met, "rate": 3 * rate}]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
         log, started = [], time.perf_counter()
         for step in range(steps):
@@ -196,19 +200,20 @@ class Learner:
         self.save()
 
 
-def naming_terms(learner: Learner, pages: list[Page], asked: Asked, positions, tokens) -> dict[str, torch.Tensor]:
-    """Pages are found by the vectors of facts; each token is told what it shows."""
-    owners = owners_of(torch.tensor([len(query.facts) for query in asked.queries]))
-    named = learner.vectors([attributes(fact) for query in asked.queries for fact in query.facts])
+def naming_terms(learner: Learner, pages: list[Page], positions, states) -> dict[str, torch.Tensor]:
+    """Pages are found by the vectors of facts, of each alone and of several; each token is told what it shows."""
+    meeting = learner.meeting
+    asked = Asked.of_facts(pages, learner.rng)
+    sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
+    named = meeting.vectors([numbers for facts in sought for numbers in facts])
+    owners = owners_of(torch.tensor([len(facts) for facts in sought]))
+    tokens = [meeting.project(state) for state in states]
     labels = torch.cat([tile_labels(page, place, learner) for page, place in zip(pages, positions, strict=True)])
-    shown = torch.cat([page[learner.thumbnail :] for page in tokens])
-    kept = torch.cat([(labels[:, SAYING] > 0).any(1).nonzero()[:, 0], torch.randint(len(labels), (200,))])
-    kept = kept[torch.randperm(len(kept))[:MOST_TOKENS]]
-    different, which = labels[kept].unique(dim=0, return_inverse=True)
-    scores = shown[kept] @ learner.vectors.of_labels(different).T
+    dense = torch.stack([state.mean(0) for state in states])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
-        "tokens": F.cross_entropy(scores / TEMPERATURE, which),
+        "tokens": meeting.name(torch.cat([page[learner.thumbnail :] for page in tokens]), labels),
+        "dense facts": matryoshka(meeting.dense(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
     }
 
 
@@ -241,20 +246,35 @@ def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, list[in
                         yield number, token, spelled[:known]
 
 
-def telling_terms(learner: Learner, asked: Asked, words, mask, places) -> dict[str, torch.Tensor]:
-    """Pages that are not drawn are found by queries: the vectors of their facts stand for them."""
+def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
+    """Queries' words are near what they say, or near nothing; pages that are not drawn are found by them: the vectors
+    of their facts stand for them."""
+    meeting, words = learner.meeting, learner.meeting.project(states)
+    nothing = meeting.vectors([[NOTHING]])
     whole = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
-    flat = learner.vectors([numbers for page in whole for numbers in [[NOTHING], *page]])
+    flat = meeting.vectors([numbers for page in whole for numbers in [[NOTHING], *page]])
     virtual = list(flat.split([1 + len(page) for page in whole]))
     known = list(told(asked, places))
-    numbers = {}
-    which = torch.tensor([numbers.setdefault(tuple(said), len(numbers)) for _, _, said in known])
-    candidates = learner.vectors([list(each) for each in numbers])
-    said = words[[query for query, _, _ in known], [token for _, token, _ in known]]
+    at = [query for query, _, _ in known], [token for _, token, _ in known]
+    others = mask.index_put([torch.tensor(each) for each in at], torch.tensor(False))
+    said, which = different([tuple(numbers) for _, _, numbers in known])
+    sought, own = different(
+        [tuple(sorted(tuple(attributes(fact)) for fact in query.facts)) for query in asked.queries]
+    )
+    dense, targets = pool(states, mask), meeting.dense([list(map(list, facts)) for facts in sought])
     return {
         "told": info_nce(best_matches(words[mask], owners_of(mask.sum(1)), virtual), asked.own, asked.relevant, SHARP),
-        "words": F.cross_entropy(said @ candidates.T / TEMPERATURE, which),
+        "words": distance(words[at], meeting.vectors([list(each) for each in said]), which),
+        "others": (1 - words[others] @ nothing.T).mean(),
+        "dense words": torch.stack([distance(cut(dense, dim), cut(targets, dim), own) for dim in DIMS]).mean(),
     }
+
+
+def different(items: list[Hashable]) -> tuple[list[Hashable], torch.Tensor]:
+    """Each item once, and which of them each one is."""
+    numbers = {}
+    which = torch.tensor([numbers.setdefault(item, len(numbers)) for item in items])
+    return list(numbers), which
 
 
 def is_whole(fact: Fact) -> bool:
@@ -263,54 +283,49 @@ def is_whole(fact: Fact) -> bool:
 
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    rng = random.Random(args.seed)
-    learner = Learner(model, processor, NAMING, output)
-    looked = Pages(args.output / "looking", args.searches, rng)
+    learner = Learner(model, processor, NAMING, output, args.seed)
+    learner.load(args.output / "seeing")
+    looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(NAMING.pairs)
-        tokens = [learner.project(state) for state in learner.look(features, positions)]
-        return naming_terms(learner, pages, Asked.about(pages, rng), positions, tokens)
+        return naming_terms(learner, pages, positions, learner.look(features, positions))
 
     learner.learn(terms)
 
 
 def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> None:
-    rng = random.Random(args.seed)
-    learner = Learner(model, processor, TELLING, output)
+    learner = Learner(model, processor, TELLING, output, args.seed)
     learner.load(args.output / "naming")
-    learner.meeting = []
+    learner.meeting.requires_grad_(False)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         drawn = Searches(TELLING.pairs, first_seed=args.searches + step * TELLING.pairs)
-        asked = Asked.about([page for index in range(len(drawn)) for page in drawn.pages(index)], rng)
-        states, mask, places = learner.read(asked.queries)
-        return telling_terms(learner, asked, learner.project(states), mask, places)
+        asked = Asked.about([page for index in range(len(drawn)) for page in drawn.pages(index)], learner.rng)
+        return telling_terms(learner, asked, *learner.read(asked.queries))
 
     learner.learn(terms)
 
 
 def search_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    rng = random.Random(args.seed)
-    learner = Learner(model, processor, SEARCHING, output)
+    learner = Learner(model, processor, SEARCHING, output, args.seed)
     learner.load(args.output / "telling")
-    looked = Pages(args.output / "looking", args.searches, rng)
+    looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(SEARCHING.pairs)
-        asked = Asked.about(pages, rng)
+        asked = Asked.about(pages, learner.rng)
         shown = learner.look(features, positions)
-        tokens = [learner.project(state) for state in shown]
         states, mask, places = learner.read(asked.queries)
-        words = learner.project(states)
-        late = best_matches(words[mask], owners_of(mask.sum(1)), tokens)
+        words, tokens = learner.meeting.project(states[mask]), [learner.meeting.project(state) for state in shown]
+        late = best_matches(words, owners_of(mask.sum(1)), tokens)
         dense, of_pages = pool(states, mask), torch.stack([state.mean(0) for state in shown])
         return {
             "late": info_nce(late, asked.own, asked.relevant, SHARP),
-            "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, 0.03),
-            "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, 0.03),
-            **naming_terms(learner, pages, asked, positions, tokens),
-            **telling_terms(learner, asked, words, mask, places),
+            "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, DENSE),
+            "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, DENSE),
+            **naming_terms(learner, pages, positions, shown),
+            **telling_terms(learner, asked, states, mask, places),
         }
 
     learner.learn(terms)

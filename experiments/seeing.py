@@ -172,13 +172,15 @@ class PageReader(nn.Module):
         # As thumbnail or as tile, which the connector marks: half of them each
         is_tile = torch.arange(len(features), device=features.device) % 2 == 1
         characters = self.patch_head(_unit(features))
-        tokens = self.head(_unit(self.connector(features, is_tile))).split(list(TOKEN_CLASSES.values()), dim=-1)
+        states = self.connector(features, is_tile)
+        tokens = self.head(_unit(states)).split(list(TOKEN_CLASSES.values()), dim=-1)
         is_text = patch_labels > 0
         # Most patches are empty: both kinds count alike.
         losses = [F.cross_entropy(characters[where], patch_labels[where]) for where in (is_text, ~is_text)]
         for index, logits in enumerate(tokens):
             losses.append(F.cross_entropy(logits.flatten(0, 1), labels[..., index].flatten()))
-        return {"loss": torch.stack(losses).nan_to_num().sum(), "characters": characters, "tokens": tokens}
+        loss = torch.stack(losses).nan_to_num().sum()
+        return {"loss": loss, "characters": characters, "tokens": tokens, "states": states}
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 All learn by adapters, and its own weights stay. It has never seen a letter: first the adapters of tower and connector
-learn what lies where on a page (`seeing`). Then pages are looked at once (`looking`), their tokens learn to say what
-they show (`naming`), queries learn to say what they ask for (`telling`), and both learn from each other, by the joint
-loss of jina-embeddings-v4's paper (`searching`). What is written lies in `writing/tiny-retrieval`.
+learn what lies where on a page, and to bring its tokens to the vectors of that (`seeing`). Then pages are looked at
+once (`looking`), and learn to be found by what they show (`naming`), queries learn to say what they ask for
+(`telling`), and both learn from each other, by the joint loss of jina-embeddings-v4's paper (`searching`). What is
+written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
 them as they are: their states are the final norm of what the connector makes, within 1e-3. So the decoder runs on
@@ -35,14 +36,16 @@ from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
-from .searching import name_pages, search_pages, tell_queries, train_only
+from .fact_vectors import Meeting
+from .searching import ADAPTER, MEETING, WIDTH, name_pages, search_pages, tell_queries, train_only
 from .seeing import PageCollator, PageReader, PagesDataset, measure
 
 
-RANK = {"vision_model": 32, "connector": 32, "language_model": 12}
+RANK = {"vision_model": 28, "connector": 40, "language_model": 12}
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 8  # pages
+NAMED = 3.0  # of the loss: as much as so many of the reader's questions
 MAX_TILES = 4
 
 
@@ -55,6 +58,22 @@ def make_model(checkpoint: str):
         target_modules=target_modules(["encoder", "connector", "decoder"]), bias="none",
     )  # fmt: skip
     return get_peft_model(model, config)
+
+
+class PageNamer(PageReader):
+    """Tells tokens what they show, by the vectors of facts too."""
+
+    def __init__(self, model, meeting: Meeting):
+        super().__init__(model)
+        self.norm, self.meeting = model.model.language_model.norm, meeting
+
+    def forward(self, pixel_values: torch.Tensor, patch_labels: torch.Tensor, labels: torch.Tensor):
+        outputs = super().forward(pixel_values, patch_labels, labels)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            tokens = self.meeting.project(self.norm(outputs["states"].float()))
+            named = self.meeting.name(tokens.flatten(0, 1), labels.flatten(0, 1))
+            outputs["loss"] = outputs["loss"] + NAMED * named
+        return outputs
 
 
 def train(
@@ -89,7 +108,9 @@ def see(args: argparse.Namespace, output: Path) -> None:
     train_only(model, ("vision_model", "connector"))
     base = model.get_base_model()
     base.set_attn_implementation("eager")  # compiled, with bfloat16: 0.7 of sdpa's time
-    reader = PageReader(base)
+    meeting = Meeting(base.config.get_text_config().hidden_size, WIDTH)
+    meeting.dense.requires_grad_(False)  # which no token has
+    reader = PageNamer(base, meeting)
     for part in (reader.vision_model, reader.connector):
         part.compile()
     collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
@@ -101,13 +122,14 @@ def see(args: argparse.Namespace, output: Path) -> None:
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
-    save_file(get_peft_model_state_dict(model), output / "adapter.safetensors")
+    save_file(get_peft_model_state_dict(model), output / ADAPTER)
+    save_file(meeting.state_dict(), output / MEETING)
 
 
 def seen(args: argparse.Namespace, stage: str = "seeing"):
     """The model after a stage, and its processor."""
     model = make_model(args.model)
-    set_peft_model_state_dict(model, load_file(args.output / stage / "adapter.safetensors"))
+    set_peft_model_state_dict(model, load_file(args.output / stage / ADAPTER))
     return model, JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
 
 
@@ -135,11 +157,11 @@ def meet(stage: Callable, before: str, args: argparse.Namespace, output: Path) -
 def write(args: argparse.Namespace, output: Path) -> None:
     """The retrieval folder, in bfloat16."""
     trained, model = args.output / "searching", make_model(args.model)
-    set_peft_model_state_dict(model, load_file(trained / "adapter.safetensors"))
+    set_peft_model_state_dict(model, load_file(trained / ADAPTER))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(torch.bfloat16)
-    weight = load_file(trained / "projector.safetensors")["weight"]
+    weight = load_file(trained / MEETING)["projector.weight"].to(torch.bfloat16)
     processor = JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
     base = os.path.relpath(args.model)
     write_folder(output / "tiny-retrieval", model, weight, processor, base=base, replace=True)
@@ -160,9 +182,9 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pages", type=int, default=27_000, help="to see (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=30_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=800, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=1500, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

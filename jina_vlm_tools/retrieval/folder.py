@@ -358,8 +358,8 @@ def _save_encoder(
         )
         modules = [transformer, dense, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
         encoder = MultiVectorEncoder(modules=modules, prompts=PROMPTS, device="cpu")
-        dense.float()  # the library gives all modules the first one's dtype
-        dense.linear.weight.data = weight.detach().float().cpu().contiguous()
+        dense.to(weight.dtype)  # the library gives all modules the first one's dtype
+        dense.linear.weight.data = weight.detach().cpu().contiguous()
     else:
         modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean"), Normalize()]
         encoder = SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")

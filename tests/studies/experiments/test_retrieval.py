@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
-from experiments.fact_vectors import NOTHING, FactVectors, attributes
-from experiments.searching import TELLING, Asked, Learner, best_matches, is_whole, told
+from experiments.fact_vectors import NOTHING, DenseVectors, FactVectors, attributes, distance
+from experiments.searching import TELLING, Asked, Learner, best_matches, different, is_whole, told
 from experiments.seeing import token_labels
 from experiments.train_retrieval import make_model
 from experiments.visual_rag import make_documents, make_questions
@@ -89,6 +89,35 @@ def test_tokens_have_the_vectors_of_what_they_show(task):
         assert (similar.amax(0) > 0.9999).all()
         if not page.labels:  # which nobody asks for
             assert (similar.amax(1) > 0.9999).float().mean() > 0.9  # the rest lie in a place's neighbor
+
+
+def test_a_dense_vector_is_a_sum_over_facts():
+    torch.manual_seed(0)
+    vectors, facts = DenseVectors(8), [[1, 40], [2], [3, 70, 80]]
+    alone = vectors([[fact] for fact in facts])
+    assert torch.allclose(vectors([facts, facts[1:2]]), torch.stack([alone.sum(0), alone[1]]), atol=1e-6)
+
+
+def test_vectors_at_their_targets_have_next_to_no_distance():
+    targets = torch.eye(4)
+    which = torch.tensor([2, 0, 2])
+    assert distance(targets[which], targets, which) < 1e-6
+    assert distance(targets[which], targets, which.roll(1)) > 1
+
+
+def test_each_fact_of_a_page_is_asked_for_alone_too():
+    pages = [Searches(1, (task,), first_seed=3)[0][0]["page"] for task in TASKS]
+    asked = Asked.of_facts(pages, random.Random(0))
+    for index, page in enumerate(pages):
+        own = [query.facts for query, number in zip(asked.queries, asked.own, strict=True) if number == index]
+        assert {frozenset({fact}) for fact in facts_of(page)} <= {*own} and all(each <= facts_of(page) for each in own)
+    for query, found in zip(asked.queries, asked.relevant.tolist(), strict=True):
+        assert found == [query.finds(facts_of(page)) for page in pages]
+
+
+def test_different_items_are_numbered():
+    items, which = different(["b", "a", "b"])
+    assert items == ["b", "a"] and which.tolist() == [0, 1, 0]
 
 
 @pytest.fixture(scope="module")
