@@ -7,10 +7,9 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
-
-import onnx
 
 from . import ONNX, OPENVINO
 from .calibration import collect_tiles
