@@ -1,7 +1,8 @@
 """Ask the small checkpoint the same questions by torch and by other engines: `python -m experiments.eval_engines`.
 
 The questions of `experiments.eval_tiny`, one by one. For llama.cpp tower and connector are torch's in float32, so that
-what differs is the text model alone; ONNX Runtime and OpenVINO run the whole model.
+what differs is the text model alone; ONNX Runtime and OpenVINO run the whole model. `--show 10` prints the answers to
+the first ten, too.
 """
 
 import argparse
@@ -71,16 +72,32 @@ def ask(models: dict, processor, sample) -> dict[tuple, tuple]:
     }
 
 
+def show(processor, samples: list, results: list[dict]) -> str:
+    """Questions, right answers, and what each engine and kind of weights says."""
+    head = ["Question", "Right", *(f"{engine}, {kind}" for engine, kind in results[0])]
+    lines = [
+        [
+            sample.turn.question,
+            sample.turn.answer,
+            *(processor.decode(tokens, skip_special_tokens=True).strip() for tokens, *_ in result.values()),
+        ]
+        for sample, result in zip(samples, results, strict=False)
+    ]
+    return markdown.table(head, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default=str(TINY))
     parser.add_argument("--samples", type=int, default=960, help="questions (default: %(default)s)")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="answers to the first N questions, too")
     parser.add_argument("--engines", nargs="+", default=list(KINDS), choices=KINDS, help="(default: all)")
     args = parser.parse_args()
     processor, started = JinaVLMProcessor.from_pretrained(args.checkpoint), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         models = load_models(args.checkpoint, args.engines, Path(folder))
-        results = [ask(models, processor, sample) for sample in tqdm(choose(args.samples))]
+        samples = list(choose(args.samples))
+        results = [ask(models, processor, sample) for sample in tqdm(samples)]
     suppressed = models[TORCH, WHOLE].config.structural_token_ids
     lines = []
     for engine, kind in models:
@@ -97,6 +114,8 @@ def main() -> None:
     print(
         markdown.table(["Engine and weights", "Right, %", "The same tokens as torch", "KL of the first token"], lines)
     )
+    if args.show:
+        print(f"\n{show(processor, samples[: args.show], results)}")
     print(f"\n{len(results)} questions in {time.perf_counter() - started:.0f} s.")
 
 
