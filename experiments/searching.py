@@ -19,6 +19,7 @@ from jina_vlm import JinaVLMProcessor
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from jina_vlm_tools.retrieval.inputs import to_chat
@@ -74,14 +75,17 @@ class Pages:
             self.seen |= load_file(file)
         self.rng, self.left = rng, []
 
-    def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
-        """Pages in a random order, each once before any again: with their tiles' features and positions."""
+    def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Pages in a random order, each once before any again: with their tiles' features, positions and prompts."""
         if len(self.left) < pairs:
             self.left = self.rng.sample(range(len(self.pairs)), len(self.pairs))
         places = [(index, half) for index in [self.left.pop() for _ in range(pairs)] for half in range(2)]
-        features = [self.seen[f"{index}.{half}.features"] for index, half in places]
-        positions = [self.seen[f"{index}.{half}.positions"] for index, half in places]
-        return [self.pairs[index][half] for index, half in places], torch.cat(features).float(), positions
+        pages = [self.pairs[index][half] for index, half in places]
+        features, positions, prompts = (
+            [self.seen[f"{index}.{half}.{name}"] for index, half in places]
+            for name in ("features", "positions", "prompt")
+        )
+        return pages, torch.cat(features).float(), positions, prompts
 
 
 @dataclass
@@ -166,6 +170,17 @@ class Learner:
             images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
         return [self.base.language_model.norm(image.float()) for image in images]
 
+    def read_pages(self, features: torch.Tensor, positions: list[torch.Tensor], prompts: list[torch.Tensor]):
+        """As [`look`], of all tokens: last states [pages, length, hidden], which are real, which an image's."""
+        ids = pad_sequence(prompts, batch_first=True)
+        mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            images = self.base.get_image_features(features[:, None], torch.cat(positions))
+            states = self.base(
+                input_ids=ids, attention_mask=mask, mm_encoder_outputs={"image": images}, use_cache=False
+            ).last_hidden_state.float()
+        return states, mask.bool(), ids == self.model.config.image_token_id
+
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
         inputs = self.processor.tokenizer(
@@ -200,8 +215,9 @@ class Learner:
         self.save()
 
 
-def naming_terms(learner: Learner, pages: list[Page], positions, states) -> dict[str, torch.Tensor]:
-    """Pages are found by the vectors of facts, of each alone and of several; each token is told what it shows."""
+def naming_terms(learner: Learner, pages: list[Page], positions, states, dense) -> dict[str, torch.Tensor]:
+    """Pages are found by the vectors of facts, of each alone and of several; each token is told what it shows.
+    `states` are those of each page's image tokens, `dense` [pages, hidden] are pages' dense vectors."""
     meeting = learner.meeting
     asked = Asked.of_facts(pages, learner.rng)
     sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
@@ -209,7 +225,6 @@ def naming_terms(learner: Learner, pages: list[Page], positions, states) -> dict
     owners = owners_of(torch.tensor([len(facts) for facts in sought]))
     tokens = [meeting.project(state) for state in states]
     labels = torch.cat([tile_labels(page, place, learner) for page, place in zip(pages, positions, strict=True)])
-    dense = torch.stack([state.mean(0) for state in states])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
         "tokens": meeting.name(torch.cat([page[learner.thumbnail :] for page in tokens]), labels),
@@ -288,8 +303,9 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions = looked.next(NAMING.pairs)
-        return naming_terms(learner, pages, positions, learner.look(features, positions))
+        pages, features, positions, _ = looked.next(NAMING.pairs)
+        states = learner.look(features, positions)
+        return naming_terms(learner, pages, positions, states, torch.stack([state.mean(0) for state in states]))
 
     learner.learn(terms)
 
@@ -313,18 +329,19 @@ def search_pages(args: argparse.Namespace, output: Path, model, processor) -> No
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions = looked.next(SEARCHING.pairs)
+        pages, features, positions, prompts = looked.next(SEARCHING.pairs)
         asked = Asked.about(pages, learner.rng)
-        shown = learner.look(features, positions)
+        shown, are_real, are_image = learner.read_pages(features, positions, prompts)
         states, mask, places = learner.read(asked.queries)
-        words, tokens = learner.meeting.project(states[mask]), [learner.meeting.project(state) for state in shown]
-        late = best_matches(words, owners_of(mask.sum(1)), tokens)
-        dense, of_pages = pool(states, mask), torch.stack([state.mean(0) for state in shown])
+        tokens = [learner.meeting.project(page[real]) for page, real in zip(shown, are_real, strict=True)]
+        late = best_matches(learner.meeting.project(states[mask]), owners_of(mask.sum(1)), tokens)
+        dense, of_pages = pool(states, mask), pool(shown, are_real)
+        of_images = [page[image] for page, image in zip(shown, are_image, strict=True)]
         return {
             "late": info_nce(late, asked.own, asked.relevant, SHARP),
             "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, DENSE),
             "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, DENSE),
-            **naming_terms(learner, pages, positions, shown),
+            **naming_terms(learner, pages, positions, of_images, of_pages),
             **telling_terms(learner, asked, states, mask, places),
         }
 

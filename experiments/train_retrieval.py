@@ -7,8 +7,8 @@ once (`looking`), and learn to be found by what they show (`naming`), queries le
 written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
-them as they are: their states are the final norm of what the connector makes, within 1e-3. So the decoder runs on
-queries alone.
+them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
+decoder, and `searching` alone runs it on pages, for the words around an image.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
+from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
@@ -142,10 +143,11 @@ def look(args: argparse.Namespace, output: Path) -> None:
     searches, tensors = Searches(args.searches), {}
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
         for half, page in enumerate(searches.pages(index)):
-            tiles = processor.image_processor(draw_page(page), return_tensors="pt")
-            features = tower(tiles["pixel_values"]).last_hidden_state
+            inputs = prepare(processor, [draw_page(page)], "document")
+            features = tower(inputs["pixel_values"]).last_hidden_state
             tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
-            tensors[f"{index}.{half}.positions"] = tiles["tile_positions"]
+            tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
+            tensors[f"{index}.{half}.prompt"] = inputs["input_ids"][0]
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
 

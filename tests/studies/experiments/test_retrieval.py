@@ -18,7 +18,7 @@ from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.scores import late_scores
 from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
-from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS
+from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS, draw_page
 from jina_vlm_tools.synthetic.searches import Query, facts_of, near_miss, query_about, say
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, TRAINING_PAIRS
 
@@ -136,6 +136,22 @@ def test_queries_are_read_as_they_are_embedded(learner):
     assert (states - expected)[mask].abs().max() < 0.05 * expected.abs().max()  # bfloat16
     words = [texts[0][max(0, begin) : end] for begin, end in places[0].tolist() if end > 0]
     assert "".join(words) == texts[0]
+
+
+def test_pages_are_read_as_they_are_embedded(learner):
+    images = [draw_page(Searches(1, ("shapes",), first_seed=seed)[0][0]["page"]) for seed in range(2)]
+    tower = make_model(str(TINY)).get_base_model().model
+    each = [dict(prepare(learner.processor, [image], "document")) for image in images]
+    with torch.no_grad():
+        features = torch.cat([tower.vision_model(inputs["pixel_values"]).last_hidden_state for inputs in each])
+        states, are_real, are_image = learner.read_pages(
+            features, [inputs["tile_positions"] for inputs in each], [inputs["input_ids"][0] for inputs in each]
+        )
+        for index, inputs in enumerate(each):
+            expected = tower(**inputs, use_cache=False).last_hidden_state[0]
+            assert are_real[index].sum() == len(expected)
+            assert (states[index, : len(expected)] - expected).abs().max() < 0.05 * expected.abs().max()  # bfloat16
+            assert are_image[index].sum() == (inputs["input_ids"] == tower.config.image_token_id).sum()
 
 
 def test_tokens_of_queries_are_told_what_is_said_up_to_them(learner):
