@@ -51,7 +51,7 @@ def test_turns():
 
 
 def test_memory_is_seen_to_rise():
-    """In pages of its own: an allocator may have room left from earlier tests. The system may reclaim some meanwhile."""
+    """In pages of its own: an allocator may have room left from earlier tests. The system may reclaim some."""
     size = 2**28
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages, side_by_side.Peak() as peak:
         for page in range(0, size, mmap.PAGESIZE):
