@@ -106,11 +106,12 @@ class Asked:
     @classmethod
     def of_facts(cls, pages: list[Page], rng: random.Random) -> "Asked":
         """Of each page one for each of its facts, which has no words, and `QUERIES` about it."""
-        singles = [[Query(frozenset({fact}), "", "") for fact in sorted(facts_of(page), key=repr)] for page in pages]
-        return cls._of(
-            pages,
-            [[*each, *(_ask(page, rng) for _ in range(QUERIES))] for page, each in zip(pages, singles, strict=True)],
-        )
+
+        def all_about(page: Page) -> list[Query]:
+            alone = [Query(frozenset({fact}), "", "") for fact in sorted(facts_of(page), key=repr)]
+            return alone + [_ask(page, rng) for _ in range(QUERIES)]
+
+        return cls._of(pages, [all_about(page) for page in pages])
 
     @classmethod
     def _of(cls, pages: list[Page], queries: list[list[Query]]) -> "Asked":
@@ -273,10 +274,8 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     at = [query for query, _, _ in known], [token for _, token, _ in known]
     others = mask.index_put([torch.tensor(each) for each in at], torch.tensor(False))
     said, which = different([tuple(numbers) for _, _, numbers in known])
-    sought, own = different(
-        [tuple(sorted(tuple(attributes(fact)) for fact in query.facts)) for query in asked.queries]
-    )
-    dense, targets = pool(states, mask), meeting.dense([list(map(list, facts)) for facts in sought])
+    sought, own = different([query.facts for query in asked.queries])
+    dense, targets = pool(states, mask), meeting.dense([[attributes(fact) for fact in facts] for facts in sought])
     return {
         "told": info_nce(best_matches(words[mask], owners_of(mask.sum(1)), virtual), asked.own, asked.relevant, SHARP),
         "words": distance(words[at], meeting.vectors([list(each) for each in said]), which),
