@@ -23,6 +23,7 @@ from jina_vlm_tools.engines.quantization import GRAPH_QUANTIZATIONS
 from jina_vlm_tools.files import TINY
 
 from . import full_model
+from .one_answer import see, write_tokens
 from .results import arguments, save
 from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
 
@@ -64,23 +65,8 @@ def load(folder: Path | None, layers: int):
 
 
 @torch.inference_mode()
-def see(model) -> None:
-    """An image of one tile, which is its own thumbnail."""
-    pixels = torch.linspace(-1, 1, 3 * 378 * 378).view(1, 3, 378, 378).repeat(2, 1, 1, 1)
-    model.get_image_features(pixels.to(model.dtype), torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]]))
-
-
-@torch.inference_mode()
 def read_prompt(model):
     return model(input_ids=torch.arange(PROMPT)[None], use_cache=True, logits_to_keep=1)[CACHE_NAME]
-
-
-@torch.inference_mode()
-def write_tokens(model, cache, tokens: int) -> None:
-    """So many, one after the other; the cache is left as it was."""
-    for _ in range(tokens):
-        model(input_ids=torch.full((1, 1), 1000), use_cache=True, **{CACHE_NAME: cache})
-    cache.crop(-tokens)
 
 
 def use_memory(folder: Path | None, layers: int) -> int:

@@ -20,6 +20,7 @@ from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
 from jina_vlm_tools.files import TINY
 
 from . import decoder, full_model
+from .one_answer import see, write_tokens
 from .results import arguments, save
 from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
 
@@ -52,26 +53,10 @@ def load(folder: Path | None, layers: int | None):
 
 
 @torch.inference_mode()
-def see(model) -> dict:
-    """An image of one tile through tower and connector."""
-    pixels = torch.rand(1, 3, 378, 378).expand(2, -1, -1, -1).contiguous() * 2 - 1
-    return model.get_image_features(pixels.to(model.dtype), torch.tensor([[-1, -1, 1, 1], [0, 0, 1, 1]]))
-
-
-@torch.inference_mode()
 def read_prompt(model, tokens: tuple) -> object:
     """The cache after a prompt."""
     ids, features = tokens
     return model(input_ids=ids, mm_encoder_outputs=features, use_cache=True, logits_to_keep=1)[CACHE_NAME]
-
-
-@torch.inference_mode()
-def write_tokens(model, cache, tokens: int) -> None:
-    """So many, one after the other; the cache is left as it was."""
-    one = torch.full((1, 1), 1000)
-    for _ in range(tokens):
-        model(input_ids=one, use_cache=True, **{CACHE_NAME: cache})
-    cache.crop(-tokens)
 
 
 def use_memory(folder: Path | None, layers: int | None) -> dict[str, int]:

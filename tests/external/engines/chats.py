@@ -1,8 +1,10 @@
 """Chats that every engine must answer as torch does, and how they are asked."""
 
 import pytest
+import torch
 from PIL import Image
 
+from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
@@ -52,6 +54,20 @@ def assistant(text: str) -> dict:
 def new_tokens(model, inputs, **options) -> list[list[int]]:
     options = {"max_new_tokens": NEW, "do_sample": False, **options}
     return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def sampled(model, inputs) -> list[list[int]]:
+    """Three answers to each, from the same seed each time, by options that reach all of `generate`'s processors."""
+    torch.manual_seed(3)
+    options = {"do_sample": True, "temperature": 4.0, "top_p": 0.99, "repetition_penalty": 1.1}
+    return new_tokens(model, inputs, **options, num_return_sequences=3)
+
+
+def converse(model, processor) -> tuple[Conversation, list[str]]:
+    """Three turns, the last with another image, and what was answered."""
+    conversation, images = Conversation(model, processor, NEW), [drawn(1), drawn(2)]
+    questions = [("Describe the picture.", images[:1]), ("How many shapes are there?", []), ("And here?", images[1:])]
+    return conversation, [conversation.answer(question, new).text for question, new in questions]
 
 
 CHATS = {

@@ -17,7 +17,7 @@ import llama_cpp
 import pytest
 import servers
 import torch
-from chats import CHATS, NEW, drawn, new_tokens, prepare, refused, user
+from chats import CHATS, NEW, converse, drawn, new_tokens, prepare, refused, sampled, user
 from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from transformers import DynamicCache
@@ -92,11 +92,8 @@ def test_a_batch_of_different_lengths(processor, by_torch, by_llama):
 
 
 def test_sampling_has_the_options_of_generate(processor, by_torch, by_llama):
-    inputs, answers = prepare(processor, CHATS["turns"]), []
-    for model in (by_torch, by_llama):
-        torch.manual_seed(3)
-        options = {"do_sample": True, "temperature": 4.0, "top_p": 0.99, "repetition_penalty": 1.1}
-        answers.append(new_tokens(model, inputs, **options, num_return_sequences=3))
+    inputs = prepare(processor, CHATS["turns"])
+    answers = [sampled(model, inputs) for model in (by_torch, by_llama)]
     assert answers[0] == answers[1] and len({tuple(answer) for answer in answers[0]}) > 1
 
 
@@ -108,13 +105,8 @@ def test_structural_tokens_are_never_sampled(processor, by_llama):
 
 
 def test_turns_go_on_from_the_cache(processor, by_torch, by_llama, monkeypatch):
-    images = [drawn(1), drawn(2)]
-    questions = [("Describe the picture.", images[:1]), ("How many shapes are there?", []), ("And here?", images[1:])]
-    answers = {}
-    for name, model in (("torch", by_torch), ("llama.cpp", by_llama)):
-        conversation = Conversation(model, processor, NEW)
-        answers[name] = [conversation.answer(question, new).text for question, new in questions]
-    assert answers["llama.cpp"] == answers["torch"]
+    conversation, answers = converse(by_llama, processor)
+    assert answers == converse(by_torch, processor)[1]
 
     read, encoded = [], []
     sequences = conversation.cache.layers[0].sequences

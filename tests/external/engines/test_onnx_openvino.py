@@ -17,7 +17,7 @@ import onnx
 import pytest
 import servers
 import torch
-from chats import CHATS, NEW, drawn, half_black, new_tokens, prepare, refused, user
+from chats import CHATS, NEW, converse, drawn, half_black, new_tokens, prepare, refused, sampled, user
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from transformers import AutoModelForImageTextToText, StaticCache
 
@@ -122,11 +122,7 @@ def test_beams_and_samples_have_the_options_of_generate(processor, by_torch, mod
     inputs = prepare(processor, CHATS["turns"], CHATS["two images"])
     options = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5}
     assert new_tokens(model, inputs, **options) == new_tokens(by_torch, inputs, **options)
-    answers = []
-    for each in (by_torch, model):
-        torch.manual_seed(3)
-        options = {"do_sample": True, "temperature": 4.0, "top_p": 0.99, "repetition_penalty": 1.1}
-        answers.append(new_tokens(each, inputs, **options, num_return_sequences=3))
+    answers = [sampled(each, inputs) for each in (by_torch, model)]
     assert answers[0] == answers[1] and len({tuple(answer) for answer in answers[0]}) > 1
 
 
@@ -138,13 +134,8 @@ def test_structural_tokens_are_never_sampled(processor, model):
 
 
 def test_turns_go_on_from_the_cache(processor, by_torch, model, monkeypatch):
-    images = [drawn(1), drawn(2)]
-    questions = [("Describe the picture.", images[:1]), ("How many shapes are there?", []), ("And here?", images[1:])]
-    answers = []
-    for each in (by_torch, model):
-        conversation = Conversation(each, processor, NEW)
-        answers.append([conversation.answer(question, new).text for question, new in questions])
-    assert answers[0] == answers[1]
+    conversation, answers = converse(model, processor)
+    assert answers == converse(by_torch, processor)[1]
 
     read, decoder = [], model.model.language_model.decoder
     run = decoder.run
