@@ -11,13 +11,14 @@ from jina_vlm_tools.files import ROOT, TINY
 @torch.no_grad()
 def fill(module: nn.Module, scale: float = 0.02) -> None:
     """Noise for all parameters, the same again and again: drawing each number would take minutes. (Zeros would not do:
-    pages that are never written are all one page, which is read faster than memory.)"""
+    pages that are never written are all one page, which is read faster than memory.) No two parameters are alike:
+    engines would hold, and read, what they have in common once."""
     noise = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(scale)
-    for parameter in module.parameters():
-        flat = parameter.view(-1)
+    for index, parameter in enumerate(module.parameters()):
+        flat, shifted = parameter.view(-1), noise.roll(1009 * index)
         for start in range(0, len(flat), len(noise)):
             part = flat[start : start + len(noise)]
-            part.copy_(noise[: len(part)])
+            part.copy_(shifted[: len(part)])
 
 
 def build(make, dtype: torch.dtype, device: str) -> nn.Module:

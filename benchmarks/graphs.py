@@ -40,13 +40,7 @@ def make_model(layers: int) -> JinaVLMForConditionalGeneration:
         config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = layers
         config.text_config.layer_types = config.text_config.layer_types[:layers]
         config.vision_feature_layers = [layers - 1, 0]
-    model = full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
-    # No two blocks alike: ONNX Runtime would hold, and read, what they have in common once.
-    with torch.no_grad():
-        blocks = (model.model.vision_model.tower.encoder.layers, model.model.language_model.layers)
-        for index, parameter in enumerate(p for each in blocks for p in each.parameters()):
-            parameter.copy_(parameter.flatten().roll(1009 * index).view_as(parameter))
-    return model
+    return full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
 
 
 def write_checkpoint(folder: Path, case: str, layers: int) -> int:

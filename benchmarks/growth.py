@@ -43,7 +43,8 @@ class Stages:
 
     @torch.inference_mode()
     def run(self, sizes: list[tuple[int, int]], answer_tokens: int) -> dict:
-        images = [noise(*size[::-1]) for size in sizes]
+        # No two alike: the tiles of a second one that is the same would not be computed again.
+        images = [noise(*size[::-1], seed) for seed, size in enumerate(sizes)]
         text = self.processor.image_token * len(images) + QUESTION
         inputs, preprocessing = self._timed(lambda: self.processor(text=text, images=images, return_tensors="pt"))
         inputs = inputs.to(self.device)

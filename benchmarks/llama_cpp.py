@@ -1,9 +1,9 @@
 """The text model by llama.cpp beside torch: `python -m benchmarks.llama_cpp`.
 
-The 2.4B model with random weights. Torch computes in bfloat16; tower and connector are torch's in both. Prompt and
-cache are those of an image of one tile and some text. Times are of runs in turns, in one process; memory is the peak
-of a process of its own that loads the model, sees an image and writes a few tokens. For each type of weights a
-checkpoint is written, measured and deleted again, which takes up to 7 GB of disk.
+The 2.4B model with random weights. Torch computes in bfloat16. A case is llama.cpp's type of weights, and what runs
+tower and connector beside it. Prompt and cache are those of an image of one tile and some text. Times are of runs in
+turns, in one process; memory is the peak of a process of its own that loads the model, sees an image and writes a few
+tokens. For each case a checkpoint is written, measured and deleted again, which takes up to 7 GB of disk.
 """
 
 import shutil
@@ -17,6 +17,7 @@ from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from jina_vlm_tools import markdown
 from jina_vlm_tools.engines.gguf_folder import write_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
+from jina_vlm_tools.engines.quantization import VISIONS
 from jina_vlm_tools.files import TINY
 
 from . import decoder, full_model
@@ -26,6 +27,8 @@ from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_t
 
 
 TYPES = ("Q4_K_M", "Q8_0")
+CASES = [f"{kind} {vision}" for vision in VISIONS for kind in TYPES]
+MEASURED = ("Q4_K_M torch", "Q4_K_M onnx-int8", "Q4_K_M openvino-int8-a8", "Q8_0 torch")
 TEXT_TOKENS = 88  # with an image of one tile: 512
 
 
@@ -37,11 +40,12 @@ def make_model(layers: int | None) -> JinaVLMForConditionalGeneration:
     return full_model.build(lambda: JinaVLMForConditionalGeneration(config), torch.bfloat16, "cpu")
 
 
-def write_checkpoint(folder: Path, kind: str, layers: int | None) -> int:
+def write_checkpoint(folder: Path, case: str, layers: int | None) -> int:
     """Returns the peak of memory beyond the weights themselves, which are in memory here, in bytes."""
+    kind, vision = case.split()
     model, processor = make_model(layers), JinaVLMProcessor.from_pretrained(TINY)
     before = memory_bytes("RssAnon")
-    write_for_llama_cpp(model, processor, folder, "random", kind)
+    write_for_llama_cpp(model, processor, folder, "random", kind, vision=VISIONS[vision])
     return memory_bytes("VmHWM") - before
 
 
@@ -49,7 +53,7 @@ def load(folder: Path | None, layers: int | None):
     """The model of a checkpoint for llama.cpp, or torch's."""
     if folder is None:
         return make_model(layers)
-    return LlamaCppForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    return LlamaCppForConditionalGeneration.from_pretrained(folder).eval()
 
 
 @torch.inference_mode()
@@ -72,14 +76,14 @@ def make_prompt(model) -> tuple:
     return decoder.prompt(model, images=1, rows=1, columns=1, text_tokens=TEXT_TOKENS)
 
 
-def measure(kind: str, folder: Path, rounds: int, tokens: int, layers: int | None) -> dict:
-    beyond = in_fresh_process(write_checkpoint, folder, kind, layers)
-    memory = {name: in_fresh_process(use_memory, where, layers) for name, where in (("torch", None), (kind, folder))}
-    models = {"torch": load(None, layers), kind: load(folder, layers)}
+def measure(case: str, folder: Path, rounds: int, tokens: int, layers: int | None) -> dict:
+    beyond = in_fresh_process(write_checkpoint, folder, case, layers)
+    memory = {name: in_fresh_process(use_memory, where, layers) for name, where in (("torch", None), (case, folder))}
+    models = {"torch": load(None, layers), case: load(folder, layers)}
     prompt = make_prompt(models["torch"])
     caches = {name: read_prompt(model, prompt) for name, model in models.items()}
     seconds = {
-        "tower": take_turns({"torch": lambda: see(models["torch"])}, rounds),
+        "tower": take_turns({name: lambda m=model: see(m) for name, model in models.items()}, rounds),
         "prefill": take_turns(
             {name: lambda m=model: read_prompt(m, prompt) for name, model in models.items()}, rounds
         ),
@@ -88,15 +92,14 @@ def measure(kind: str, folder: Path, rounds: int, tokens: int, layers: int | Non
             rounds,
         ),
     }
-    of_token = {name: value / tokens for name, value in medians(seconds["token"]).items()}
-    prefill, tower = medians(seconds["prefill"]), medians(seconds["tower"])["torch"]
+    middle = {what: medians(times) for what, times in seconds.items()}
+    middle["token"] = {name: value / tokens for name, value in middle["token"].items()}
     return {
-        "kind": kind,
+        "what": case,
         "tokens": prompt[0].shape[1],
-        "seconds": {"tower": tower, "prefill": prefill, "token": of_token},
-        "first_token": {name: tower + value for name, value in prefill.items()},
-        "prefill_ratio": ratio(seconds["prefill"], kind, "torch"),
-        "token_ratio": ratio(seconds["token"], kind, "torch"),
+        "seconds": middle,
+        "first_token": {name: middle["tower"][name] + middle["prefill"][name] for name in models},
+        "ratios": {what: ratio(times, case, "torch") for what, times in seconds.items()},
         "memory": memory,
         "disk": sum(path.stat().st_size for path in folder.iterdir()),
         "convert_beyond_weights": beyond,
@@ -104,19 +107,18 @@ def measure(kind: str, folder: Path, rounds: int, tokens: int, layers: int | Non
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Text model", "Image to first token, s", "Prefill to torch's", "Tokens a second", "Token to torch's",
-            "Peak memory, GB", "of it not of files, GB", "Disk, GB"]  # fmt: skip
+    head = ["Text model", "Tower", "Image to first token, s", "To torch's: tower", "Prefill", "A token",
+            "Tokens a second", "Peak memory, GB", "of it not of files, GB", "Disk, GB"]  # fmt: skip
     lines = []
     for row in rows:
-        for name in ("torch", row["kind"]):
+        for name in ("torch", row["what"]):
             is_torch = name == "torch"
             lines.append(
                 [
-                    "torch, bfloat16" if is_torch else f"llama.cpp, {name}",
+                    *(("torch, bfloat16", "torch") if is_torch else name.split()),
                     f"{row['first_token'][name]:.1f}",
-                    "" if is_torch else f"**{row['prefill_ratio']:.2f}**",
+                    *("" if is_torch else f"**{value:.2f}**" for value in row["ratios"].values()),
                     f"{1 / row['seconds']['token'][name]:.1f}",
-                    "" if is_torch else f"**{row['token_ratio']:.2f}**",
                     f"{row['memory'][name]['peak'] / 1e9:.2f}",
                     f"{row['memory'][name]['anonymous'] / 1e9:.2f}",
                     "" if is_torch else f"{row['disk'] / 1e9:.2f}",
@@ -127,7 +129,9 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
-    parser.add_argument("--types", nargs="+", default=TYPES, help="of weights (default: %(default)s)")
+    parser.add_argument(
+        "--cases", nargs="+", default=MEASURED, choices=CASES, metavar="CASE", help="(default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=8, help="decoded in each round (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="of the text model, for a trial (default: all 28)")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written for a while (default: TMPDIR)")
@@ -135,10 +139,10 @@ def main() -> None:
     if args.device != "cpu":
         parser.error("llama.cpp is compared on the CPU: leave --device out")
     rows = []
-    for kind in args.types:
+    for case in args.cases:
         folder = Path(tempfile.mkdtemp(dir=args.folder))
         try:
-            rows.append(measure(kind, folder, args.rounds, args.tokens, args.layers))
+            rows.append(measure(case, folder, args.rounds, args.tokens, args.layers))
         finally:
             shutil.rmtree(folder)
         print(table(rows[-1:]), flush=True)

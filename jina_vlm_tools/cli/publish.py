@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jina_vlm_tools.engines import FOLDERS, LLAMA_CPP, ONNX, OPENVINO, TORCH, check_engine, find_engine
-from jina_vlm_tools.engines.quantization import ACTIVATIONS, GRAPH_QUANTIZATIONS, QUANTIZATIONS
+from jina_vlm_tools.engines.quantization import ACTIVATIONS, GRAPH_QUANTIZATIONS, QUANTIZATIONS, VISIONS
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -104,10 +104,16 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         f"of the text model in 4; {ACTIVATIONS}, 8 bits, and what the tower computes with as well (default: float32)",
     )
     parser.add_argument(
+        "--vision",
+        choices=VISIONS,
+        metavar="KIND",
+        help=f"with --to gguf, what runs tower and connector, and their weights: {', '.join(VISIONS)} (default: torch)",
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="DIR",
-        help=f"with --quantize {ACTIVATIONS}: images and PDFs like those that it will see (default: drawn pages)",
+        help=f"with {ACTIVATIONS}: images and PDFs like those that it will see (default: drawn pages)",
     )
     add_weights_options(parser)
     options.add_json(parser, JSON)
@@ -128,8 +134,13 @@ def check_convert(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         if args.quantize.lower() not in kinds:
             parser.error(f"--quantize {args.quantize}: with --to {args.to} choose from {', '.join(kinds.values())}")
         args.quantize = kinds[args.quantize.lower()]
-    if args.calibrate and args.quantize != ACTIVATIONS:
-        parser.error(f"--calibrate is for --quantize {ACTIVATIONS}: say that too, or leave it out")
+    if args.vision and engine != LLAMA_CPP:
+        parser.error("--vision is for llama.cpp, which runs the text model alone: say --to gguf too, or leave it out")
+    vision = VISIONS[args.vision or TORCH]
+    if args.dtype and vision.engine != TORCH:
+        parser.error(f"--dtype is of weights in torch: leave it out, or --vision {args.vision}")
+    if args.calibrate and ACTIVATIONS not in (args.quantize, vision.quantization):
+        parser.error(f"--calibrate is for --quantize {ACTIVATIONS} or --vision ...-{ACTIVATIONS}: say that too")
     if args.calibrate and not args.calibrate.is_dir():
         parser.error(f"--calibrate {args.calibrate}: no such folder")
 
@@ -253,8 +264,12 @@ def _for_llama_cpp(args: argparse.Namespace) -> Callable[[Path], dict]:
     """What writes the folder and returns how many of the text model's tensors have which type."""
     from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
 
+    vision = VISIONS[args.vision or TORCH]
+    if vision.engine != TORCH:
+        with needing(FOLDERS[vision.engine].extra, f"--vision {args.vision}"):
+            from jina_vlm_tools.engines import graph_folder  # noqa: F401
     return lambda folder: convert_for_llama_cpp(
-        args.weights, folder, args.quantize or UNQUANTIZED, args.dtype or "auto"
+        args.weights, folder, args.quantize or UNQUANTIZED, args.dtype or "auto", vision, args.calibrate
     )
 
 

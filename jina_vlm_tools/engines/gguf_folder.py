@@ -7,16 +7,25 @@ import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from safetensors.torch import save_file
 
+from . import TORCH
 from .folder import check_room, complete, load_checkpoint, write_settings, writing
 from .gguf_file import write_text_model
 from .llama_cpp import LlamaCppForConditionalGeneration
-from .quantization import WHOLE
+from .quantization import VISIONS, WHOLE, Vision
 
 
 IN_TORCH = ("model.vision_model.", "model.connector.")
+GRAPHS = ["tower", "connector"]
 
 
-def convert_for_llama_cpp(weights: str, folder: Path, quantization: str, dtype: str = "auto") -> dict[str, int]:
+def convert_for_llama_cpp(
+    weights: str,
+    folder: Path,
+    quantization: str,
+    dtype: str = "auto",
+    vision: Vision = VISIONS[TORCH],
+    pages: Path | None = None,
+) -> dict[str, str | int]:
     """
     Write a checkpoint into `folder`, for [`LlamaCppForConditionalGeneration`]. Weights stay in their files until they
     are written, one by one.
@@ -25,17 +34,20 @@ def convert_for_llama_cpp(weights: str, folder: Path, quantization: str, dtype: 
         weights: A folder or an id of the Hub, in the released layout or this one.
         folder: An empty one.
         quantization: Of the text model: one of `QUANTIZATIONS`.
-        dtype: Of tower and connector; `"auto"` is the checkpoint's own.
+        dtype: Of tower and connector by torch; `"auto"` is the checkpoint's own.
+        vision: One of `VISIONS`: what runs tower and connector.
+        pages: A folder of images and PDFs by which a tower's activations are quantized; None for drawn ones.
 
     Returns:
-        How many of the text model's tensors have which of llama.cpp's types.
+        How many of the text model's tensors have which of llama.cpp's types, and what the weights of graphs are.
 
     Raises:
         PublishingError: the disk is too small or full.
         OSError, ValueError: the checkpoint cannot be read, or does what llama.cpp cannot; the message names it.
     """
     model, processor = load_checkpoint(weights)
-    return write_for_llama_cpp(model, processor, folder, Path(weights).resolve().name, quantization, dtype)
+    name = Path(weights).resolve().name
+    return write_for_llama_cpp(model, processor, folder, name, quantization, dtype, vision, pages)
 
 
 def write_for_llama_cpp(
@@ -45,24 +57,45 @@ def write_for_llama_cpp(
     name: str,
     quantization: str,
     dtype: str = "auto",
-) -> dict[str, int]:
+    vision: Vision = VISIONS[TORCH],
+    pages: Path | None = None,
+) -> dict[str, str | int]:
     """As [`convert_for_llama_cpp`], of a model and a processor. The model's rows for structural tokens are covered."""
     complete(model, processor)
-    vision_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
     text_file = f"text-{quantization}.gguf"
-    check_room(folder, _count_bytes(model, quantization, vision_dtype))
+    vision_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    if vision.engine != TORCH:
+        vision_dtype = torch.float32
+    check_room(folder, _count_bytes(model, quantization, vision_dtype, vision))
     with writing(folder):
-        tensors = write_text_model(model, processor, folder / text_file, name, quantization)
-        _write_vision(model, folder, vision_dtype)
-        kind = str(vision_dtype).removeprefix("torch.")
-        write_settings(model, processor, folder, LlamaCppForConditionalGeneration, kind, text_file=text_file)
-    return tensors
+        kinds = write_text_model(model, processor, folder / text_file, name, quantization)
+        if vision.engine != TORCH:
+            kinds |= _graphs().write_parts(
+                model, processor, folder, GRAPHS, vision.engine, vision.quantization, pages
+            )
+        _write_tensors(model, folder, vision_dtype, () if vision.engine != TORCH else IN_TORCH)
+        write_settings(
+            model, processor, folder, LlamaCppForConditionalGeneration, str(vision_dtype).removeprefix("torch."),
+            text_file=text_file, vision_engine=vision.engine,
+        )  # fmt: skip
+    return kinds
 
 
-def _count_bytes(model: JinaVLMForConditionalGeneration, quantization: str, dtype: torch.dtype) -> float:
-    vision = sum(tensor.numel() for name, tensor in model.state_dict().items() if name.startswith(IN_TORCH))
-    text = model.num_parameters() - vision
-    of_vision = vision * dtype.itemsize
+def _graphs():
+    """The module that writes graphs, whose packages are needed for them alone."""
+    from . import graph_folder
+
+    return graph_folder
+
+
+def _count_bytes(
+    model: JinaVLMForConditionalGeneration, quantization: str, dtype: torch.dtype, vision: Vision
+) -> float:
+    numbers = sum(tensor.numel() for name, tensor in model.state_dict().items() if name.startswith(IN_TORCH))
+    text = model.num_parameters() - numbers
+    of_vision = numbers * dtype.itemsize
+    if vision.engine != TORCH:
+        of_vision = _graphs().count_bytes(model, GRAPHS, vision.engine, vision.quantization)
     if quantization in WHOLE:
         return text * getattr(torch, WHOLE[quantization]).itemsize + of_vision
     # with scales, and some matrices in a larger type, at most a bit and a half more than the name says
@@ -70,8 +103,11 @@ def _count_bytes(model: JinaVLMForConditionalGeneration, quantization: str, dtyp
     return quantized + max(text * model.dtype.itemsize, of_vision)  # one after the other
 
 
-def _write_vision(model: JinaVLMForConditionalGeneration, folder: Path, dtype: torch.dtype) -> None:
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(IN_TORCH)}
+def _write_tensors(
+    model: JinaVLMForConditionalGeneration, folder: Path, dtype: torch.dtype, kept: tuple[str, ...]
+) -> None:
+    """What torch needs: parts whose names begin so, and the embeddings of structural tokens."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)}
     rows = model.get_input_embeddings().weight.detach()[model.config.structural_token_ids]
     tensors["model.language_model.embed_tokens.weight"] = rows
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}

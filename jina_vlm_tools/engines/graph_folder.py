@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from torch import nn
 
 from . import ONNX, OPENVINO
 from .calibration import collect_tiles
@@ -60,17 +61,31 @@ def write_for_graphs(
     """As [`convert_for_graphs`], of a model and a processor. The model's rows for structural tokens are covered."""
     _check_architecture(model.config, engine, quantization)
     complete(model, processor)
-    check_room(folder, _count_bytes(model, engine, quantization))
-    tiles = collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
+    check_room(folder, count_bytes(model, list(PARTS), engine, quantization))
     with writing(folder):
-        write = _write_onnx if engine == ONNX else _write_openvino
-        for part in PARTS:
-            write(model, part, folder, quantization, tiles)
+        kinds = write_parts(model, processor, folder, list(PARTS), engine, quantization, pages)
         write_settings(model, processor, folder, MODELS[engine], "float32")
-    return {part: describe(part, quantization) for part in PARTS}
+    return kinds
 
 
-def describe(part: str, quantization: str | None) -> str:
+def write_parts(
+    model: JinaVLMForConditionalGeneration,
+    processor: JinaVLMProcessor,
+    folder: Path,
+    parts: list[str],
+    engine: str,
+    quantization: str | None,
+    pages: Path | None,
+) -> dict[str, str]:
+    """Write graphs of some of `PARTS`. Arguments and what it returns are those of [`convert_for_graphs`]."""
+    tiles = collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
+    write = _write_onnx if engine == ONNX else _write_openvino
+    for part in parts:
+        write(model, part, folder, quantization, tiles)
+    return {part: _describe(part, quantization) for part in parts}
+
+
+def _describe(part: str, quantization: str | None) -> str:
     """What the weights of a part are."""
     if quantization is None:
         return "whole" if part == "embedding" else "float32"
@@ -96,13 +111,20 @@ def _check_architecture(config, engine: str, quantization: str | None) -> None:
             raise ValueError(f"The text model has {what}, which a graph cannot compute for every length.")
 
 
-def _count_bytes(model: JinaVLMForConditionalGeneration, engine: str, quantization: str | None) -> float:
-    """Of the folder, and of the largest graph that lies beside it in float32 before NNCF has quantized it."""
-    numbers = model.num_parameters()
+def count_bytes(
+    model: JinaVLMForConditionalGeneration, parts: list[str], engine: str, quantization: str | None
+) -> float:
+    """Of graphs, and of the largest that lies beside them in float32 before NNCF has quantized it."""
+    modules = {
+        "tower": model.model.vision_model,
+        "connector": model.model.connector,
+        "embedding": model.get_input_embeddings(),
+        "decoder": nn.ModuleList([model.model.language_model.layers, model.lm_head]),
+    }
+    numbers = [sum(parameter.numel() for parameter in modules[part].parameters()) for part in parts]
     each = {None: 4, "int4": 1}.get(quantization, 1.2)  # with scales; head, tower and embedding have 8 bits
-    part = model.model.language_model if engine == OPENVINO else model.model.vision_model
     is_copied = engine == OPENVINO or quantization == ACTIVATIONS
-    return numbers * each + (part.num_parameters() * 4 if is_copied else 0)
+    return sum(numbers) * each + (max(numbers) * 4 if is_copied else 0)
 
 
 def _bits(part: str, quantization: str | None) -> Callable[[str], int | None]:

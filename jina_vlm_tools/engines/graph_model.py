@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMVisionModel
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMModel
 from jina_vlm.modeling_jina_vlm import JinaVLMPreTrainedModel
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
-from transformers.utils.hub import cached_file
 
 from . import FOLDERS, ONNX, OPENVINO
-from .model import EngineForConditionalGeneration, count_padding, register
+from .graph_parts import Graph, GraphTower, OnCPU, load_graphs, make_connector
+from .model import EngineForConditionalGeneration, count_padding, find, register
 
 
 @strict
@@ -31,49 +31,19 @@ class OpenVinoConfig(JinaVLMConfig):
     model_type = FOLDERS[OPENVINO].model_type
 
 
-class _OnCPU:
-    """A model without parameters of its own, whose tensors are float32."""
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-
-
-class _Graph(nn.Module):
-    """A graph with one output, in the place of a part of the model. `run` is set when it is loaded."""
-
-    def __init__(self, *inputs: str):
-        super().__init__()
-        self.inputs, self.run = inputs, None
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        return self.run(dict(zip(self.inputs, tensors, strict=True)))[0]
-
-
-class _Tower(_OnCPU, JinaVLMVisionModel):
-    def __init__(self, config: JinaVLMConfig):
-        super(JinaVLMVisionModel, self).__init__(config)
-        self.tower = _Graph("pixel_values")
-
-    def get_input_embeddings(self) -> None:
-        """None: it is a part of the graph."""
-
-    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self.tower(pixel_values.float())
-
-
 class _Text(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed_tokens, self.decoder = _Graph("input_ids"), _Graph()
+        self.embed_tokens, self.decoder = Graph("input_ids"), Graph()
 
 
-class GraphModel(_OnCPU, JinaVLMModel):
+class GraphModel(OnCPU, JinaVLMModel):
     """Everything but the call of the text model."""
 
     def __init__(self, config: JinaVLMConfig):
         super(JinaVLMModel, self).__init__(config)
-        self.vision_model = _Tower(config)
-        self.connector = _Graph("features", "is_last_tile")
+        self.vision_model = GraphTower(config)
+        self.connector = make_connector()
         self.language_model = _Text()
         self.post_init()
 
@@ -86,7 +56,7 @@ class GraphModel(_OnCPU, JinaVLMModel):
         raise NotImplementedError("The decoder is a graph that gives logits alone: call the model with head.")
 
 
-class GraphForConditionalGeneration(_OnCPU, EngineForConditionalGeneration):
+class GraphForConditionalGeneration(OnCPU, EngineForConditionalGeneration):
     """jina-vlm, for inference on CPUs: see the module. Engines take as many threads as torch. Loaded by
     `from_pretrained` of a subclass, or of an Auto class."""
 
@@ -110,24 +80,17 @@ class GraphForConditionalGeneration(_OnCPU, EngineForConditionalGeneration):
             OSError: the engine is not installed, or a file is missing or damaged.
             ValueError: another `dtype`, or `quantization_config` is given.
         """
+        found = find(kwargs)
         with cls.importing(kwargs):
-            from .graph_runners import RUNNERS
-        dtype = str(kwargs.get("dtype", "auto")).removeprefix("torch.")
-        runner = RUNNERS[cls.engine]
-        if dtype not in ("auto", "None", *runner.dtypes):
-            raise ValueError(f"{cls.engine} computes in {' or '.join(runner.dtypes)} here, not in {dtype}.")
-        found = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if kwargs.get(name) is not None}
-        config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, **found)
-        model = cls(config).eval()
-        parts = {
-            "tower": model.model.vision_model.tower,
-            "connector": model.model.connector,
-            "embedding": model.model.language_model.embed_tokens,
-            "decoder": model.model.language_model.decoder,
-        }
-        for part, module in parts.items():
-            paths = [cached_file(pretrained_model_name_or_path, f"{part}{suffix}", **found) for suffix in runner.files]
-            module.run = runner(paths[0], dtype)
+            config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, **found)
+            model = cls(config).eval()
+            parts = {
+                "tower": model.model.vision_model.tower,
+                "connector": model.model.connector,
+                "embedding": model.model.language_model.embed_tokens,
+                "decoder": model.model.language_model.decoder,
+            }
+            load_graphs(parts, cls.engine, kwargs.get("dtype"), pretrained_model_name_or_path, found)
         model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **found)
         return model
 

@@ -1,4 +1,4 @@
-"""jina-vlm with its text model run by llama.cpp: tower and connector by torch, the rest from a GGUF file.
+"""jina-vlm with its text model run by llama.cpp, from a GGUF file: tower and connector by torch, or as graphs.
 
 It is a model of the library like any other, whose cache is llama.cpp's. So `generate` with all its options,
 conversations, batch jobs and the server run on it unchanged. A prompt's words go to llama.cpp as tokens; what lies
@@ -17,16 +17,21 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils.hub import cached_file
 
-from . import FOLDERS, LLAMA_CPP
-from .model import EngineForConditionalGeneration, count_padding, register
+from jina_vlm_tools.extras import needing
+
+from . import FOLDERS, LLAMA_CPP, TORCH
+from .graph_parts import GraphTower, load_graphs, make_connector
+from .model import EngineForConditionalGeneration, count_padding, find, register
 
 
 @strict
 class LlamaCppConfig(JinaVLMConfig):
-    """As [`JinaVLMConfig`]. `text_file`: the name of the text model's file, beside `config.json`."""
+    """As [`JinaVLMConfig`]. `text_file`: the name of the text model's file, beside `config.json`. `vision_engine`: what
+    runs tower and connector: torch, or ONNX Runtime or OpenVINO."""
 
     model_type = FOLDERS[LLAMA_CPP].model_type
     text_file: str = "text-BF16.gguf"
+    vision_engine: str = TORCH
 
 
 class _Layer(CacheLayerMixin):
@@ -114,8 +119,10 @@ class LlamaCppModel(JinaVLMModel):
 
     def __init__(self, config: LlamaCppConfig):
         super(JinaVLMModel, self).__init__(config)
-        self.vision_model = JinaVLMVisionModel(config)
-        self.connector = JinaVLMConnector(config)
+        if config.vision_engine == TORCH:
+            self.vision_model, self.connector = JinaVLMVisionModel(config), JinaVLMConnector(config)
+        else:
+            self.vision_model, self.connector = GraphTower(config), make_connector()
         self.language_model = _TextStub(config)
         self.post_init()
 
@@ -135,8 +142,8 @@ class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
     """
     jina-vlm, for inference: see the module.
 
-    Its weights are tower, connector and the embeddings of the structural tokens; `device` and `dtype` are theirs.
-    llama.cpp takes as many threads as torch.
+    Its weights are the embeddings of the structural tokens, and tower and connector unless these are graphs; `device`
+    and `dtype` are theirs. Engines take as many threads as torch.
     """
 
     config_class = LlamaCppConfig
@@ -160,14 +167,19 @@ class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
             use_gpu: Whether llama.cpp may use a GPU; if left out, where it was built for one.
 
         Raises:
-            OSError: llama-cpp-python is not installed, or a file is missing or damaged.
-            ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized.
+            OSError: an engine is not installed, or a file is missing or damaged.
+            ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized; or a `dtype`
+                that the engine of tower and connector does not compute in.
         """
         with cls.importing(kwargs):
             from .llama_text import TextModel
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        found = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if kwargs.get(name) is not None}
+        found, engine = find(kwargs), model.config.vision_engine
+        if engine != TORCH:
+            with needing(FOLDERS[engine].extra, f"Its tower, which is {engine}'s,"):
+                parts = {"tower": model.model.vision_model.tower, "connector": model.model.connector}
+                load_graphs(parts, engine, kwargs.get("dtype"), pretrained_model_name_or_path, found)
         path = cached_file(pretrained_model_name_or_path, model.config.text_file, **found)
         model.text, config = TextModel(path, use_gpu), model.config.text_config
         sizes, expected = (model.text.vocabulary_size, model.text.width), (config.vocab_size, config.hidden_size)

@@ -132,6 +132,12 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
         )
 
 
+def find(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that say where a checkpoint's files are."""
+    names = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
+    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
 def count_padding(attention_mask: torch.Tensor | None, batch: int, length: int) -> list[int]:
     """
     Count the tokens that each sample begins with and that are not part of it.

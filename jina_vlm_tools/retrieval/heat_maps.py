@@ -38,7 +38,7 @@ class HeatMap:
 
     def draw(self, words: Sequence[int] | None = None) -> Image.Image:
         """The image, with color where these words, by their numbers, match best; all where none are named. What
-        matches as the image does on the whole has no color.
+        matches as the image does on the whole has no color, and a word that matches everywhere alike has little.
 
         Raises:
             ValueError: there is no such word.
@@ -47,9 +47,8 @@ class HeatMap:
         if wrong := [number for number in numbers if not 0 <= number < len(self.words)]:
             raise ValueError(f"`words` are numbers from 0 to {len(self.words) - 1}, got {wrong}.")
         maps = self.similarity[numbers]
-        usual, best = maps.flatten(1).median(1).values, maps.flatten(1).amax(1)
-        scaled = (maps - usual[:, None, None]) / (best - usual).clamp(min=1e-6)[:, None, None]
-        heat = scaled.clamp(0, 1).amax(0).numpy()
+        rise = maps - maps.flatten(1).median(1).values[:, None, None]
+        heat = (rise.amax(0) / rise.amax().clamp(min=1e-6)).clamp(0, 1).numpy()
         size = self.image.size
         opacity = Image.fromarray(np.uint8(255 * STRONGEST * heat)).resize(size, Image.BICUBIC)
         return Image.composite(Image.new("RGB", size, WARM), self.image, opacity)

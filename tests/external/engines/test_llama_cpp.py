@@ -27,6 +27,7 @@ from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import llama_text
 from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
 from jina_vlm_tools.engines.llama_cpp import LlamaCppForConditionalGeneration
+from jina_vlm_tools.engines.quantization import VISIONS
 from jina_vlm_tools.files import TEMPLATE, TINY
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.inference.loading import load_on_device, load_processor_and_class
@@ -38,15 +39,15 @@ RELEASED = ROOT / "tests" / "golden" / "released-tiny"
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-    """The function `converted(quantization, weights=TINY)`: a folder for llama.cpp, made once."""
+    """The function `converted(quantization, weights=TINY, vision="torch")`: a folder for llama.cpp, made once."""
     made = {}
 
-    def convert(quantization: str, weights=TINY):
-        if (weights, quantization) not in made:
-            folder = tmp_path_factory.mktemp(quantization)
-            convert_for_llama_cpp(str(weights), folder, quantization)
-            made[weights, quantization] = folder
-        return made[weights, quantization]
+    def convert(quantization: str, weights=TINY, vision: str = "torch"):
+        key = (quantization, weights, vision)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(f"{quantization}-{vision}")
+            convert_for_llama_cpp(str(weights), made[key], quantization, vision=VISIONS[vision])
+        return made[key]
 
     return convert
 
@@ -138,6 +139,55 @@ def test_streams_the_answer(processor, by_llama):
     pieces = []
     answer = Conversation(by_llama, processor, NEW).answer("Describe the picture.", [drawn(1)], pieces.append)
     assert len(pieces) > 1 and "".join(pieces).strip() == answer.text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tower and connector as graphs
+# ---------------------------------------------------------------------------------------------------------------------
+
+GRAPHS = ["onnx", "openvino"]
+
+
+@pytest.mark.parametrize("vision", GRAPHS)
+def test_the_tokens_of_generate_with_a_graph_as_tower(vision, converted, processor, by_torch):
+    folder = converted("F32", vision=vision)
+    model = LlamaCppForConditionalGeneration.from_pretrained(folder)
+    assert model.num_parameters() == len(model.config.structural_token_ids) * model.config.text_config.hidden_size
+    for chat in CHATS.values():
+        inputs = prepare(processor, chat)
+        assert new_tokens(model, inputs) == new_tokens(by_torch, inputs)
+
+
+@pytest.mark.parametrize("vision", [f"{engine}-{kind}" for engine in GRAPHS for kind in ("int8", "int8-a8")])
+def test_quantized_towers(vision, converted, processor, by_torch):
+    folder = converted("Q8_0", vision=vision)
+    model = LlamaCppForConditionalGeneration.from_pretrained(folder)
+    inputs = prepare(processor, CHATS["two images"])
+    given = [inputs[name] for name in ("pixel_values", "tile_positions")]
+    with torch.no_grad():
+        ours, expected = (torch.cat(each.get_image_features(*given).pooler_output) for each in (model, by_torch))
+    assert 0 < (ours - expected).norm() / expected.norm() < 0.1
+    assert new_tokens(model, inputs) == new_tokens(by_torch, inputs)
+    sizes = [
+        sum(path.stat().st_size for path in made.glob("tower.*"))
+        for made in (folder, converted("F32", vision=VISIONS[vision].engine))
+    ]
+    assert sizes[0] < sizes[1] / 2
+
+
+@pytest.mark.parametrize(
+    "vision, graph, other", [("onnx", "tower.onnx", "bfloat16"), ("openvino", "connector.xml", "float16")]
+)
+def test_a_graph_that_is_missing_and_a_type_that_it_does_not_compute_in(vision, graph, other, converted, tmp_path):
+    with refused(f"{vision} computes in float32.*, not in {other}"):
+        LlamaCppForConditionalGeneration.from_pretrained(converted("F32", vision=vision), dtype=other)
+    shutil.copytree(converted("F32", vision=vision), tmp_path, dirs_exist_ok=True)
+    (tmp_path / graph).write_bytes(b"no graph")
+    with refused(f"cannot load .*{graph}", OSError):
+        LlamaCppForConditionalGeneration.from_pretrained(tmp_path)
+    (tmp_path / graph).unlink()
+    with refused(graph, OSError):
+        LlamaCppForConditionalGeneration.from_pretrained(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -96,6 +96,11 @@ def test_options_that_do_not_belong_together(tmp_path, capsys):
         (["--to", "onnx", "--dtype", "bfloat16"], "--dtype is of weights in torch"),
         (["--to", "onnx", "--quantize", "int8", "--calibrate", "."], "--calibrate is for --quantize int8-a8"),
         (["--to", "onnx", "--quantize", "int8-a8", "--calibrate", "nowhere"], "nowhere: no such folder"),
+        (["--to", "gguf", "--vision", "onnx", "--calibrate", "."], "--calibrate is for --quantize int8-a8"),
+        (["--to", "gguf", "--vision", "openvino-int8", "--dtype", "bfloat16"], "leave it out, or --vision openvino"),
+        (["--to", "gguf", "--vision", "int8"], "invalid choice: 'int8'"),
+        (["--to", "onnx", "--vision", "onnx-int8"], "--vision is for llama.cpp"),
+        (["--vision", "torch"], "--vision is for llama.cpp"),
     ):
         assert fails("convert", TINY, tmp_path / "made", *options) == "2"
         assert message in capsys.readouterr().err

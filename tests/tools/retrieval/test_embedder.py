@@ -11,6 +11,7 @@ from torch import nn
 
 from jina_vlm_tools.files import ROOT, TINY
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
+from jina_vlm_tools.retrieval.heat_maps import HeatMap
 
 
 FOLDER = ROOT / "checkpoints" / "tiny-retrieval"
@@ -170,3 +171,15 @@ def test_heat_maps_have_a_word_for_each_of_the_query(embedder, image):
     assert heat.draw().size == image.size and heat.draw([1, 2]) != heat.draw([3])
     with pytest.raises(ValueError, match="from 0 to 5"):
         heat.draw([6])
+
+
+def test_a_word_that_matches_everywhere_alike_has_little_color(image):
+    """As words have that say nothing: they match where nothing is, which is most of an image."""
+    similarity = torch.full((2, 4, 4), 0.9)
+    similarity[0, ::2] += 0.02
+    similarity[1] = 0.1
+    similarity[1, 1, 2] = 0.8
+    heat = HeatMap(image, ["the", "star"], similarity)
+    drawn = [np.asarray(each, dtype=float) for each in (heat.draw(), heat.draw([1]), heat.draw([0]), image)]
+    assert np.abs(drawn[0] - drawn[1]).mean() < 0.1 * np.abs(drawn[2] - drawn[3]).mean()
+    assert heat.draw([0]) != image
