@@ -107,7 +107,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--vision",
         choices=VISIONS,
         metavar="KIND",
-        help=f"with --to gguf, what runs tower and connector, and their weights: {', '.join(VISIONS)} (default: torch)",
+        help=f"with --to gguf: what runs tower and connector, in which weights: {', '.join(VISIONS)} (default: torch)",
     )
     parser.add_argument(
         "--calibrate",

@@ -70,9 +70,7 @@ def write_for_llama_cpp(
     with writing(folder):
         kinds = write_text_model(model, processor, folder / text_file, name, quantization)
         if vision.engine != TORCH:
-            kinds |= _graphs().write_parts(
-                model, processor, folder, GRAPHS, vision.engine, vision.quantization, pages
-            )
+            kinds |= _graphs().write_parts(model, processor, folder, GRAPHS, vision.engine, vision.quantization, pages)
         _write_tensors(model, folder, vision_dtype, () if vision.engine != TORCH else IN_TORCH)
         write_settings(
             model, processor, folder, LlamaCppForConditionalGeneration, str(vision_dtype).removeprefix("torch."),

@@ -5,7 +5,7 @@ conversations, batch jobs and the server run on it unchanged. A prompt's words g
 between `<im_start>` and `<im_end>`, as embeddings. `gguf_folder.py` makes its checkpoints.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ from .model import EngineForConditionalGeneration, count_padding, find, register
 
 @strict
 class LlamaCppConfig(JinaVLMConfig):
-    """As [`JinaVLMConfig`]. `text_file`: the name of the text model's file, beside `config.json`. `vision_engine`: what
-    runs tower and connector: torch, or ONNX Runtime or OpenVINO."""
+    """As [`JinaVLMConfig`]. `text_file`: the text model's file, beside `config.json`. `vision_engine`: what runs
+    tower and connector."""
 
     model_type = FOLDERS[LLAMA_CPP].model_type
     text_file: str = "text-BF16.gguf"
-    vision_engine: str = TORCH
+    vision_engine: Literal["torch", "onnx", "openvino"] = TORCH
 
 
 class _Layer(CacheLayerMixin):
@@ -168,8 +168,8 @@ class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
 
         Raises:
             OSError: an engine is not installed, or a file is missing or damaged.
-            ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized; or a `dtype`
-                that the engine of tower and connector does not compute in.
+            ValueError: as by the base class; or `quantization_config` is given: the GGUF file is quantized; or the
+                engine of tower and connector does not compute in `dtype`.
         """
         with cls.importing(kwargs):
             from .llama_text import TextModel

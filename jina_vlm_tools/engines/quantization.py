@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from . import ONNX, OPENVINO, TORCH
 
+
 # llama.cpp's types
 WHOLE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # and torch's names for them
 # Those that need no statistics of what a model computes ("importance matrix"), from the largest to the smallest
