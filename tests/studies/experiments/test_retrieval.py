@@ -47,6 +47,7 @@ def test_held_out_pages_have_nothing_that_training_draws():
     assert all(held.relevant[number, number % 60] for number in range(120))
     kinds = {(held.pages[number % 60].kind, query.language) for number, query in enumerate(held.queries)}
     assert len(kinds) == 5 * len(LANGUAGES)  # numbers and words stand on boards alike
+    assert {query.language for query in held_out(12, 24, ["shapes"]).queries} == set(LANGUAGES)
     again = held_out(60, 120)
     assert [query.text for query in again.queries] == [query.text for query in held.queries]
 
