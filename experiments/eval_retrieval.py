@@ -55,7 +55,7 @@ def held_out(pages: int, queries: int, tasks: Iterable[str] = TASKS) -> Held:
         for index in range(pages)
     ]
     asked = [
-        query_about(drawn[index % pages], languages[(index + index // len(tasks)) % len(languages)], rng)
+        query_about(drawn[index % pages], languages[(index % len(tasks) + index // len(tasks)) % len(languages)], rng)
         for index in range(queries)
     ]
     facts = [facts_of(page) for page in drawn]

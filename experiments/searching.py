@@ -50,8 +50,8 @@ class Settings:
 
 
 NAMING = Settings(1000, 12, 2e-3, ("connector",))
-TELLING = Settings(800, 24, 4e-3, ("language_model",))
-SEARCHING = Settings(400, 12, 1e-3, ("connector", "language_model"))
+TELLING = Settings(1000, 24, 4e-3, ("language_model",))
+SEARCHING = Settings(200, 12, 1e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors

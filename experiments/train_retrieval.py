@@ -184,9 +184,9 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pages", type=int, default=30_000, help="to see (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=50_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=1500, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=3000, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -25,7 +25,7 @@ class OnnxGraph:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.enable_cpu_mem_arena = False  # which grows by powers of two: hundreds of MB at 2.4B, for a tenth of time
+        options.enable_cpu_mem_arena = False  # it grows by powers of two: hundreds of MB at 2.4B
         options.log_severity_level = 3  # errors, which come as exceptions too
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
