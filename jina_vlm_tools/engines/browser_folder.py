@@ -24,7 +24,7 @@ from .folder import (
 from .graph_folder import bits_of, check_architecture, count_bytes, describe
 from .graph_runners import OnnxGraph
 from .graph_weights import write_graph
-from .graphs import BROWSER_PARTS, PARTS, cache_names, draw
+from .graphs import BROWSER_PARTS, PARTS, Drawing, cache_names, draw
 
 
 PAGE = Path(__file__).parents[1] / "webapp" / "browser"
@@ -61,9 +61,12 @@ def convert_for_browser(weights: str, folder: Path, quantization: str | None = N
         (folder / GRAPHS).mkdir()
         for name in BROWSER_PARTS:
             part = {"decoder_model_merged": "decoder", "embed_tokens": "embedding"}.get(name, name)
+            drawing = draw(model, name)
+            if part == "embedding":  # whose rows are stored as they are: in WebAssembly nothing casts bfloat16
+                drawing = Drawing(drawing.graph, {key: rows.float() for key, rows in drawing.matrices.items()})
             path = folder / GRAPHS / f"{name}{SUFFIXES[dtype]}.onnx"
-            write_graph(draw(model, name), path, bits_of(part, quantization), DATA)
-            kinds[name] = describe(part, quantization)
+            write_graph(drawing, path, bits_of(part, quantization), DATA)
+            kinds[name] = describe(part, quantization) if quantization else "float32"
         _write_config(model.config, folder, dtype)
         write_processor(model, processor, folder)
         _move_template(folder)
