@@ -13,7 +13,6 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from torch import nn
 
 from . import ONNX, OPENVINO
-from .calibration import collect_tiles
 from .folder import check_room, complete, load_checkpoint, write_settings, writing
 from .graph_model import OnnxForConditionalGeneration, OpenVinoForConditionalGeneration
 from .graph_weights import BLOCK, write_graph
@@ -78,7 +77,11 @@ def write_parts(
     pages: Path | None,
 ) -> dict[str, str]:
     """Write graphs of some of `PARTS`. Arguments and what it returns are those of [`convert_for_graphs`]."""
-    tiles = collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
+    tiles = None
+    if quantization == ACTIVATIONS:
+        from .calibration import collect_tiles  # which draws, by packages that nothing else here needs
+
+        tiles = collect_tiles(processor, pages)
     write = _write_onnx if engine == ONNX else _write_openvino
     for part in parts:
         write(model, part, folder, quantization, tiles)
