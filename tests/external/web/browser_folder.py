@@ -69,6 +69,7 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(STEP)
         self.problems: list[str] = []
+        self.brought: list[str] = []  # what a network would have brought
         self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
         self.context.route(lambda address: not address.startswith((url, "data:", "blob:")), self._bring)
         self.page.goto(url)
@@ -83,6 +84,7 @@ class Visitor:
             self.problems.append(f"fetched from elsewhere: {route.request.url}")
             route.abort()
             return
+        self.brought.append(route.request.url)
         path = folder / (asked[3] or package["jsdelivr"])
         kind = "application/wasm" if path.suffix == ".wasm" else "text/javascript"
         route.fulfill(path=path, headers={"access-control-allow-origin": "*", "content-type": kind})

@@ -3,13 +3,14 @@
 import base64
 import io
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from browser_folder import Visitor, run_node, served
+from browser_folder import MODULES, Visitor, run_node, served
 from conftest import ROOT, TINY
 from jina_vlm import JinaVLMImageProcessor
 from jina_vlm.tiling_jina_vlm import get_tile_positions
@@ -189,6 +190,25 @@ def test_what_the_page_says_of_a_folder_that_is_not_whole(converted, browser, tm
         visitor = Visitor(browser, url)
         assert visitor.status == "It did not work: . has no processor_config.json: is it a converted folder?"
         assert visitor.page.locator("#ask").is_disabled() and visitor.problems == []
+        visitor.context.close()
+
+
+def test_without_a_network(converted, browser, expected, tmp_path):
+    for path in converted().iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "node_modules").symlink_to(MODULES)
+    page, paths = (converted() / "index.html").read_text(), "./node_modules/"
+    local = {
+        "@huggingface/transformers": paths + "@huggingface/transformers/dist/transformers.min.js",
+        "onnxruntime-web/": paths + "onnxruntime-web/dist/",
+    }
+    (tmp_path / "index.html").unlink()
+    (tmp_path / "index.html").write_text(re.sub(r"\{\s*\"imports\"[^<]*", json.dumps({"imports": local}), page))
+    (answer,) = expected(SHAPES, "How many shapes are there?")
+    with served(tmp_path) as url:
+        visitor = Visitor(browser, url)
+        assert visitor.ask("How many shapes are there?", SHAPES) == answer.text
+        assert visitor.problems == [] and visitor.brought == []
         visitor.context.close()
 
 
