@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from jina_vlm import JinaVLMConfig, JinaVLMProcessor
+from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProcessor
 
 from jina_vlm_tools.hub import PublishingError
 
@@ -52,6 +52,13 @@ def convert_for_browser(weights: str, folder: Path, quantization: str | None = N
         OSError, ValueError: the checkpoint cannot be read, or does what a graph cannot; the message names it.
     """
     model, processor = load_checkpoint(weights)
+    return write_for_browser(model, processor, folder, quantization)
+
+
+def write_for_browser(
+    model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor, folder: Path, quantization: str | None = None
+) -> dict[str, str]:
+    """As [`convert_for_browser`], of a model and a processor. The model's rows for structural tokens are covered."""
     check_architecture(model.config, ONNX, quantization)
     complete(model, processor)
     check_room(folder, count_bytes(model, list(PARTS), ONNX, quantization))
@@ -62,7 +69,7 @@ def convert_for_browser(weights: str, folder: Path, quantization: str | None = N
         for name in BROWSER_PARTS:
             part = {"decoder_model_merged": "decoder", "embed_tokens": "embedding"}.get(name, name)
             drawing = draw(model, name)
-            if part == "embedding":  # whose rows are stored as they are: in WebAssembly nothing casts bfloat16
+            if part == "embedding" and quantization is None:  # WebAssembly has no cast from bfloat16
                 drawing = Drawing(drawing.graph, {key: rows.float() for key, rows in drawing.matrices.items()})
             path = folder / GRAPHS / f"{name}{SUFFIXES[dtype]}.onnx"
             write_graph(drawing, path, bits_of(part, quantization), DATA)
