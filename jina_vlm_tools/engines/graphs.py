@@ -181,9 +181,8 @@ class Encoder(nn.Module):
         # Of each image by its thumbnail: its own tokens, and those of the grid.
         height, width = get_token_grid(rows, columns, *self.tokens_and_overlap)
         lengths = torch.where(row < 0, self.tokens_and_overlap[0] ** 2 + height * width, 0)
-        kept = lengths.sum().item()
-        _bound(kept, tokens.shape[0])
-        order = get_image_token_indices(tile_positions, *self.tokens_and_overlap).narrow(0, 0, kept)
+        order = get_image_token_indices(tile_positions, *self.tokens_and_overlap)
+        order = order[torch.arange(tokens.shape[0]) < lengths.sum()]
         return tokens.index_select(0, order) + self.row
 
     def arguments(self) -> tuple[dict, dict]:
@@ -201,10 +200,8 @@ class DecoderOfLastPlaces(Decoder):
     all."""
 
     def forward(self, inputs_embeds, attention_mask, position_ids, num_logits_to_keep, past):
-        length = inputs_embeds.shape[1]
-        first = torch.where(num_logits_to_keep == 0, 0, length - num_logits_to_keep).item()
-        _bound(first, length)
-        kept = torch.arange(length).narrow(0, first, length - first)
+        places = torch.arange(inputs_embeds.shape[1])
+        kept = places[(places >= inputs_embeds.shape[1] - num_logits_to_keep) | (num_logits_to_keep == 0)]
         return super().forward(inputs_embeds, attention_mask, position_ids, kept, past)
 
     def arguments(self) -> tuple[dict, dict]:
@@ -224,12 +221,6 @@ class DecoderOfLastPlaces(Decoder):
 PARTS = {"tower": Tower, "connector": Connector, "embedding": Embedding, "decoder": Decoder}
 # As transformers.js divides a model, by its names
 BROWSER_PARTS = {"vision_encoder": Encoder, "embed_tokens": Embedding, "decoder_model_merged": DecoderOfLastPlaces}
-
-
-def _bound(number: int, most: int) -> None:
-    """Tell the exporter, which does not know a tensor's number, that it is an index."""
-    torch._check(number >= 0)
-    torch._check(number <= most)
 
 
 def cache_names(kind: str, layers: int) -> list[str]:
