@@ -9,8 +9,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from jina_vlm_tools.engines import FOLDERS, LLAMA_CPP, ONNX, OPENVINO, TORCH, check_engine, find_engine
-from jina_vlm_tools.engines.quantization import ACTIVATIONS, GRAPH_QUANTIZATIONS, QUANTIZATIONS, VISIONS
+from jina_vlm_tools.engines import (
+    BROWSER,
+    FOLDERS,
+    LLAMA_CPP,
+    ONNX,
+    OPENVINO,
+    TORCH,
+    TRANSFORMERS_JS,
+    check_engine,
+    find_engine,
+)
+from jina_vlm_tools.engines.quantization import (
+    ACTIVATIONS,
+    BROWSER_QUANTIZATIONS,
+    GRAPH_QUANTIZATIONS,
+    QUANTIZATIONS,
+    VISIONS,
+)
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -31,6 +47,9 @@ with which `jina-vlm ask`, `chat`, `serve` and `batch` see images.
 
 With --to onnx or --to openvino the whole model as graphs, for ONNX Runtime or
 OpenVINO, which these commands run too.
+
+With --to transformers.js graphs for a browser, and a page that answers by
+them: `python -m http.server --directory FOLDER` serves it.
 """
 CONVERT_EXAMPLES = """\
 examples:
@@ -42,6 +61,7 @@ examples:
   jina-vlm ask --model for-llama photo.png "What is this?" --engine llama.cpp
   jina-vlm convert jinaai/jina-vlm for-onnx --to onnx --quantize int8
   jina-vlm convert jinaai/jina-vlm for-openvino --to openvino --quantize int8-a8 --calibrate my-pages
+  jina-vlm convert checkpoints/tiny page --to transformers.js --quantize int8
 """
 MERGE = """\
 Merge an adapter for retrieval with its base: a new folder for engines that
@@ -73,7 +93,9 @@ examples:
   jina-vlm upload --adapter my-retrieval --repo-id me/jina-vlm-retrieval --base me/jina-vlm-transformers
 """
 UNQUANTIZED = "BF16"
-FORMATS = {folder.format: engine for engine, folder in FOLDERS.items()}
+TARGETS = {**FOLDERS, TRANSFORMERS_JS: BROWSER}
+FORMATS = {folder.format: engine for engine, folder in TARGETS.items()}
+KINDS = {LLAMA_CPP: QUANTIZATIONS, TRANSFORMERS_JS: BROWSER_QUANTIZATIONS}  # of weights; the others' are alike
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
 AGAIN = "Run the same command again: files that have arrived are not sent twice."
@@ -100,8 +122,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="TYPE",
         help=f"with --to gguf, llama.cpp's type of the text model's weights: {', '.join(QUANTIZATIONS)} (default: "
-        f"{UNQUANTIZED}, which quantizes nothing); with --to onnx or openvino: int8, weights in 8 bits; int4, those "
-        f"of the text model in 4; {ACTIVATIONS}, 8 bits, and what the tower computes with as well (default: float32)",
+        f"{UNQUANTIZED}, which quantizes nothing); with --to onnx, openvino or transformers.js: int8, weights in 8 "
+        f"bits; int4, those of the text model in 4; but for the last, {ACTIVATIONS}, 8 bits, and what the tower "
+        "computes with as well (default: float32)",
     )
     parser.add_argument(
         "--vision",
@@ -127,10 +150,10 @@ def check_convert(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(f"--max-shard-size divides this project's layout: leave it out, or --to {args.to}")
     if args.quantize and not engine:
         parser.error(f"--quantize is for engines beside torch: say --to {' or '.join(FORMATS)} too, or leave it out")
-    if engine in (ONNX, OPENVINO) and args.dtype:
+    if engine in (ONNX, OPENVINO, TRANSFORMERS_JS) and args.dtype:
         parser.error(f"--dtype is of weights in torch: with --to {args.to} say --quantize, or leave it out")
     if args.quantize:
-        kinds = {name.lower(): name for name in (QUANTIZATIONS if engine == LLAMA_CPP else GRAPH_QUANTIZATIONS)}
+        kinds = {name.lower(): name for name in KINDS.get(engine, GRAPH_QUANTIZATIONS)}
         if args.quantize.lower() not in kinds:
             parser.error(f"--quantize {args.quantize}: with --to {args.to} choose from {', '.join(kinds.values())}")
         args.quantize = kinds[args.quantize.lower()]
@@ -242,25 +265,29 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress) -> None:
-    with needing(FOLDERS[engine].extra, f"`jina-vlm convert --to {args.to}`"):
-        from jina_vlm_tools.engines.folder import ask
+    with needing(TARGETS[engine].extra, f"`jina-vlm convert --to {args.to}`"):
+        if engine == TRANSFORMERS_JS:
+            from jina_vlm_tools.engines.browser_folder import ask_graphs as ask
+        else:
+            from jina_vlm_tools.engines.folder import ask
 
-        write = _for_llama_cpp(args) if engine == LLAMA_CPP else _for_graphs(args, engine)
+        write = {LLAMA_CPP: _for_llama_cpp, TRANSFORMERS_JS: _for_browser}.get(engine, _for_graphs)(args, engine)
     from jina_vlm_tools.hub.assemble import new_folder
 
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Converting {args.weights}"):
             tensors = write(folder)
-        with progress.step("check", "Asking it in a fresh process"):
+        where = "by ONNX Runtime" if engine == TRANSFORMERS_JS else "in a fresh process"
+        with progress.step("check", f"Asking it {where}"):
             answer = ask(folder)
-        names = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
     kinds = ", ".join(f"{what}: {kind}" for what, kind in tensors.items())
     tell(args, report, [f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.", f"It answers: {answer}"])
 
 
-def _for_llama_cpp(args: argparse.Namespace) -> Callable[[Path], dict]:
+def _for_llama_cpp(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
     """What writes the folder and returns how many of the text model's tensors have which type."""
     from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
 
@@ -278,6 +305,13 @@ def _for_graphs(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]
     from jina_vlm_tools.engines.graph_folder import convert_for_graphs
 
     return lambda folder: convert_for_graphs(args.weights, folder, engine, args.quantize, args.calibrate)
+
+
+def _for_browser(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
+    """What writes the folder and returns which type the weights of each graph have."""
+    from jina_vlm_tools.engines.browser_folder import convert_for_browser
+
+    return lambda folder: convert_for_browser(args.weights, folder, args.quantize)
 
 
 def merge(args: argparse.Namespace) -> None:

@@ -24,6 +24,10 @@ FOLDERS = {
     ONNX: Folder("jina_vlm_onnx", "onnx", "onnx", "int8"),
     OPENVINO: Folder("jina_vlm_openvino", "openvino", "openvino", "int8"),
 }
+# Runs in a page, and by no command here. Its `model_type` is another model's, so that another key tells it.
+TRANSFORMERS_JS = "transformers.js"
+BROWSER = Folder("jina_vlm_transformers_js", TRANSFORMERS_JS, "onnx", "int8")
+CONVERTED_TYPE = "converted_type"
 
 
 def find_engine(checkpoint: str | Path) -> str:
@@ -32,8 +36,11 @@ def find_engine(checkpoint: str | Path) -> str:
         config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return TORCH
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    return next((engine for engine, folder in FOLDERS.items() if folder.model_type == model_type), TORCH)
+    if not isinstance(config, dict):
+        return TORCH
+    model_type = config.get(CONVERTED_TYPE) or config.get("model_type")
+    known = {**FOLDERS, TRANSFORMERS_JS: BROWSER}
+    return next((engine for engine, folder in known.items() if folder.model_type == model_type), TORCH)
 
 
 def check_engine(checkpoint: str, engine: str | None) -> str:
@@ -50,6 +57,11 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
         ValueError: it is for another one; the message says how to make one that fits.
     """
     found = find_engine(checkpoint)
+    if found == TRANSFORMERS_JS:
+        raise ValueError(
+            f"{checkpoint} was converted for {found}, which runs in a browser: python -m http.server --directory "
+            f"{checkpoint}. Here name the checkpoint that it was converted from."
+        )
     if engine in (None, found):
         return found
     if found == TORCH:

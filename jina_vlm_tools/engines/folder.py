@@ -26,6 +26,7 @@ from .model import EngineForConditionalGeneration
 
 
 ROOM_BESIDE_WEIGHTS = 64 * 1024**2  # tokenizer and settings, graphs, or the vocabulary in a GGUF file
+QUESTION, NEW_TOKENS = "Describe the picture.", 8  # of the check
 
 
 def load_checkpoint(weights: str) -> tuple[JinaVLMForConditionalGeneration, JinaVLMProcessor]:
@@ -104,6 +105,11 @@ def write_settings(
     config: JinaVLMConfig = model_class.config_class(**{**kept, "tie_word_embeddings": False, **settings})
     config.architectures, config.dtype = [model_class.__name__], dtype
     config.to_json_file(folder / "config.json")
+    write_processor(model, processor, folder)
+
+
+def write_processor(model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor, folder: Path) -> None:
+    """Write how it generates, and what makes its inputs; no file in `folder` names code any more."""
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     # This package runs the folder: it needs no code of its own.
@@ -121,6 +127,13 @@ def _without_code(settings):
     return {key: _without_code(value) for key, value in settings.items() if key != "auto_map"}
 
 
+def draw_image() -> Image.Image:
+    """What a folder is asked about."""
+    image = Image.new("RGB", (240, 180), "white")
+    ImageDraw.Draw(image).ellipse((70, 40, 170, 140), fill="red")
+    return image
+
+
 def ask(folder: Path) -> str:
     """
     The answer that the folder gives to a drawn image, in a fresh process.
@@ -128,13 +141,12 @@ def ask(folder: Path) -> str:
     Raises:
         PublishingError: it does not load, or says nothing.
     """
-    image, file = Image.new("RGB", (240, 180), "white"), io.BytesIO()
-    ImageDraw.Draw(image).ellipse((70, 40, 170, 140), fill="red")
-    image.save(file, "PNG")
+    file = io.BytesIO()
+    draw_image().save(file, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    options = ["--model", str(folder.resolve()), "--json", "--max-tiles", "1", "--max-new-tokens", "8"]
+    options = ["--model", str(folder.resolve()), "--json", "--max-tiles", "1", "--max-new-tokens", str(NEW_TOKENS)]
     process = subprocess.run(
-        [sys.executable, "-m", "jina_vlm_tools", "ask", uri, "Describe the picture.", *options],
+        [sys.executable, "-m", "jina_vlm_tools", "ask", uri, QUESTION, *options],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -13,7 +13,6 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from torch import nn
 
 from . import ONNX, OPENVINO
-from .calibration import collect_tiles
 from .folder import check_room, complete, load_checkpoint, write_settings, writing
 from .graph_model import OnnxForConditionalGeneration, OpenVinoForConditionalGeneration
 from .graph_weights import BLOCK, write_graph
@@ -59,7 +58,7 @@ def write_for_graphs(
     pages: Path | None = None,
 ) -> dict[str, str]:
     """As [`convert_for_graphs`], of a model and a processor. The model's rows for structural tokens are covered."""
-    _check_architecture(model.config, engine, quantization)
+    check_architecture(model.config, engine, quantization)
     complete(model, processor)
     check_room(folder, count_bytes(model, list(PARTS), engine, quantization))
     with writing(folder):
@@ -78,14 +77,18 @@ def write_parts(
     pages: Path | None,
 ) -> dict[str, str]:
     """Write graphs of some of `PARTS`. Arguments and what it returns are those of [`convert_for_graphs`]."""
-    tiles = collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
+    tiles = None
+    if quantization == ACTIVATIONS:
+        from .calibration import collect_tiles  # which draws, by packages that nothing else here needs
+
+        tiles = collect_tiles(processor, pages)
     write = _write_onnx if engine == ONNX else _write_openvino
     for part in parts:
         write(model, part, folder, quantization, tiles)
-    return {part: _describe(part, quantization) for part in parts}
+    return {part: describe(part, quantization) for part in parts}
 
 
-def _describe(part: str, quantization: str | None) -> str:
+def describe(part: str, quantization: str | None) -> str:
     """What the weights of a part are."""
     if quantization is None:
         return "whole" if part == "embedding" else "float32"
@@ -94,7 +97,7 @@ def _describe(part: str, quantization: str | None) -> str:
     return ACTIVATIONS if part == "tower" and quantization == ACTIVATIONS else "int8"
 
 
-def _check_architecture(config, engine: str, quantization: str | None) -> None:
+def check_architecture(config, engine: str, quantization: str | None) -> None:
     text = config.text_config
     rope = text.rope_parameters or {}
     widths = (text.hidden_size, text.intermediate_size, text.num_attention_heads * text.head_dim)
@@ -127,7 +130,7 @@ def count_bytes(
     return sum(numbers) * each + (max(numbers) * 4 if is_copied else 0)
 
 
-def _bits(part: str, quantization: str | None) -> Callable[[str], int | None]:
+def bits_of(part: str, quantization: str | None) -> Callable[[str], int | None]:
     """Of each matrix. The head keeps 8: what it rounds away is lost in every answer."""
     if quantization is None:
         return lambda name: None
@@ -137,10 +140,10 @@ def _bits(part: str, quantization: str | None) -> Callable[[str], int | None]:
 def _write_onnx(model, part: str, folder: Path, quantization: str | None, tiles: list | None) -> None:
     path = folder / f"{part}.onnx"
     if part != "tower" or tiles is None:
-        write_graph(draw(model, part), path, _bits(part, quantization))
+        write_graph(draw(model, part), path, bits_of(part, quantization))
         return
     with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
-        write_graph(draw(model, part), Path(whole, path.name), _bits(part, None))
+        write_graph(draw(model, part), Path(whole, path.name), bits_of(part, None))
         quantized = _quantize_activations(onnx.load(Path(whole, path.name)), tiles)
     onnx.save(quantized, path, save_as_external_data=True, location=f"{path.name}.data")
 
@@ -149,7 +152,7 @@ def _write_openvino(model, part: str, folder: Path, quantization: str | None, ti
     import openvino
 
     # Of rows, ONNX's operators for 8 bits are OpenVINO's too.
-    bits = _bits(part, quantization if part == "embedding" else None)
+    bits = bits_of(part, quantization if part == "embedding" else None)
     with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
         path = Path(whole, f"{part}.onnx")
         write_graph(draw(model, part), path, bits)

@@ -19,12 +19,13 @@ _MICROSOFT = "com.microsoft"
 _TYPES = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.uint8: "UINT8"}
 
 
-def write_graph(drawing: Drawing, path: Path, bits: Callable[[str], int | None]) -> None:
+def write_graph(drawing: Drawing, path: Path, bits: Callable[[str], int | None], suffix: str = ".data") -> None:
     """
-    Write a graph of ONNX, with its weights beside it in a file `NAME.data`.
+    Write a graph of ONNX, with its weights beside it in a file.
 
     Args:
         bits: How many each number of a matrix has, by the matrix's name: 8, 4, or None for float32.
+        suffix: What the name of this file adds to the graph's.
     """
     graph = drawing.graph.graph
     for node in [node for node in graph if node.domain == DOMAIN]:
@@ -37,7 +38,7 @@ def write_graph(drawing: Drawing, path: Path, bits: Callable[[str], int | None])
         ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, node.outputs, [value])
     del drawing.graph.opset_imports[DOMAIN]
     drawing.graph.opset_imports[_MICROSOFT] = 1
-    ir.save(drawing.graph, path, external_data=f"{path.name}.data")
+    ir.save(drawing.graph, path, external_data=f"{path.name}{suffix}")
 
 
 def _product(tape: ir.tape.Tape, states: ir.Value, name: str, matrix: torch.Tensor, bits: int | None) -> ir.Value:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from jina_vlm import JinaVLMForConditionalGeneration
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
+from jina_vlm.tiling_jina_vlm import get_image_token_indices, get_tile_positions, get_token_grid
 from torch import nn
 from transformers import DynamicCache
 
@@ -161,7 +162,65 @@ class Decoder(nn.Module):
         return inputs, ["logits", *cache_names("present", layers)]
 
 
+class Encoder(nn.Module):
+    """
+    Tower and connector: `pixel_values` [tiles, 3, 378, 378], `tile_positions` [tiles, 4] -> `image_features` [tokens,
+    hidden], the final embeddings of the images' tokens in prompt order
+    """
+
+    def __init__(self, model: JinaVLMForConditionalGeneration):
+        super().__init__()
+        self.vision_model, self.connector = model.model.vision_model, model.model.connector
+        self.row = nn.Parameter(model.get_input_embeddings().weight[model.config.image_token_id].detach().float())
+        self.tokens_and_overlap = model.model._tokens_and_overlap
+
+    def forward(self, pixel_values, tile_positions):
+        is_last_tile = (tile_positions[:, :2] == tile_positions[:, 2:] - 1).all(dim=1)
+        tokens = self.connector(self.vision_model._encode(pixel_values), is_last_tile).flatten(0, 1)
+        row, _, rows, columns = tile_positions.unbind(1)
+        # Of each image by its thumbnail: its own tokens, and those of the grid.
+        height, width = get_token_grid(rows, columns, *self.tokens_and_overlap)
+        lengths = torch.where(row < 0, self.tokens_and_overlap[0] ** 2 + height * width, 0)
+        order = get_image_token_indices(tile_positions, *self.tokens_and_overlap)
+        order = order[torch.arange(tokens.shape[0]) < lengths.sum()]
+        return tokens.index_select(0, order) + self.row
+
+    def arguments(self) -> tuple[dict, dict]:
+        vision, positions = self.vision_model.config.vision_config, get_tile_positions(1, 2)
+        shape = (len(positions), vision.num_channels, vision.image_size, vision.image_size)
+        inputs = {"pixel_values": torch.zeros(shape), "tile_positions": torch.tensor(positions)}
+        return inputs, {name: {0: "tiles"} for name in inputs}
+
+    def names(self) -> tuple[list[str], list[str]]:
+        return ["pixel_values", "tile_positions"], ["image_features"]
+
+
+class DecoderOfLastPlaces(Decoder):
+    """As [`Decoder`], with `num_logits_to_keep`, a number, in the place of `kept`: logits of the last places, for 0 of
+    all."""
+
+    def forward(self, inputs_embeds, attention_mask, position_ids, num_logits_to_keep, past):
+        places = torch.arange(inputs_embeds.shape[1])
+        kept = places[(places >= inputs_embeds.shape[1] - num_logits_to_keep) | (num_logits_to_keep == 0)]
+        return super().forward(inputs_embeds, attention_mask, position_ids, kept, past)
+
+    def arguments(self) -> tuple[dict, dict]:
+        inputs, axes = super().arguments()
+        for given, number in ((inputs, torch.tensor(1)), (axes, None)):
+            past = given.pop("past")
+            del given["kept"]
+            given |= {"num_logits_to_keep": number, "past": past}
+        return inputs, axes
+
+    def names(self) -> tuple[list[str], list[str]]:
+        inputs, outputs = super().names()
+        inputs[inputs.index("kept")] = "num_logits_to_keep"
+        return inputs, outputs
+
+
 PARTS = {"tower": Tower, "connector": Connector, "embedding": Embedding, "decoder": Decoder}
+# As transformers.js divides a model, by its names
+BROWSER_PARTS = {"vision_encoder": Encoder, "embed_tokens": Embedding, "decoder_model_merged": DecoderOfLastPlaces}
 
 
 def cache_names(kind: str, layers: int) -> list[str]:
@@ -178,8 +237,8 @@ class Drawing:
 
 
 def draw(model: JinaVLMForConditionalGeneration, part: str) -> Drawing:
-    """Draw one of `PARTS`, which computes in float32 whatever the model's type is."""
-    whole = PARTS[part](model)
+    """Draw one of `PARTS` or `BROWSER_PARTS`, which computes in float32 whatever the model's type is."""
+    whole = {**PARTS, **BROWSER_PARTS}[part](model)
     stands, matrices = {}, {}
     for name, module in whole.named_modules():
         # Positions in the tower are an embedding too, of which all rows are taken.

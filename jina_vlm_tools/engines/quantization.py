@@ -16,6 +16,7 @@ QUANTIZATIONS = (*WHOLE, *QUANTIZED)
 # Those of ONNX Runtime and OpenVINO
 ACTIVATIONS = "int8-a8"  # what the tower computes with, too, which is calibrated on pages
 GRAPH_QUANTIZATIONS = ("int8", "int4", ACTIVATIONS)
+BROWSER_QUANTIZATIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)

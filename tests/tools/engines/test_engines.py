@@ -11,7 +11,7 @@ from jina_vlm.tiling_jina_vlm import count_tokens, get_image_token_indices, get_
 
 from jina_vlm_tools.cli import serve
 from jina_vlm_tools.cli.main import main
-from jina_vlm_tools.engines import FOLDERS, check_engine, find_engine
+from jina_vlm_tools.engines import BROWSER, CONVERTED_TYPE, FOLDERS, check_engine, find_engine
 from jina_vlm_tools.engines.quantization import QUANTIZATIONS
 from jina_vlm_tools.extras import EXTRAS
 from jina_vlm_tools.files import TINY
@@ -60,6 +60,16 @@ def test_an_engine_that_does_not_fit_is_refused(verb, engine, converted):
         message = f"was converted for {engine}, and holds no text model for {wrong}"
         assert message in fails(*verb, converted, "--engine", wrong)
     assert f"was converted for {engine}" in fails("convert", converted, converted / "again")
+
+
+def test_a_folder_for_a_browser_is_run_by_no_command(tmp_path):
+    config = {"model_type": "llava", CONVERTED_TYPE: BROWSER.model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert find_engine(tmp_path) == "transformers.js"
+    for verb in (("ask", "Who?", "--model"), ("chat", "--model"), ("serve",)):
+        assert f"runs in a browser: python -m http.server --directory {tmp_path}" in fails(*verb, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    assert find_engine(tmp_path) == "torch"
 
 
 def test_serve_leaves_the_librarys_arguments_to_it(engine, converted):
