@@ -227,12 +227,17 @@ export class JinaVLM {
    * Load a folder that `jina-vlm convert --to transformers.js` made.
    *
    * @param {string} folder Its path, as the page sees it.
-   * @param {object} options Of transformers.js's `from_pretrained`, such as `progress_callback` and `device`.
+   * @param {object} options Of transformers.js's `from_pretrained`, such as `device`; and `onFile`, which is called with
+   * the name of each file that is fetched. A `progress_callback` makes it ask for each file twice.
    */
-  static async load(folder = ".", options = {}) {
+  static async load(folder = ".", { onFile = () => {}, ...options } = {}) {
     const library = await import("@huggingface/transformers");
     Object.assign(library.env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: "./" });
     library.env.useBrowserCache = false; // a folder may be converted anew
+    library.env.fetch = (address, settings) => {
+      onFile(String(address).split("/").pop());
+      return fetch(address, settings);
+    };
     const runtime = runtimeFolder();
     if (runtime) library.env.backends.onnx.wasm.wasmPaths = runtime;
     const response = await fetch(`${folder}/processor_config.json`);
