@@ -10,10 +10,6 @@ from jina_vlm.tiling_jina_vlm import find_distinct_tiles
 from PIL import Image
 
 from jina_vlm_tools.extras import needing
-from jina_vlm_tools.synthetic.page_questions import TASKS
-from jina_vlm_tools.synthetic.pages import draw_page
-from jina_vlm_tools.synthetic.pages_data import task_page
-from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
 
 
 TILES = 32
@@ -28,7 +24,7 @@ def collect_tiles(processor: JinaVLMProcessor, folder: Path | None) -> list[torc
         At most `TILES` of [1, 3, 378, 378], no two of an image alike.
 
     Raises:
-        OSError: what reads PDFs is not installed.
+        OSError: what reads PDFs, or draws pages, is not installed.
         ValueError: the folder has no image that can be read.
     """
     tiles: list[torch.Tensor] = []
@@ -44,6 +40,15 @@ def collect_tiles(processor: JinaVLMProcessor, folder: Path | None) -> list[torc
 
 
 def _drawn() -> Iterator[Image.Image]:
+    try:
+        from jina_vlm_tools.synthetic.page_questions import TASKS
+        from jina_vlm_tools.synthetic.pages import draw_page
+        from jina_vlm_tools.synthetic.pages_data import task_page
+        from jina_vlm_tools.synthetic.shapes import TRAINING_PAIRS
+    except ImportError as error:  # of the font that pages are written in
+        raise OSError(
+            f"Drawn pages need `pip install matplotlib` ({error}). Or name pages of your own: --calibrate DIR."
+        ) from error
     rng = random.Random("calibration")
     while True:
         for task in TASKS:

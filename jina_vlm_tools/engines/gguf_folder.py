@@ -67,11 +67,13 @@ def write_for_llama_cpp(
     if vision.engine != TORCH:
         vision_dtype = torch.float32
     check_room(folder, _count_bytes(model, quantization, vision_dtype, vision))
+    is_torch = vision.engine == TORCH
+    tiles = None if is_torch else _graphs().find_tiles(processor, vision.quantization, pages)
     with writing(folder):
         kinds = write_text_model(model, processor, folder / text_file, name, quantization)
-        if vision.engine != TORCH:
-            kinds |= _graphs().write_parts(model, processor, folder, GRAPHS, vision.engine, vision.quantization, pages)
-        _write_tensors(model, folder, vision_dtype, () if vision.engine != TORCH else IN_TORCH)
+        if not is_torch:
+            kinds |= _graphs().write_parts(model, folder, GRAPHS, vision.engine, vision.quantization, tiles)
+        _write_tensors(model, folder, vision_dtype, IN_TORCH if is_torch else ())
         write_settings(
             model, processor, folder, LlamaCppForConditionalGeneration, str(vision_dtype).removeprefix("torch."),
             text_file=text_file, vision_engine=vision.engine,

@@ -13,6 +13,7 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from torch import nn
 
 from . import ONNX, OPENVINO
+from .calibration import collect_tiles
 from .folder import check_room, complete, load_checkpoint, write_settings, writing
 from .graph_model import OnnxForConditionalGeneration, OpenVinoForConditionalGeneration
 from .graph_weights import BLOCK, write_graph
@@ -61,27 +62,27 @@ def write_for_graphs(
     check_architecture(model.config, engine, quantization)
     complete(model, processor)
     check_room(folder, count_bytes(model, list(PARTS), engine, quantization))
+    tiles = find_tiles(processor, quantization, pages)
     with writing(folder):
-        kinds = write_parts(model, processor, folder, list(PARTS), engine, quantization, pages)
+        kinds = write_parts(model, folder, list(PARTS), engine, quantization, tiles)
         write_settings(model, processor, folder, MODELS[engine], "float32")
     return kinds
 
 
+def find_tiles(processor: JinaVLMProcessor, quantization: str | None, pages: Path | None) -> list | None:
+    """What a tower's activations are quantized by, if they are; errors are those of [`collect_tiles`]."""
+    return collect_tiles(processor, pages) if quantization == ACTIVATIONS else None
+
+
 def write_parts(
     model: JinaVLMForConditionalGeneration,
-    processor: JinaVLMProcessor,
     folder: Path,
     parts: list[str],
     engine: str,
     quantization: str | None,
-    pages: Path | None,
+    tiles: list | None,
 ) -> dict[str, str]:
-    """Write graphs of some of `PARTS`. Arguments and what it returns are those of [`convert_for_graphs`]."""
-    tiles = None
-    if quantization == ACTIVATIONS:
-        from .calibration import collect_tiles  # which draws, by packages that nothing else here needs
-
-        tiles = collect_tiles(processor, pages)
+    """Write graphs of some of `PARTS`, and tell what the weights of each are. `tiles` are those of [`find_tiles`]."""
     write = _write_onnx if engine == ONNX else _write_openvino
     for part in parts:
         write(model, part, folder, quantization, tiles)

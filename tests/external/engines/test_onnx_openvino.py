@@ -254,6 +254,14 @@ def test_blocks_are_rounded_to_their_nearest_level(bits, shape):
     assert ((numbers.float() * scales[:, :1] + scales[:, 1:] - matrix).abs() <= scales[:, :1] * 0.51).all()
 
 
+def test_drawn_pages_need_a_font(processor, monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.startswith("jina_vlm_tools.synthetic")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with refused("^Drawn pages need `pip install matplotlib`.*--calibrate DIR", OSError):
+        convert_for_graphs(str(TINY), tmp_path, "onnx", "int8-a8")
+
+
 def test_calibration_takes_pages_of_a_folder(processor, tmp_path):
     tiles = calibration.collect_tiles(processor, None)
     assert len(tiles) == calibration.TILES and all(tile.shape == (1, 3, 378, 378) for tile in tiles)
