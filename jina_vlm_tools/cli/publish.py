@@ -19,6 +19,7 @@ from jina_vlm_tools.engines import (
     TRANSFORMERS_JS,
     check_engine,
     find_engine,
+    list_others,
 )
 from jina_vlm_tools.engines.quantization import (
     ACTIVATIONS,
@@ -245,7 +246,7 @@ def convert(args: argparse.Namespace) -> None:
     progress = quiet_or_not()
     options.check_model(args.weights, "WEIGHTS", "")
     check_engine(args.weights, TORCH)
-    check_output(args.output, args.yes)
+    check_output(args.output, args.yes, args.weights)
     check_shards(args.weights)
     if engine := FORMATS.get(args.to):
         convert_for_engine(args, engine, progress)
@@ -317,7 +318,7 @@ def _for_browser(args: argparse.Namespace, engine: str) -> Callable[[Path], dict
 def merge(args: argparse.Namespace) -> None:
     progress = quiet_or_not()
     options.check_model(args.adapter, "ADAPTER", "")
-    check_output(args.output, args.yes, "merged folder")
+    check_output(args.output, args.yes, args.adapter, "merged folder")
     with needing("retrieval", "`jina-vlm merge`"):
         from jina_vlm_tools.hub.assemble import new_folder
         from jina_vlm_tools.hub.embedding import compare
@@ -344,6 +345,8 @@ def upload(args: argparse.Namespace) -> None:
     progress = quiet_or_not()
     if args.repo_id:
         check_name(args.repo_id)
+    if args.weights:
+        check_engine(args.weights, TORCH)
     if args.adapter:
         from jina_vlm_tools.hub.retrieval import check_kind
 
@@ -353,7 +356,8 @@ def upload(args: argparse.Namespace) -> None:
         where = {"revision": args.revision, "create_pr": args.create_pr, "private": args.private, "replace": args.yes}
         target = find_target(api, args.repo_id, **where)
     if args.output:
-        check_output(args.output, args.yes, "page" if args.adapter else "bundle")
+        source = str(args.adapter or args.weights)
+        check_output(args.output, args.yes, source, "page" if args.adapter else "bundle")
     page = AdapterPage(args, is_sent=target is not None) if args.adapter else CheckpointPage(args)
 
     from jina_vlm_tools.hub.assemble import new_folder
@@ -417,9 +421,9 @@ def show_files(report: dict) -> str:
     return "\n".join([*lines, f"{sum(report['files'].values()):>15,}  bytes in {len(lines)} files"])
 
 
-def check_output(output: Path, replace: bool, kind: str = "bundle") -> None:
+def check_output(output: Path, replace: bool, source: str, kind: str = "bundle") -> None:
     """Refuse to write over what is there, or, with --yes, over anything but what the same command wrote: a "bundle",
-    a "page" of an adapter or a "merged folder"."""
+    a "page" of an adapter or a "merged folder"; and never over `source`, which it is made of."""
     from jina_vlm_tools.hub import PublishingError
     from jina_vlm_tools.hub.check import CARD, list_bundle
 
@@ -429,7 +433,12 @@ def check_output(output: Path, replace: bool, kind: str = "bundle") -> None:
         return
     if not replace:
         raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the {kind} in it.")
-    if find_engine(output) != TORCH:
+    made, given = output.resolve(), Path(source).resolve()
+    if made == given or made in given.parents:
+        raise PublishingError(f"{output} holds {source}, which --yes would replace too. Name another folder.")
+    if kind == "bundle" and find_engine(output) != TORCH:
+        if others := list_others(output):
+            raise PublishingError(f"{output} also holds {', '.join(others)}. Move it away, or name another folder.")
         return
     try:
         if kind == "bundle":

@@ -1,6 +1,7 @@
 """Engines beside torch, and which of them a checkpoint is for. Imports nothing that takes time."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,20 @@ FOLDERS = {
 TRANSFORMERS_JS = "transformers.js"
 BROWSER = Folder("jina_vlm_transformers_js", TRANSFORMERS_JS, "onnx", "int8")
 CONVERTED_TYPE = "converted_type"
+
+
+# What `convert` writes for engines
+_WRITTEN = re.compile(
+    r"(config|generation_config|processor_config|tokenizer|tokenizer_config)\.json|chat_template\.jinja"
+    r"|model\.safetensors|text-\w+\.gguf|(tower|connector|embedding|decoder)\.(onnx|onnx\.data|xml|bin)"
+    r"|onnx|onnx/(vision_encoder|embed_tokens|decoder_model_merged)\w*\.onnx(_data)?|index\.html|jina_vlm\.js"
+)
+
+
+def list_others(folder: Path) -> list[str]:
+    """What is in a folder for an engine that `convert` did not put there."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(name for name in names if not _WRITTEN.fullmatch(name))
 
 
 def find_engine(checkpoint: str | Path) -> str:
@@ -72,5 +87,5 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
         )
     raise ValueError(
         f"{checkpoint} was converted for {found}, and holds no text model for {engine}. Name the checkpoint that "
-        "it was converted from, or leave --engine out."
+        "it was converted from."
     )

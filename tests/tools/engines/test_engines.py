@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -124,6 +125,27 @@ def test_what_is_there_is_not_overwritten(converted, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     assert "no bundle that --yes could replace" in fails("convert", TINY, tmp_path / "mine", "--to", "gguf", "--yes")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+def test_yes_replaces_nothing_but_what_was_converted(converted, tmp_path):
+    """Neither what a checkpoint is made of, nor what somebody else put there."""
+    (converted / "mine").mkdir()
+    (converted / "mine" / "thesis.txt").write_text("all of it")
+    assert "also holds mine, mine/thesis.txt" in fails("convert", TINY, converted, "--to", "gguf", "--yes")
+    assert (converted / "mine" / "thesis.txt").read_text() == "all of it"
+    checkpoint = tmp_path / "given" / "tiny"
+    shutil.copytree(TINY, checkpoint)
+    for output in (checkpoint, checkpoint.parent):
+        for options in ([], ["--to", "gguf"], ["--to", "onnx"]):
+            assert "which --yes would replace too" in fails("convert", checkpoint, output, "--yes", *options)
+    assert len(list(checkpoint.iterdir())) == len(list(TINY.iterdir()))
+
+
+def test_commands_for_torch_refuse_what_was_converted(engine, converted, tmp_path):
+    (tmp_path / "pages").mkdir()
+    said = f"was converted for {engine}"
+    assert said in fails("index", tmp_path / "pages", "--model", converted)
+    assert said in fails("upload", "--weights", converted, "--dry-run")
 
 
 def test_types_that_need_statistics_are_not_offered():
