@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,9 +45,16 @@ def save(name: str, rows: list[dict], device: str = "cpu") -> None:
     """Writes the rows of a benchmark, in the place of older ones."""
     file = RESULTS / device / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
-    written = {"command": command, "machine": machine(device), "rows": rows}
+    written = {"command": _command(name, sys.argv[1:]), "machine": machine(device), "rows": rows}
     file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def _command(name: str, options: list[str]) -> str:
+    """As it can be run elsewhere: without where files lay for a while on this machine."""
+    if "--folder" in options:
+        place = options.index("--folder")
+        options = options[:place] + options[place + 2 :]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *options])
 
 
 def load(name: str, device: str = "cpu") -> dict | None:

@@ -1,6 +1,7 @@
 """The benchmarks compare what they say they compare, and the report shows what was measured. No times are tested."""
 
 import mmap
+import sys
 
 import pytest
 import torch
@@ -255,6 +256,15 @@ def test_the_report_shows_the_results(tmp_path, monkeypatch):
     results.save("growth", [row])
     assert "| image | 378 x 378 | 2 | 424 | 1.25 | 1.25 | 1.25 | 1.25 | 5.0 | 146 | 2.5 |" in report.page()
     assert len([axes for axes in report.draw().axes if axes.axison]) == 3
+
+
+def test_a_command_runs_elsewhere_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    options = ["--folder", str(tmp_path), "--cases", "Q4_K_M torch", "Q8_0 torch"]
+    monkeypatch.setattr(sys, "argv", ["llama_cpp.py", *options])
+    results.save("llama_cpp", [])
+    expected = "python -m benchmarks.llama_cpp --cases 'Q4_K_M torch' 'Q8_0 torch'"
+    assert results.load("llama_cpp")["command"] == expected
 
 
 def test_the_committed_report_is_of_the_committed_results():
