@@ -23,9 +23,9 @@ from jina_vlm_tools.engines.quantization import GRAPH_QUANTIZATIONS
 from jina_vlm_tools.files import TINY
 
 from . import full_model
-from .one_answer import see, write_tokens
+from .one_answer import compare, see, write_tokens
 from .results import arguments, save
-from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
+from .side_by_side import in_fresh_process, memory_bytes
 
 
 PARTS = ("tower", "prompt", "token")
@@ -75,20 +75,9 @@ def measure(case: str, folder: Path, whole, rounds: int, tokens: int, layers: in
     beyond = in_fresh_process(write_checkpoint, folder, case, layers)
     memory = in_fresh_process(use_memory, folder, layers)
     models = {"torch": whole, case: load(folder, layers)}
-    caches = {name: read_prompt(model) for name, model in models.items()}
-    seconds = {
-        "tower": take_turns({name: lambda m=m: see(m) for name, m in models.items()}, rounds),
-        "prompt": take_turns({name: lambda m=m: read_prompt(m) for name, m in models.items()}, rounds),
-        "token": take_turns(
-            {name: lambda n=name, m=m: write_tokens(m, caches[n], tokens) for name, m in models.items()}, rounds
-        ),
-    }
-    middle = {what: medians(times) for what, times in seconds.items()}
-    middle["token"] = {name: value / tokens for name, value in middle["token"].items()}
     return {
         "what": case,
-        "seconds": middle,
-        "ratios": {what: ratio(times, case, "torch") for what, times in seconds.items()},
+        **compare(models, read_prompt, rounds, tokens),
         "memory": memory,
         "disk": sum(path.stat().st_size for path in folder.iterdir()),
         "convert_beyond_weights": beyond,

@@ -21,9 +21,9 @@ from jina_vlm_tools.engines.quantization import VISIONS
 from jina_vlm_tools.files import TINY
 
 from . import decoder, full_model
-from .one_answer import see, write_tokens
+from .one_answer import compare, see, write_tokens
 from .results import arguments, save
-from .side_by_side import in_fresh_process, medians, memory_bytes, ratio, take_turns
+from .side_by_side import in_fresh_process, memory_bytes
 
 
 TYPES = ("Q4_K_M", "Q8_0")
@@ -81,25 +81,13 @@ def measure(case: str, folder: Path, rounds: int, tokens: int, layers: int | Non
     memory = {name: in_fresh_process(use_memory, where, layers) for name, where in (("torch", None), (case, folder))}
     models = {"torch": load(None, layers), case: load(folder, layers)}
     prompt = make_prompt(models["torch"])
-    caches = {name: read_prompt(model, prompt) for name, model in models.items()}
-    seconds = {
-        "tower": take_turns({name: lambda m=model: see(m) for name, model in models.items()}, rounds),
-        "prefill": take_turns(
-            {name: lambda m=model: read_prompt(m, prompt) for name, model in models.items()}, rounds
-        ),
-        "token": take_turns(
-            {name: lambda n=name, m=model: write_tokens(m, caches[n], tokens) for name, model in models.items()},
-            rounds,
-        ),
-    }
-    middle = {what: medians(times) for what, times in seconds.items()}
-    middle["token"] = {name: value / tokens for name, value in middle["token"].items()}
+    compared = compare(models, lambda model: read_prompt(model, prompt), rounds, tokens)
+    seconds = compared["seconds"]
     return {
         "what": case,
         "tokens": prompt[0].shape[1],
-        "seconds": middle,
-        "first_token": {name: middle["tower"][name] + middle["prefill"][name] for name in models},
-        "ratios": {what: ratio(times, case, "torch") for what, times in seconds.items()},
+        **compared,
+        "first_token": {name: seconds["tower"][name] + seconds["prompt"][name] for name in models},
         "memory": memory,
         "disk": sum(path.stat().st_size for path in folder.iterdir()),
         "convert_beyond_weights": beyond,

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jina_vlm_tools.engines import (
-    BROWSER,
     FOLDERS,
     LLAMA_CPP,
     ONNX,
     OPENVINO,
+    TARGETS,
     TORCH,
     TRANSFORMERS_JS,
     check_engine,
@@ -94,7 +94,6 @@ examples:
   jina-vlm upload --adapter my-retrieval --repo-id me/jina-vlm-retrieval --base me/jina-vlm-transformers
 """
 UNQUANTIZED = "BF16"
-TARGETS = {**FOLDERS, TRANSFORMERS_JS: BROWSER}
 FORMATS = {folder.format: engine for engine, folder in TARGETS.items()}
 KINDS = {LLAMA_CPP: QUANTIZATIONS, TRANSFORMERS_JS: BROWSER_QUANTIZATIONS}  # of weights; the others' are alike
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"

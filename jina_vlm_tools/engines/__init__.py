@@ -29,7 +29,7 @@ FOLDERS = {
 TRANSFORMERS_JS = "transformers.js"
 BROWSER = Folder("jina_vlm_transformers_js", TRANSFORMERS_JS, "onnx", "int8")
 CONVERTED_TYPE = "converted_type"
-
+TARGETS = {**FOLDERS, TRANSFORMERS_JS: BROWSER}
 
 # What `convert` writes for engines
 _WRITTEN = re.compile(
@@ -54,8 +54,7 @@ def find_engine(checkpoint: str | Path) -> str:
     if not isinstance(config, dict):
         return TORCH
     model_type = config.get(CONVERTED_TYPE) or config.get("model_type")
-    known = {**FOLDERS, TRANSFORMERS_JS: BROWSER}
-    return next((engine for engine, folder in known.items() if folder.model_type == model_type), TORCH)
+    return next((engine for engine, folder in TARGETS.items() if folder.model_type == model_type), TORCH)
 
 
 def check_engine(checkpoint: str, engine: str | None) -> str:

@@ -63,11 +63,11 @@ def write_for_llama_cpp(
     """As [`convert_for_llama_cpp`], of a model and a processor. The model's rows for structural tokens are covered."""
     complete(model, processor)
     text_file = f"text-{quantization}.gguf"
-    vision_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    if vision.engine != TORCH:
-        vision_dtype = torch.float32
-    check_room(folder, _count_bytes(model, quantization, vision_dtype, vision))
     is_torch = vision.engine == TORCH
+    if not is_torch:
+        dtype = "float32"
+    vision_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    check_room(folder, _count_bytes(model, quantization, vision_dtype, vision))
     tiles = None if is_torch else _graphs().find_tiles(processor, vision.quantization, pages)
     with writing(folder):
         kinds = write_text_model(model, processor, folder / text_file, name, quantization)
