@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from jina_vlm_tools.engines import check_engine
+
 from . import options
 from .ask import show
 from .progress import Progress
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     if args.image:
         options.check_image(args.image)
     options.check_model(args.model)
+    check_engine(args.model, None)
     started, progress = time.perf_counter(), Progress(sys.stdout)
     processor, load_model = load_processor(args.model, progress)
     from jina_vlm_tools.inference.conversation import Conversation, describe_images

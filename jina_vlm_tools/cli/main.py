@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from . import app, ask, batch, chat, demo, index, publish, search, serve, tiles, train
 
@@ -16,13 +20,18 @@ exit codes:
   0  done
   1  it failed: stderr says why and what to do ("error: ...")
   2  the command is not understood
-  130  interrupted (Ctrl-C); 141  the reader of the output has gone
+  130  interrupted (Ctrl-C); 143  terminated
+  141  the reader of the output has gone
 
 Answers and results go to stdout; progress goes to stderr, and only to a
 terminal.
 """
 MORE = "`jina-vlm COMMAND --help` explains each, with examples.\n\n"
-STOPPED, READER_GONE = 130, 141  # 128 and the signal's number, as shells count
+STOPPED, READER_GONE, TERMINATED = 130, 141, 143  # 128 and the signal's number, as shells count
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody wants the command to end, who is not at the keyboard."""
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -127,7 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         try:
             args = parse_args(sys.argv[1:] if arguments is None else arguments)
-            args.run(args)
+            with heeding_termination():
+                args.run(args)
         finally:
             sys.stdout.flush()  # here, where it can be told that nobody reads
     except BrokenPipeError:
@@ -135,13 +145,30 @@ def main(arguments: list[str] | None = None) -> None:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # the interpreter flushes once more when it ends
         sys.exit(READER_GONE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\nInterrupted. {getattr(args, 'interrupted', None) or ''}".rstrip(), file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(TERMINATED if isinstance(error, Terminated) else STOPPED)
     except Exception as error:
         if message := explain(error):
             sys.exit(f"error: {message}")
         raise
+
+
+@contextmanager
+def heeding_termination() -> Iterator[None]:
+    """Let a termination end a command as Ctrl-C does, which takes back what was begun."""
+
+    def end(*_) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def open_streams() -> None:
@@ -162,6 +189,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, (PublishingError, OSError, ValueError)):
         return str(error)
     # Only libraries that are loaded can have raised something.
+    hub_errors = sys.modules.get("huggingface_hub.errors")
+    if hub_errors and isinstance(error, hub_errors.StrictDataclassError):
+        return f"the checkpoint's config.json is not valid: {error}"
     if "jinja2" in sys.modules and isinstance(error, sys.modules["jinja2"].TemplateError):
         return f"the checkpoint's chat template refuses this conversation, or is not valid: {error}"
     if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):

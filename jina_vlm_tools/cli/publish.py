@@ -433,7 +433,7 @@ def check_output(output: Path, replace: bool, source: str, kind: str = "bundle")
     if not replace:
         raise PublishingError(f"{output} is not empty. Name another folder, or say --yes to replace the {kind} in it.")
     made, given = output.resolve(), Path(source).resolve()
-    if made == given or made in given.parents:
+    if given.exists() and (made == given or made in given.parents):  # else it is an id of the Hub
         raise PublishingError(f"{output} holds {source}, which --yes would replace too. Name another folder.")
     if kind == "bundle" and find_engine(output) != TORCH:
         if others := list_others(output):

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import needing
 
 from . import options
@@ -72,6 +73,7 @@ class Searcher:
             raise NotADirectoryError(f"{index}: no such index. Make one with `jina-vlm index FOLDER`.")
         if args.model:
             options.check_model(args.model)
+            check_engine(args.model, TORCH)
         with needing("search", f"`jina-vlm {verb}`"), progress.step("import", "Importing torch and transformers"):
             from jina_vlm_tools.inference.loading import quiet_libraries
             from jina_vlm_tools.retrieval.identity import identify

@@ -32,9 +32,12 @@ class OpenVinoConfig(JinaVLMConfig):
 
 
 class _Text(nn.Module):
-    def __init__(self):
+    def __init__(self, config: Any):
         super().__init__()
-        self.embed_tokens, self.decoder = Graph("input_ids"), Graph()
+        self.embed_tokens = Graph(config.hidden_size, "input_ids")
+        layers = range(config.num_hidden_layers)
+        held = [f"past_key_values.{layer}.{name}" for layer in layers for name in ("key", "value")]
+        self.decoder = Graph(config.vocab_size, "inputs_embeds", "attention_mask", "position_ids", "kept", *held)
 
 
 class GraphModel(OnCPU, JinaVLMModel):
@@ -43,8 +46,8 @@ class GraphModel(OnCPU, JinaVLMModel):
     def __init__(self, config: JinaVLMConfig):
         super(JinaVLMModel, self).__init__(config)
         self.vision_model = GraphTower(config)
-        self.connector = make_connector()
-        self.language_model = _Text()
+        self.connector = make_connector(config)
+        self.language_model = _Text(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

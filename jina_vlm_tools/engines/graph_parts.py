@@ -19,11 +19,11 @@ class OnCPU:
 
 
 class Graph(nn.Module):
-    """A graph with one output. `run` is set by [`load_graphs`]."""
+    """A graph with one output, whose last dimension is `width`. `run` is set by [`load_graphs`]."""
 
-    def __init__(self, *inputs: str):
+    def __init__(self, width: int, *inputs: str):
         super().__init__()
-        self.inputs, self.run = inputs, None
+        self.width, self.inputs, self.run = width, inputs, None
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.run(dict(zip(self.inputs, tensors, strict=True)))[0]
@@ -34,7 +34,8 @@ class GraphTower(OnCPU, JinaVLMVisionModel):
 
     def __init__(self, config: JinaVLMConfig):
         super(JinaVLMVisionModel, self).__init__(config)
-        self.tower = Graph("pixel_values")
+        width = config.vision_config.hidden_size * len(config.vision_feature_layers)
+        self.tower = Graph(width, "pixel_values")
 
     def get_input_embeddings(self) -> None:
         """None: it is a part of the graph."""
@@ -43,8 +44,8 @@ class GraphTower(OnCPU, JinaVLMVisionModel):
         return self.tower(pixel_values.float())
 
 
-def make_connector() -> Graph:
-    return Graph("features", "is_last_tile")
+def make_connector(config: JinaVLMConfig) -> Graph:
+    return Graph(config.text_config.hidden_size, "features", "is_last_tile")
 
 
 def load_graphs(
@@ -62,11 +63,23 @@ def load_graphs(
     Raises:
         ImportError: the engine is not installed.
         OSError: a file is missing or damaged.
-        ValueError: the engine does not compute in `dtype`.
+        ValueError: the engine does not compute in `dtype`, or a file is of another checkpoint.
     """
     dtype, runner = str(dtype).removeprefix("torch."), RUNNERS[engine]
     if dtype not in ("auto", "None", *runner.dtypes):
         raise ValueError(f"{engine} computes in {' or '.join(runner.dtypes)} here, not in {dtype}.")
     for part, graph in graphs.items():
-        paths = [cached_file(checkpoint, f"{part}{suffix}", **found) for suffix in runner.files]
+        paths = [_find(checkpoint, f"{part}{suffix}", found) for suffix in runner.files]
         graph.run = runner(paths[0], dtype)
+        if (graph.run.width, graph.run.inputs) != (graph.width, set(graph.inputs)):
+            raise ValueError(
+                f"{paths[0]} makes vectors of {graph.run.width} of {len(graph.run.inputs)} inputs, expected "
+                f"{graph.width} of {len(graph.inputs)}: it is of another checkpoint than its config.json."
+            )
+
+
+def _find(checkpoint: str | Path, name: str, found: dict[str, Any]) -> str:
+    folder = Path(checkpoint, found.get("subfolder", ""))
+    if folder.is_dir() and not (folder / name).is_file():
+        raise OSError(f"{folder} has no {name}. Convert the checkpoint again.")
+    return cached_file(checkpoint, name, **found)

@@ -1,4 +1,5 @@
-"""What runs a graph, by ONNX Runtime or OpenVINO: tensors by name in, tensors in the graph's order out."""
+"""What runs a graph, by ONNX Runtime or OpenVINO: tensors by name in, tensors in the graph's order out. `inputs` are
+its inputs' names, `width` is the last dimension of its first output."""
 
 import torch
 
@@ -31,6 +32,8 @@ class OnnxGraph:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes have no name in public
             raise OSError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.inputs = {each.name for each in self.session.get_inputs()}
+        self.width = self.session.get_outputs()[0].shape[-1]
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         outputs = self.session.run(None, {name: tensor.numpy(force=True) for name, tensor in inputs.items()})
@@ -53,9 +56,12 @@ class OpenVinoGraph:
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            self.request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+            graph = openvino.Core().compile_model(path, "CPU", settings)
         except RuntimeError as error:
             raise OSError(f"OpenVINO cannot load {path}: {error}") from error
+        self.request = graph.create_infer_request()
+        self.inputs = {each.any_name for each in graph.inputs}
+        self.width = graph.outputs[0].partial_shape[-1].get_length()
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         # It reads them where they are, so that they lie in one piece.

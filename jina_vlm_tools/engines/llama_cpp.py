@@ -122,7 +122,7 @@ class LlamaCppModel(JinaVLMModel):
         if config.vision_engine == TORCH:
             self.vision_model, self.connector = JinaVLMVisionModel(config), JinaVLMConnector(config)
         else:
-            self.vision_model, self.connector = GraphTower(config), make_connector()
+            self.vision_model, self.connector = GraphTower(config), make_connector(config)
         self.language_model = _TextStub(config)
         self.post_init()
 

@@ -40,13 +40,17 @@ class Assembled:
 @contextmanager
 def new_folder(target: Path, replace: bool = False):
     """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise:
-    `target` is there as a whole or not at all. An older `target` stays until then."""
+    `target` is there as a whole or not at all. An older `target` stays until then. Who may read the folder may read
+    its files."""
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     made, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
     made.mkdir()
     try:
         yield made
+        for path in made.rglob("*"):
+            if path.is_file():  # safetensors writes what its owner alone can read
+                path.chmod(path.stat().st_mode | made.stat().st_mode & 0o666)
         if replace and target.exists():
             target.rename(old)
         made.rename(target)

@@ -283,7 +283,18 @@ def test_damaged_and_missing_files(engine, converted, tmp_path):
     with refused(f"cannot load .*tower{graphs}", OSError):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
     (tmp_path / f"tower{weights}").unlink()
-    with refused(f"tower{weights}", OSError):
+    with refused(f"has no tower{weights}", OSError):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["tower", "connector", "embedding", "decoder"])
+def test_graphs_of_another_checkpoint_are_refused(part, engine, converted, tmp_path):
+    for path in converted(engine).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    for path in converted(engine, None, RELEASED).glob(f"{part}.*"):
+        (tmp_path / path.name).unlink()
+        shutil.copy(path, tmp_path)
+    with refused(f"{part}.* it is of another checkpoint than its config.json"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 

@@ -547,7 +547,8 @@ def test_what_the_hub_is_asked_first(run, empty, tmp_path):
     assert set(os.listdir(empty)) == before
 
 
-def test_ctrl_c(environment, empty):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_termination(environment, empty, sent, code):
     """While the Hub lets one wait."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = subprocess.Popen(
@@ -557,10 +558,10 @@ def test_ctrl_c(environment, empty):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
         connection, _ = silent.accept()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=60)
         connection.close()
-    assert process.returncode == 130 and not out
+    assert process.returncode == code and not out
     assert err == b"\nInterrupted. Nothing is half-written; run the same command again to go on.\n"
 
 
@@ -658,6 +659,14 @@ def test_closed_streams(images, closed):
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     assert ("tokens in all" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_a_config_with_a_wrong_value(images, tmp_path):
+    shutil.copytree(TINY, tmp_path / "tiny")
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config | {"pooling_size": "two"}))
+    with pytest.raises(SystemExit, match="^error: the checkpoint's config.json is not valid: .*pooling_size"):
+        main(["ask", str(images[0]), "Why?", "--model", str(tmp_path / "tiny")])
 
 
 def test_a_name_that_is_not_utf8(images, tmp_path):

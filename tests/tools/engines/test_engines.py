@@ -15,7 +15,7 @@ from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import BROWSER, CONVERTED_TYPE, FOLDERS, check_engine, find_engine
 from jina_vlm_tools.engines.quantization import QUANTIZATIONS
 from jina_vlm_tools.extras import EXTRAS
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
 
 
 pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="checkpoints/tiny has not been trained yet")
@@ -67,7 +67,8 @@ def test_a_folder_for_a_browser_is_run_by_no_command(tmp_path):
     config = {"model_type": "llava", CONVERTED_TYPE: BROWSER.model_type}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert find_engine(tmp_path) == "transformers.js"
-    for verb in (("ask", "Who?", "--model"), ("chat", "--model"), ("serve",)):
+    verbs = ("ask", "Who?", "--model"), ("chat", "--model"), ("serve",), ("demo", "--model"), ("app", "--model")
+    for verb in verbs:
         assert f"runs in a browser: python -m http.server --directory {tmp_path}" in fails(*verb, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
     assert find_engine(tmp_path) == "torch"
@@ -146,6 +147,16 @@ def test_commands_for_torch_refuse_what_was_converted(engine, converted, tmp_pat
     said = f"was converted for {engine}"
     assert said in fails("index", tmp_path / "pages", "--model", converted)
     assert said in fails("upload", "--weights", converted, "--dry-run")
+    assert said in fails("search", tmp_path / "pages", "Who?", "--model", converted)
+    assert said in fails("app", "--model", converted, "--retrieval", TINY_RETRIEVAL)
+
+
+def test_a_folder_named_as_an_owner_on_the_hub_is_not_what_is_converted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jinaai").mkdir()
+    (tmp_path / "jinaai" / "thesis.txt").write_text("all of it")
+    said = fails("convert", "jinaai/jina-vlm", "jinaai", "--to", "gguf", "--yes")
+    assert "no bundle that --yes could replace" in said and "replace too" not in said
 
 
 def test_types_that_need_statistics_are_not_offered():

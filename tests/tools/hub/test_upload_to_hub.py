@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,17 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
         (made / "second").touch()
         assert os.listdir(target) == ["first"]
     assert os.listdir(target) == ["second"] and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_folder_may_read_its_weights(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "out") as made:
+            save_file({"weight": torch.zeros(2)}, made / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out" / "model.safetensors").stat().st_mode) == mode
 
 
 def test_what_is_in_the_output_is_replaced_only_if_it_is_a_bundle_and_one_says_so(copy, monkeypatch):
