@@ -19,8 +19,7 @@ from jina_vlm import JinaVLMProcessor
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from jina_vlm_tools.retrieval.inputs import to_chat
 from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
@@ -51,7 +50,7 @@ class Settings:
 
 NAMING = Settings(1000, 12, 2e-3, ("connector",))
 TELLING = Settings(1000, 24, 4e-3, ("language_model",))
-SEARCHING = Settings(200, 12, 1e-3, ("connector", "language_model"))
+SEARCHING = Settings(400, 12, 1e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
@@ -171,16 +170,21 @@ class Learner:
             images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
         return [self.base.language_model.norm(image.float()) for image in images]
 
-    def read_pages(self, features: torch.Tensor, positions: list[torch.Tensor], prompts: list[torch.Tensor]):
-        """As [`look`], of all tokens: last states [pages, length, hidden], which are real, which an image's."""
-        ids = pad_sequence(prompts, batch_first=True)
-        mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True)
+    def read_pages(
+        self, features: torch.Tensor, positions: list[torch.Tensor], prompts: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """As [`look`], of all tokens. Pages of one length are read together: padding would double the time."""
+        states: list = [None] * len(prompts)
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.base.get_image_features(features[:, None], torch.cat(positions))
-            states = self.base(
-                input_ids=ids, attention_mask=mask, mm_encoder_outputs={"image": images}, use_cache=False
-            ).last_hidden_state.float()
-        return states, mask.bool(), ids == self.model.config.image_token_id
+            images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
+            for length in sorted({len(prompt) for prompt in prompts}):
+                which = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
+                seen = BaseModelOutputWithPooling(pooler_output=[images[index] for index in which])
+                ids = torch.stack([prompts[index] for index in which])
+                read = self.base(input_ids=ids, mm_encoder_outputs={"image": seen}, use_cache=False)
+                for index, of_page in zip(which, read.last_hidden_state.float(), strict=True):
+                    states[index] = of_page
+        return states
 
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
@@ -330,12 +334,13 @@ def search_pages(args: argparse.Namespace, output: Path, model, processor) -> No
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions, prompts = looked.next(SEARCHING.pairs)
         asked = Asked.about(pages, learner.rng)
-        shown, are_real, are_image = learner.read_pages(features, positions, prompts)
+        shown = learner.read_pages(features, positions, prompts)
         states, mask, places = learner.read(asked.queries)
-        tokens = [learner.meeting.project(page[real]) for page, real in zip(shown, are_real, strict=True)]
+        tokens = [learner.meeting.project(page) for page in shown]
         late = best_matches(learner.meeting.project(states[mask]), owners_of(mask.sum(1)), tokens)
-        dense, of_pages = pool(states, mask), pool(shown, are_real)
-        of_images = [page[image] for page, image in zip(shown, are_image, strict=True)]
+        dense, of_pages = pool(states, mask), torch.stack([page.mean(0) for page in shown])
+        image = model.config.image_token_id
+        of_images = [page[prompt == image] for page, prompt in zip(shown, prompts, strict=True)]
         return {
             "late": info_nce(late, asked.own, asked.relevant, SHARP),
             "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, DENSE),
