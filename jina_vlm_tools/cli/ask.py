@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from jina_vlm_tools.engines import check_engine, find_engine
+from jina_vlm_tools.engines import TORCH, check_engine, find_engine
 
 from . import options
 from .progress import Progress
@@ -113,6 +113,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.image = args.image or words
     if args.index and args.image:
         parser.error(f"--index finds what to ask about, and {args.image[0]} names it: take one of them")
+    if args.index and args.engine not in (None, TORCH):
+        parser.error(f"--index finds and answers by torch: leave --engine {args.engine}, or --index")
     if args.index and args.map:
         parser.error("--map asks about each image that is named, and --index finds them: leave one of them")
     if not args.index:

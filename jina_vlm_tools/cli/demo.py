@@ -23,17 +23,23 @@ examples:
   jina-vlm demo
   jina-vlm demo --image photo.png --question "How many stars are there?"
 """
-DRAWN = Path("demo.png")
+DRAWN, DRAWN_BY = Path("demo.png"), "jina-vlm demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="PATH_OR_URL", help="an image; without one, one is drawn")
     parser.add_argument("--question", help="what to ask about it")
-    parser.add_argument("--seed", type=int, default=1, help="of the image that is drawn (default: %(default)s)")
-    parser.add_argument("--language", choices=("en", "de", "es", "fr"), default="en", help="of the question about it")
+    parser.add_argument("--seed", type=int, help="of the image that is drawn (default: 1)")
+    parser.add_argument("--language", choices=("en", "de", "es", "fr"), help="of the question about it (default: en)")
     options.add_model_options(parser)
     parser.add_argument("--checkpoint", action=OldModel, dest="model", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for option in ("seed", "language"):
+        if args.image and getattr(args, option) is not None:
+            parser.error(f"--{option} is of an image that is drawn, and --image names one: leave one of them")
 
 
 class OldModel(argparse.Action):
@@ -45,13 +51,26 @@ class OldModel(argparse.Action):
 
 
 def draw(seed: int, language: str) -> tuple:
-    """An image, its file, a question about it and the right answer."""
+    """An image, which is saved, a question about it and the right answer.
+
+    Raises:
+        FileExistsError: another image has the file's name.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
     from jina_vlm_tools.synthetic.questions import TASKS, evaluation_sample
     from jina_vlm_tools.synthetic.shapes import draw_scene
 
     sample = evaluation_sample(seed, TASKS[seed % len(TASKS)], language)
     image = draw_scene(sample.scene)
-    image.save(DRAWN)
+    if DRAWN.exists():
+        with Image.open(DRAWN) as there:
+            if there.info.get("Software") != DRAWN_BY:
+                raise FileExistsError(f"{DRAWN} is another image. Move it away, or run this in another folder.")
+    mark = PngInfo()
+    mark.add_text("Software", DRAWN_BY)
+    image.save(DRAWN, pnginfo=mark)
     return image, sample.turn.question, sample.turn.answer
 
 
@@ -59,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if args.image:
         options.check_image(args.image)
     options.check_model(args.model)
-    check_engine(args.model, None)
+    check_engine(args.model, args.engine)
     started, progress = time.perf_counter(), Progress(sys.stdout)
     processor, load_model = load_processor(args.model, progress)
     from jina_vlm_tools.inference.conversation import Conversation, describe_images
@@ -70,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         image = load_image(args.image, processor.image_processor)
         question = args.question or options.default_question(args.model)
     else:
-        image, question, expected = draw(args.seed, args.language)
+        image, question, expected = draw(1 if args.seed is None else args.seed, args.language or "en")
         question, expected = (args.question, None) if args.question else (question, expected)
         print(f"Drew an image: {DRAWN}")
 

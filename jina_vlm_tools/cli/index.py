@@ -7,6 +7,7 @@ from pathlib import Path
 from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import needing
 from jina_vlm_tools.files import INDEX_FOLDER
+from jina_vlm_tools.retrieval import MAX_TILES
 
 from . import options
 from .progress import Progress
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         metavar="N",
         help="at most so many tiles of a page beside the thumbnail: more find smaller print, and make larger vectors "
-        "(default: the index's; 4 for a new one, which is 814 vectors of an A4 page)",
+        f"(default: the index's; {MAX_TILES} for a new one, which is 814 vectors of an A4 page)",
     )
     parser.add_argument(
         "--pool-factor",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import needing
+from jina_vlm_tools.retrieval import CANDIDATES, KINDS
 
 from . import options
 from .progress import Progress
@@ -24,7 +25,6 @@ examples:
   jina-vlm search papers.index "Umsatz nach Ländern" --top 3 --heat-map maps
   jina-vlm search papers "a red valve" --json | jq -r '.results[].file'
 """
-WAYS = ("two-stage", "late", "dense")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,20 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_way(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--way", choices=WAYS, help="how to search (default: the first that the index allows)")
+    parser.add_argument("--way", choices=KINDS, help="how to search (default: the first that the index allows)")
     parser.add_argument(
         "--candidates",
         type=options.positive,
         metavar="N",
-        help="how many pages two-stage compares by all their vectors (default: 100)",
+        help=f"how many pages two-stage compares by all their vectors (default: {CANDIDATES})",
     )
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.question.strip():
         parser.error("the question is empty. Say what to look for")
-    if args.candidates and args.way not in (None, "two-stage"):
-        parser.error(f"--candidates is for --way two-stage, and was given with {args.way}")
 
 
 class Searcher:
@@ -79,12 +77,13 @@ class Searcher:
             from jina_vlm_tools.retrieval.identity import identify
             from jina_vlm_tools.retrieval.index import Index
             from jina_vlm_tools.retrieval.loading import load_embedder
-            from jina_vlm_tools.retrieval.search import CANDIDATES
             from jina_vlm_tools.retrieval.stores import open_store
         quiet_libraries()
         with progress.step("index", f"Opening {index}"):
             self.index = Index.open(index)
             self.way = args.way or self.index.ways[0]
+            if args.candidates and self.way != "two-stage":
+                raise ValueError(f"--candidates is for --way two-stage, and the way is {self.way}. Leave it out.")
             self.candidates = args.candidates or CANDIDATES
             self.index.check_way(self.way, args.top or 1, self.candidates)
             self.store = open_store(args.store) if args.store else self.index
@@ -98,15 +97,15 @@ class Searcher:
         (found,) = self.store.search(queries, top, self.way, self.candidates) or [[]]
         return found
 
-    def draw(self, page):
-        """The image of a page.
+    def draw(self, page, max_pixels: int | None = None):
+        """The image of a page, a PDF's with at most so many pixels, or as fine as it is ever drawn.
 
         Raises:
             OSError, ValueError: it is gone, or has changed since.
         """
         from jina_vlm_tools.retrieval.documents import draw
 
-        return draw(self.index.folder, page, self.embedder.processor.image_processor.max_pixels)
+        return draw(self.index.folder, page, max_pixels)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -160,12 +159,14 @@ def draw_maps(searcher: Searcher, question: str, found: list, folder: Path) -> l
     from .tiles import save_whole
 
     folder.mkdir(parents=True, exist_ok=True)
-    settings, files = searcher.index.settings, []
+    settings, files, most = searcher.index.settings, [], searcher.embedder.processor.image_processor.max_pixels
     for rank, one in enumerate(found, 1):
         name = re.sub(r"[^\w.-]+", "-", one.page.file)[-100:]
         file = folder / f"{rank:02d}-{name}-page-{one.page.page}.png"
         task = searcher.index.manifest["task"]
-        heat = searcher.embedder.heat_map(question, searcher.draw(one.page), task=task, max_tiles=settings.max_tiles)
+        heat = searcher.embedder.heat_map(
+            question, searcher.draw(one.page, most), task=task, max_tiles=settings.max_tiles
+        )
         save_whole(heat.draw(), file)
         files.append(file)
     return files

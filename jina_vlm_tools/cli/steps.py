@@ -1,4 +1,4 @@
-"""The step that every verb with a model begins with."""
+"""The step that `ask`, `chat` and `demo` begin with."""
 
 from .progress import Progress
 

@@ -30,10 +30,11 @@ import torch
 
 from jina_vlm_tools.files import INDEX_FOLDER, write_whole
 
+from . import CANDIDATES, KINDS
 from .documents import Page
 from .embeddings import Embeddings
 from .identity import differences
-from .search import CANDIDATES, KINDS, Found, Part, Way, rank
+from .search import Found, Part, Way, rank
 
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Index:
     @property
     def ways(self) -> tuple[Way, ...]:
         """How it can be searched, the best first."""
-        return ("two-stage", "late", "dense") if self.settings.kind == "both" else ("dense",)
+        return tuple(KINDS) if self.settings.kind == "both" else ("dense",)
 
     def check_way(self, way: Way, top: int, candidates: int) -> None:
         """

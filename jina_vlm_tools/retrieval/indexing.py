@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from . import MAX_TILES
 from .documents import WHOLE, Document, Page, Unreadable, digest, draw_all, find_files
 from .embedder import JinaVLMEmbedder
 from .embeddings import Embeddings, join
@@ -22,7 +23,7 @@ from .index import MANIFEST, Settings, Writer, dims_for, folder_of, locked, new_
 
 
 PAGES_PER_PART = 64  # what a kill can cost
-MAX_TILES, POOL_FACTOR = 4, 1  # of a new index
+POOL_FACTOR = 1  # of a new index
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from . import CANDIDATES
 from .documents import Page
 from .embeddings import Embeddings
 from .scores import max_sim
 
 
 Way = Literal["dense", "late", "two-stage"]
-KINDS = {"dense": "dense", "late": "multi", "two-stage": "both"}  # what a way needs of a query
-CANDIDATES = 100
 ROWS = 4096  # dense vectors that are compared at once: 32 MB of 2,048 numbers in float32
 
 

@@ -9,9 +9,10 @@ import json
 import uuid
 from typing import Any, Protocol
 
+from .. import CANDIDATES
 from ..embeddings import Embeddings
 from ..index import Index
-from ..search import CANDIDATES, Found, Way
+from ..search import Found, Way
 
 
 class Store(Protocol):

@@ -8,10 +8,11 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
+from .. import CANDIDATES
 from ..documents import Page
 from ..embeddings import Embeddings
 from ..index import COLUMNS, Index, check_queries
-from ..search import CANDIDATES, Found, Way
+from ..search import Found, Way
 from . import made_by, page_ids, refuse_another
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
+from .. import CANDIDATES
 from ..documents import Page
 from ..embeddings import Embeddings
 from ..index import COLUMNS, Index, check_queries
-from ..search import CANDIDATES, Found, Way
+from ..search import Found, Way
 from . import made_by, page_ids, refuse_another
 
 

@@ -12,10 +12,10 @@ import huggingface_hub
 import pytest
 import torch
 from answers import answer_greedily, prepare
-from conftest import ROOT, make_image
+from conftest import ROOT, make_image, refused
 from PIL import Image
 
-from jina_vlm_tools.cli import options
+from jina_vlm_tools.cli import demo, options
 from jina_vlm_tools.cli.main import main, make_parser, parse_args
 from jina_vlm_tools.extras import EXTRAS
 from jina_vlm_tools.files import TINY
@@ -285,6 +285,23 @@ def test_tiles_take_the_variable_too(monkeypatch, photos, bundle, capsys, tmp_pa
     monkeypatch.setenv("JINA_VLM_MODEL", str(folder))
     main(["tiles", str(photos / "a.png"), "--json"])
     assert len(json.loads(capsys.readouterr().out)["tiles"]) == 2
+
+
+@pytest.mark.parametrize("option", [("--seed", "2"), ("--language", "de")])
+def test_the_demo_draws_or_takes_an_image(option, photos, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--image", str(photos / "a.png"), *option])
+    assert stop.value.code == 2 and f"{option[0]} is of an image that is drawn" in capsys.readouterr().err
+
+
+def test_the_demo_leaves_another_image_as_it_is(tmp_path, monkeypatch, photos):
+    monkeypatch.chdir(tmp_path)
+    demo.draw(1, "en")
+    demo.draw(2, "de")
+    shutil.copy(photos / "a.png", demo.DRAWN)
+    with refused("demo.png is another image. Move it away", FileExistsError):
+        demo.draw(1, "en")
+    assert demo.DRAWN.read_bytes() == (photos / "a.png").read_bytes()
 
 
 def test_the_demos_old_name_of_the_model_warns(capsys):

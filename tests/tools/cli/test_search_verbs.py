@@ -23,6 +23,7 @@ from jina_vlm_tools.synthetic.shapes import draw_scene
 
 
 QUESTION = "How many shapes are there?"
+CANDIDATES = ("--candidates", 5)
 
 
 def make_retrieval_folder(folder: Path, seed: int) -> Path:
@@ -166,13 +167,28 @@ def test_ask_names_the_page_and_answers_from_it(said, papers, retrieval):
         name: value for name, value in found.items() if name != "heat_map"
     }
     drawn = papers.parent / "page.png"
-    with documents.Document(papers / page["file"], 1_003_520) as document:
+    with documents.Document(papers / page["file"], None) as document:
         document.draw(page["page"]).save(drawn)
     assert page["tiles"] > 2
     plain = json.loads(said("ask", drawn, QUESTION, "--json", "--max-tokens", 4, "--model", TINY)[0])
     assert report["answer"] == plain["answer"] and report["tokens"] == plain["tokens"]
     lines = said("ask", "--index", papers, QUESTION, "--max-tokens", 4)[0].splitlines()
     assert lines == [page["name"], report["answer"]]
+
+
+@pytest.mark.parametrize("verb", [["search"], ["ask", "--index"]])
+def test_candidates_are_of_two_stages(papers, verb):
+    assert "--candidates is for --way two-stage" in stopped(*verb, papers, QUESTION, "--way", "late", *CANDIDATES)
+
+
+def test_pages_are_asked_about_as_fine_as_they_are_drawn(said, retrieval, tmp_path):
+    """And are fitted to what --max-pixels says, not to what pages are embedded at."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    Image.new("RGB", (620, 877), "white").save(pages / "a4.pdf", resolution=75)
+    said("index", pages, "--model", retrieval, "--max-tiles", 1)
+    report = json.loads(said("ask", "--index", pages, QUESTION, "--json", "--max-tokens", 1)[0])
+    assert [report["images"][0][side] for side in ("width", "height")] == [1191, 1684]
 
 
 def test_ask_about_several_pages_and_questions(said, papers):
@@ -206,6 +222,7 @@ def test_a_checkpoint_as_it_is_makes_dense_vectors(said, papers, tmp_path):
     assert Index.open(index).ways == ("dense",)
     assert len(json.loads(said("search", index, QUESTION, "--json")[0])["results"]) == 3
     assert "dense vectors only" in stopped("search", index, QUESTION, "--way", "late")
+    assert "--candidates is for --way two-stage, and the way is dense" in stopped("search", index, "?", *CANDIDATES)
     assert "--heat-map needs a model with a projector" in stopped("search", index, "?", "--heat-map", tmp_path / "m")
 
 
@@ -249,12 +266,12 @@ def test_which_model_makes_a_new_index(monkeypatch, tmp_path):
     [
         (["search", "papers"], "QUESTION"),
         (["search", "papers", " "], "the question is empty"),
-        (["search", "papers", "why?", "--way", "dense", "--candidates", "5"], "--candidates is for --way two-stage"),
         (["index", "papers", "--share", "4/3"], "expected I/N with I from 1 to N"),
         (["index", "papers", "--share", "third"], "such as 3/16, got 'third'"),
         (["index", "papers", "--max-tiles", "0"], "at least 1"),
         (["ask", "--index", "papers", "a.png", "Why?"], "--index finds what to ask about, and a.png names it"),
         (["ask", "--index", "papers", "Why?", "--map"], "--map asks about each image"),
+        (["ask", "--index", "papers", "Why?", "--engine", "llama.cpp"], "answers by torch: leave --engine llama.cpp"),
         (["ask", "Why?", "--top", "3"], "--top is about an index"),
         (["ask", "a.png", "Why?", "--way", "late"], "--way is about an index"),
     ],

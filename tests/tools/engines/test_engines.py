@@ -50,7 +50,13 @@ def test_the_engine_is_told_by_the_folder(engine, converted, tmp_path):
 
 @pytest.mark.parametrize(
     "verb",
-    [("ask", "Who?", "--model"), ("chat", "--model"), ("batch", ".", "--output", "answers", "--model"), ("serve",)],
+    [
+        ("ask", "Who?", "--model"),
+        ("chat", "--model"),
+        ("demo", "--model"),
+        ("batch", ".", "--output", "answers", "--model"),
+        ("serve",),
+    ],
     ids=lambda verb: verb[0],
 )
 def test_an_engine_that_does_not_fit_is_refused(verb, engine, converted):
