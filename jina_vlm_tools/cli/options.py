@@ -98,8 +98,9 @@ def default_retrieval_model() -> str:
         return str(TINY_RETRIEVAL)
     raise ValueError(
         "There is no model for retrieval here. Give --model, or the environment variable "
-        f"{RETRIEVAL_VARIABLE}, a folder or a repository of the Hub that holds an adapter and a projector; or a "
-        "checkpoint as it is, which makes dense vectors only, and has not learned to find pages."
+        f"{RETRIEVAL_VARIABLE}, a folder or a repository of the Hub that holds an adapter and a projector, as "
+        "`jina-vlm train` makes them (docs/retrieval.md); or a checkpoint as it is, which makes dense vectors only, "
+        "and has not learned to find pages."
     )
 
 
