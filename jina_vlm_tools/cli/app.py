@@ -8,6 +8,7 @@ answer from one of them. `jina_vlm_tools.webapp.assemble_space` makes a Space of
 import argparse
 from typing import TYPE_CHECKING
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import missing, needing
 from jina_vlm_tools.files import TINY_RETRIEVAL
@@ -53,10 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    options.check_model(args.model)
+    sources.check_model(args.model)
     retrieval = args.retrieval or _find_retrieval(args.model)
     if retrieval:
-        options.check_model(retrieval, "--retrieval", RETRIEVAL_ADVICE)
+        sources.check_model(retrieval, "--retrieval", RETRIEVAL_ADVICE)
     check_engine(args.model, TORCH if retrieval else None)
     print(f"Loading {args.model} ...", flush=True)
     with needing("app"):

@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import TORCH, check_engine, find_engine
 
 from . import options
@@ -136,8 +137,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def names_image(text: str) -> bool:
     """Whether somebody who writes this has forgotten the question."""
     has_ending = (mimetypes.guess_type(text)[0] or "").startswith("image/")
-    is_name = len(text.split()) == 1 and (has_ending or options.is_url(text))
-    return text == options.STDIN or is_name or os.path.isfile(text)
+    is_name = len(text.split()) == 1 and (has_ending or sources.is_url(text))
+    return text == sources.STDIN or is_name or os.path.isfile(text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
         return answer_from_index(args)
     from jina_vlm_tools.inference.asking import find_images
 
-    options.check_model(args.model)
+    sources.check_model(args.model)
     check_engine(args.model, args.engine)
     images = find_images(args.image)
     shown_together = [[image] for image in images] if args.map else [images]
@@ -277,4 +278,4 @@ def show(text: str) -> None:
 
 def shorten(name: str) -> str:
     """A path as it is; a URL that holds an image is longer than anybody reads."""
-    return name if len(name) <= SHOWN or not options.is_url(name) else f"{name[:SHOWN]}..."
+    return name if len(name) <= SHOWN or not sources.is_url(name) else f"{name[:SHOWN]}..."

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import check_engine
 from jina_vlm_tools.extras import needing
 
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    options.check_model(args.model)
+    sources.check_model(args.model)
     check_engine(args.model, args.engine)
     if args.question is not None and not args.question.strip():
         raise ValueError("--question is empty. Say what to ask, or leave it out.")

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import check_engine
 
 from . import options
@@ -42,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    options.check_model(args.model)
+    sources.check_model(args.model)
     check_engine(args.model, args.engine)
-    options.check_images(args.images)
-    if options.STDIN in args.images:
+    sources.check_images(args.images)
+    if sources.STDIN in args.images:
         raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
     progress = Progress()
     processor, load_model = load_processor(args.model, progress)
@@ -101,11 +102,11 @@ def take(line: str, conversation, images: list, as_json: bool) -> list:
     command, _, argument = line.partition(" ")
     if command == "/image":
         source = argument.strip()
-        if source == options.STDIN:
+        if source == sources.STDIN:
             raise ValueError("In a chat stdin brings the questions. Name the image by its path.")
         if not source:
             raise ValueError("Say which image: /image PATH.")
-        options.check_image(source)
+        sources.check_image(source)
         return [*images, open_checked(source, conversation.processor, **conversation.settings)]
     if command == "/reset":
         conversation.reset()

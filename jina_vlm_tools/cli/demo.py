@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import check_engine
 
 from . import options
@@ -76,8 +77,8 @@ def draw(seed: int, language: str) -> tuple:
 
 def run(args: argparse.Namespace) -> None:
     if args.image:
-        options.check_image(args.image)
-    options.check_model(args.model)
+        sources.check_image(args.image)
+    sources.check_model(args.model)
     check_engine(args.model, args.engine)
     started, progress = time.perf_counter(), Progress(sys.stdout)
     processor, load_model = load_processor(args.model, progress)

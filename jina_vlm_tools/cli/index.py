@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import needing
 from jina_vlm_tools.files import INDEX_FOLDER
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise NotADirectoryError(f"{args.folder}: no such folder. Expected one with images or PDFs.")
     if args.model:
-        options.check_model(args.model)
+        sources.check_model(args.model)
         check_engine(args.model, TORCH)
     output = args.output or args.folder / INDEX_FOLDER
     number, of = args.share

@@ -1,27 +1,20 @@
-"""Arguments that several commands have, and what can be said of them before anything is loaded."""
+"""Arguments that several commands have."""
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from jina_vlm_tools.engines import ENGINES
 from jina_vlm_tools.files import TINY, TINY_RETRIEVAL
+from jina_vlm_tools.sources import MODEL_VARIABLE, RELEASED
 
 from .progress import Progress
 
 
-RELEASED = "jinaai/jina-vlm"
-MODEL_VARIABLE = "JINA_VLM_MODEL"
 RETRIEVAL_VARIABLE = "JINA_VLM_RETRIEVAL_MODEL"
-STDIN = "-"
 SHARD_SIZE = "2GB"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_HELP = "a folder or a repository of the Hub, in the released layout or this project's"
-MODEL_ADVICE = (
-    f"Give --model, or the environment variable {MODEL_VARIABLE}, a folder that holds a checkpoint, such as "
-    f"checkpoints/tiny, or a repository of the Hub that can be reached from here, such as {RELEASED}."
-)
 
 
 def positive(text: str) -> int:
@@ -174,38 +167,3 @@ def note_tiny(model: str, progress: Progress) -> None:
 def default_question(model: str) -> str:
     """The small checkpoint knows the words that it was trained on, and no others."""
     return f"Describe the {'picture' if is_tiny(model) else 'image'}."
-
-
-def check_model(name: str, option: str = "--model", advice: str = MODEL_ADVICE) -> None:
-    """
-    Raises:
-        ValueError: neither a folder nor the name of a repository.
-    """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ValueError(
-            f"{option} {name}: neither a folder nor the name of a repository on the Hub (owner/name). {advice}".strip()
-        )
-
-
-def is_url(source: str) -> bool:
-    """Whether it is judged where it is opened. "OCR:" is no URL."""
-    return re.match("[a-z][a-z0-9+.-]+://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
-
-
-def check_image(source: str) -> None:
-    """
-    Raises:
-        FileNotFoundError, IsADirectoryError: a path that leads to no file.
-    """
-    if source == STDIN or is_url(source) or os.path.isfile(source):
-        return
-    if os.path.isdir(source):
-        raise IsADirectoryError(f"{source} is a folder. Name one image in it.")
-    raise FileNotFoundError(f"{source}: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.")
-
-
-def check_images(sources: list[str]) -> None:
-    for source in sources:
-        check_image(source)
-    if sources.count(STDIN) > 1:
-        raise ValueError("- stands for one image on stdin, and was given several times.")

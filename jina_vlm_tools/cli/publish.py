@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import (
     FOLDERS,
     LLAMA_CPP,
@@ -243,7 +244,7 @@ def convert(args: argparse.Namespace) -> None:
     from jina_vlm_tools.hub.check import ask, check_shards, list_bundle
 
     progress = quiet_or_not()
-    options.check_model(args.weights, "WEIGHTS", "")
+    sources.check_model(args.weights, "WEIGHTS", "")
     check_engine(args.weights, TORCH)
     check_output(args.output, args.yes, args.weights)
     check_shards(args.weights)
@@ -316,7 +317,7 @@ def _for_browser(args: argparse.Namespace, engine: str) -> Callable[[Path], dict
 
 def merge(args: argparse.Namespace) -> None:
     progress = quiet_or_not()
-    options.check_model(args.adapter, "ADAPTER", "")
+    sources.check_model(args.adapter, "ADAPTER", "")
     check_output(args.output, args.yes, args.adapter, "merged folder")
     with needing("retrieval", "`jina-vlm merge`"):
         from jina_vlm_tools.hub.assemble import new_folder

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.engines import TORCH, check_engine
 from jina_vlm_tools.extras import needing
 from jina_vlm_tools.retrieval import CANDIDATES, KINDS
@@ -70,7 +71,7 @@ class Searcher:
         if not index.is_dir():
             raise NotADirectoryError(f"{index}: no such index. Make one with `jina-vlm index FOLDER`.")
         if args.model:
-            options.check_model(args.model)
+            sources.check_model(args.model)
             check_engine(args.model, TORCH)
         with needing("search", f"`jina-vlm {verb}`"), progress.step("import", "Importing torch and transformers"):
             from jina_vlm_tools.inference.loading import quiet_libraries

@@ -6,6 +6,7 @@ import os
 from io import BytesIO
 from pathlib import Path
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.files import UNFINISHED, write_whole
 
 from . import options
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        default=os.environ.get(options.MODEL_VARIABLE),
+        default=os.environ.get(sources.MODEL_VARIABLE),
         help=(
             f"take this checkpoint's settings: {options.MODEL_HELP} (default: the environment variable "
-            f"{options.MODEL_VARIABLE}; without it the released one's, built in)"
+            f"{sources.MODEL_VARIABLE}; without it the released one's, built in)"
         ),
     )
     options.add_json(
@@ -48,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    options.check_images([args.image])
+    sources.check_images([args.image])
     if args.model:
-        options.check_model(args.model)
+        sources.check_model(args.model)
     if args.save:
         check_target(args.save, args.image)
     progress = Progress()

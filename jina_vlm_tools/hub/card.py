@@ -12,9 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from jina_vlm_tools.cli.options import RELEASED
 from jina_vlm_tools.files import ROOT
 from jina_vlm_tools.markdown import table
+from jina_vlm_tools.sources import RELEASED
 
 from . import PublishingError
 from .check import weight_files

@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from jina_vlm_tools.cli.options import RELEASED
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.sources import RELEASED
 
 from . import PublishingError
 

@@ -4,7 +4,7 @@ Imports nothing that takes time: names of images are judged before anything is l
 import os
 from glob import glob, has_magic
 
-from jina_vlm_tools.cli.options import STDIN, check_images, is_url
+from jina_vlm_tools.sources import STDIN, check_images, is_url
 
 
 def find_images(names: list[str]) -> list[str]:

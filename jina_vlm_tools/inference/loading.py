@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jina_vlm_tools.cli.options import MODEL_ADVICE, STDIN
 from jina_vlm_tools.engines import LLAMA_CPP, find_engine
+from jina_vlm_tools.sources import MODEL_ADVICE, STDIN
 
 
 LARGE = 1_000_000_000  # parameters

@@ -15,6 +15,7 @@ from answers import answer_greedily, prepare
 from conftest import ROOT, make_image, refused
 from PIL import Image
 
+from jina_vlm_tools import sources
 from jina_vlm_tools.cli import demo, options
 from jina_vlm_tools.cli.main import main, make_parser, parse_args
 from jina_vlm_tools.extras import EXTRAS
@@ -208,7 +209,7 @@ def test_a_colon_makes_no_url(question):
 @pytest.mark.parametrize("name", ["s3://bucket/a.png", "HTTP://host/a.png", "git+ssh://host/a.png", "data:image/png,"])
 def test_urls_of_any_scheme_are_judged_where_they_are_opened(name):
     """A new source of images is added in one place, and the command line knows it."""
-    assert options.is_url(name) and find_images([name]) == [name]
+    assert sources.is_url(name) and find_images([name]) == [name]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_a_checkpoint_that_is_not_there(command, model, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--model", model])
     assert stopped.value.code.startswith(f"error: --model {model} cannot be loaded: ")
-    assert stopped.value.code.endswith(options.MODEL_ADVICE)
+    assert stopped.value.code.endswith(sources.MODEL_ADVICE)
 
 
 def test_large_models_are_computed_in_bfloat16(released_folder, monkeypatch):
