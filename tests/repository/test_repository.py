@@ -303,6 +303,14 @@ def test_imports_go_one_way():
         assert ours <= others, name
 
 
+def test_commands_are_on_top():
+    """Nothing that they are made of imports them."""
+    package = ROOT / "jina_vlm_tools"
+    importing = [path for path in package.rglob("*.py") if "jina_vlm_tools.cli" in path.read_text(encoding="utf-8")]
+    others = {path.relative_to(package).as_posix() for path in importing if path.parent != package / "cli"}
+    assert others == {"__main__.py", "webapp/space/app.py"}
+
+
 @pytest.mark.parametrize("name", [*generated.MODULES, "__init__.py"])
 def test_module_names_its_license(name):
     assert "Apache License" in (ROOT / name).read_text(encoding="utf-8").partition("\n")[0]
