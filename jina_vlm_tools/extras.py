@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them
+# What verbs need beside the package's own dependencies: modules, by the extra of the package that brings them. Of an
+# engine the first one runs checkpoints, and all make them.
 EXTRAS = {
     "serve": ("accelerate", "fastapi", "uvicorn", "openai"),
     "batch": ("accelerate", "datasets"),
@@ -17,6 +18,9 @@ EXTRAS = {
     "retrieval": ("accelerate", "datasets", "peft", "scipy", "sentence_transformers"),
     "train": ("accelerate", "datasets", "peft", "tensorboard", "matplotlib", "yaml"),
 }
+
+
+RUNTIMES = {"llama": "llama-cpp-python", "onnx": "onnxruntime", "openvino": "openvino"}  # brings the first
 
 
 def missing(extra: str) -> list[str]:
@@ -39,3 +43,19 @@ def needing(extra: str, what: str | None = None) -> Iterator[None]:
     except ImportError as error:
         what = what or f"`jina-vlm {extra}`"
         raise OSError(f'{what} needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
+
+
+@contextmanager
+def running(extra: str, what: str) -> Iterator[None]:
+    """
+    The imports of `what` needs an engine, to run what was converted elsewhere.
+
+    Raises:
+        OSError: it is not installed; the message says what to install.
+    """
+    try:
+        if importlib.util.find_spec(EXTRAS[extra][0]) is None:
+            raise ImportError(f"not installed: {EXTRAS[extra][0]}")
+        yield
+    except ImportError as error:
+        raise OSError(f"{what} needs `pip install {RUNTIMES[extra]}` ({error}).") from error

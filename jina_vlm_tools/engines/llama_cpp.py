@@ -17,7 +17,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils.hub import cached_file
 
-from jina_vlm_tools.extras import needing
+from jina_vlm_tools.extras import running
 
 from . import FOLDERS, LLAMA_CPP, TORCH
 from .graph_parts import GraphTower, load_graphs, make_connector
@@ -177,7 +177,7 @@ class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         found, engine = find(kwargs), model.config.vision_engine
         if engine != TORCH:
-            with needing(FOLDERS[engine].extra, f"Its tower, which is {engine}'s,"):
+            with running(FOLDERS[engine].extra, f"Its tower, which is {engine}'s,"):
                 parts = {"tower": model.model.vision_model.tower, "connector": model.model.connector}
                 load_graphs(parts, engine, kwargs.get("dtype"), pretrained_model_name_or_path, found)
         path = cached_file(pretrained_model_name_or_path, model.config.text_file, **found)

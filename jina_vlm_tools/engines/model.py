@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from jina_vlm_tools.extras import needing
+from jina_vlm_tools.extras import running
 
 from . import FOLDERS
 
@@ -46,7 +46,7 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
                 "The text model was quantized when it was converted: leave `quantization_config` out, and convert "
                 "with another --quantize."
             )
-        with needing(FOLDERS[cls.engine].extra, f"A checkpoint for {cls.engine}"):
+        with running(FOLDERS[cls.engine].extra, f"A checkpoint for {cls.engine}"):
             yield
 
     def new_cache(self) -> Cache:

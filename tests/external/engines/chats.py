@@ -1,9 +1,14 @@
 """Chats that every engine must answer as torch does, and how they are asked."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
 
+from jina_vlm_tools.extras import EXTRAS
 from jina_vlm_tools.inference.conversation import Conversation
 from jina_vlm_tools.synthetic.questions import LANGUAGES, TASKS, evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
@@ -22,6 +27,15 @@ def half_black(width: int, height: int) -> Image.Image:
     image = Image.new("RGB", (width, height), "white")
     image.paste("black", (0, 0, width // 2, height))
     return image
+
+
+def ask_without_converters(extra: str, *arguments) -> dict:
+    """What `jina-vlm ask --json` says where of an engine's packages only the one that runs it is installed."""
+    script = (
+        f"import sys\nfor name in {EXTRAS[extra][1:]}:\n    sys.modules[name] = None\n"
+        f"from jina_vlm_tools.cli.main import main\nmain({['ask', *map(str, arguments), '--json']})"
+    )
+    return json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
 
 
 def refused(message: str, error: type[Exception] = ValueError):

@@ -17,7 +17,7 @@ import llama_cpp
 import pytest
 import servers
 import torch
-from chats import CHATS, NEW, converse, drawn, new_tokens, prepare, refused, sampled, user
+from chats import CHATS, NEW, ask_without_converters, converse, drawn, new_tokens, prepare, refused, sampled, user
 from gguf import GGUFReader
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from transformers import DynamicCache
@@ -342,6 +342,12 @@ def test_ask_and_chat(folder, tmp_path, capsys, monkeypatch):
         conversation.answer("How many shapes are there?", []),
     ]
     assert answers == [answer.text for answer in expected]
+
+
+def test_to_run_it_needs_one_package(folder, tmp_path):
+    drawn(1).save(tmp_path / "shapes.png")
+    report = ask_without_converters("llama", tmp_path / "shapes.png", "How many shapes are there?", "--model", folder)
+    assert report["answer"] and report["engine"] == "llama.cpp"
 
 
 def test_batch(folder, tmp_path, capsys, monkeypatch):

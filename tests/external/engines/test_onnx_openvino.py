@@ -17,7 +17,19 @@ import onnx
 import pytest
 import servers
 import torch
-from chats import CHATS, NEW, converse, drawn, half_black, new_tokens, prepare, refused, sampled, user
+from chats import (
+    CHATS,
+    NEW,
+    ask_without_converters,
+    converse,
+    drawn,
+    half_black,
+    new_tokens,
+    prepare,
+    refused,
+    sampled,
+    user,
+)
 from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from transformers import AutoModelForImageTextToText, StaticCache
 
@@ -343,6 +355,12 @@ def test_ask_and_chat(folder, engine, tmp_path, capsys, monkeypatch):
         conversation.answer("How many shapes are there?", []),
     ]
     assert answers == [answer.text for answer in expected]
+
+
+def test_to_run_it_needs_one_package(folder, engine, tmp_path):
+    drawn(1).save(tmp_path / "shapes.png")
+    report = ask_without_converters(engine, tmp_path / "shapes.png", "How many shapes are there?", "--model", folder)
+    assert report["answer"] and report["engine"] == engine
 
 
 def test_batch(folder, engine, tmp_path):
