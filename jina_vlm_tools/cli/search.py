@@ -87,7 +87,7 @@ class Searcher:
                 raise ValueError(f"--candidates is for --way two-stage, and the way is {self.way}. Leave it out.")
             self.candidates = args.candidates or CANDIDATES
             self.index.check_way(self.way, args.top or 1, self.candidates)
-            self.store = open_store(args.store) if args.store else self.index
+            self.store = open_store(args.store, self.index) if args.store else self.index
         self.model = args.model or self.index.manifest["model"]
         with progress.step("model", f"Loading {self.model}"):
             self.embedder = load_embedder(self.model, args.device, args.dtype)

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .embeddings import Embeddings, join
-from .folder import is_retrieval_folder, read_folder
+from .folder import RetrievalFolder, is_retrieval_folder, read_folder
 from .heat_maps import HeatMap, match
 from .inputs import Role, check, prepare
 from .scores import cut, pool
@@ -66,6 +67,7 @@ class JinaVLMEmbedder:
         self.tasks = list(adapters or {})
         self.task: str | None = self.tasks[0] if self.tasks else None
         self._lock = threading.RLock()
+        self._on: str | None = None  # the task whose adapter is switched on
         # PEFT's own calls: the library's wrap them, and may ask for a newer PEFT than there is.
         self._adapted: PeftModel | None = None
         for task, place in (adapters or {}).items():
@@ -82,7 +84,7 @@ class JinaVLMEmbedder:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path,
+        model: str | Path | RetrievalFolder,
         *,
         adapters: dict[str, str] | None = None,
         dtype: str | torch.dtype = "auto",
@@ -95,8 +97,8 @@ class JinaVLMEmbedder:
         is.
 
         Args:
-            model: A folder, or a repository of the Hub. The base of an adapter is looked for in the folder beside it
-                that has its name, then by that name.
+            model: A folder, or a repository of the Hub, or what [`read_folder`] found there. The base of an adapter
+                is looked for in the folder beside it that has its name, then by that name.
             adapters: More adapters of the same base, by task.
             dtype, device_map: Of the base, as `from_pretrained` takes them.
             revision, local_files_only: Of `model`.
@@ -105,12 +107,13 @@ class JinaVLMEmbedder:
             OSError, ValueError: something is not there, or does not belong together; the message says what.
         """
         hub = {"revision": revision, "local_files_only": local_files_only}
+        if not isinstance(model, RetrievalFolder) and is_retrieval_folder(model, **hub):
+            model = read_folder(model, **hub)
         projector, adapters, base = None, dict(adapters or {}), str(model)
-        if is_retrieval_folder(base, **hub):
-            found = read_folder(base, **hub)
-            base, projector, hub["revision"] = found.base, found.projector, None
-            adapters = {found.task: found.path} | adapters
-            processor = found.load_processor()
+        if isinstance(model, RetrievalFolder):
+            base, projector, hub["revision"] = model.base, model.projector, None
+            adapters = {model.task: model.path} | adapters
+            processor = model.load_processor()
         else:
             processor = JinaVLMProcessor.from_pretrained(base, **hub)
         loaded = JinaVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, device_map=device_map, **hub)
@@ -143,7 +146,7 @@ class JinaVLMEmbedder:
             dims (`int`, *optional*): Of dense vectors, one of the model's `matryoshka_dimensions`.
             max_tiles, max_pixels (`int`, *optional*): As the image processor takes them.
             max_length (`int`, *optional*): Tokens, to which longer texts are cut; the model's longest where it is left
-                out, with a warning. Images are never cut.
+                out or more than that, with a warning. Images are never cut.
             pool_factor (`int`): How many tokens of a document become one multi-vector, those that are most alike.
             progress: Called with the numbers of inputs that are done, and of all.
 
@@ -160,7 +163,9 @@ class JinaVLMEmbedder:
         images = {"max_tiles": max_tiles, "max_pixels": max_pixels}
         settings = {name: value for name, value in images.items() if value is not None}
         limit = self.processor.tokenizer.model_max_length
-        settings |= {"truncation": True, "max_length": min(max_length or limit, limit)}
+        if max_length is not None and max_length > limit:
+            max_length = None  # it is the model's that cuts
+        settings |= {"truncation": True, "max_length": limit if max_length is None else max_length}
         factor = pool_factor if role == "document" else 1
         done: list[Embeddings] = []
         with self.using(task):
@@ -213,7 +218,8 @@ class JinaVLMEmbedder:
                      if length == settings["max_length"]]  # fmt: skip
             warnings.warn(
                 f"Inputs {', '.join(map(str, which))} are as long as the model takes, {settings['max_length']} "
-                "tokens, or were cut to that. Pass `max_length` to have it so without this warning.",
+                f"tokens, or were cut to that. Pass `max_length={settings['max_length']}` to have it so without this "
+                "warning.",
                 stacklevel=4,
             )
         return inputs
@@ -237,7 +243,7 @@ class JinaVLMEmbedder:
 
     @contextmanager
     def using(self, task: str | None = None) -> Iterator[None]:
-        """Switch a task's adapter on, and off again at the end, whatever happens.
+        """Switch a task's adapter on, and at the end back to what was, whatever happens.
 
         Raises:
             ValueError: there is no adapter for it.
@@ -247,14 +253,20 @@ class JinaVLMEmbedder:
             loaded = f"Adapters are loaded for {', '.join(self.tasks)}." if self.tasks else "No adapter is loaded."
             raise ValueError(f"There is no adapter for `task` {task!r}. {loaded}")
         with self._lock:
+            before = self._on
             try:
-                if task is not None:
-                    self._adapted.set_adapter(task, inference_mode=True)
-                    self._adapted.base_model.enable_adapter_layers()
+                self._switch(task)
                 yield
             finally:
-                if self.tasks:
-                    self._adapted.base_model.disable_adapter_layers()
+                self._switch(before)
+
+    def _switch(self, task: str | None) -> None:
+        if task is not None:
+            self._adapted.set_adapter(task, inference_mode=True)
+            self._adapted.base_model.enable_adapter_layers()
+        elif self.tasks:
+            self._adapted.base_model.disable_adapter_layers()
+        self._on = task
 
     # Comparing, showing, answering
 
@@ -273,24 +285,31 @@ class JinaVLMEmbedder:
         self._check_arguments("multi", None, 1, 1)
         return match(self, query, image, task, max_tiles)
 
+    @cached_property
+    def answering_processor(self) -> JinaVLMProcessor:
+        """The base's: an adapter's own cuts into as many tiles as it was trained with, and small print takes more."""
+        return JinaVLMProcessor.from_pretrained(self.model.name_or_path) if self.tasks else self.processor
+
     def answer(self, question: str, images: Any | Sequence[Any], *, max_tiles: int | None = None, **generate) -> str:
         """
         Answer a question about images, as the model without adapters does.
 
         Args:
             images: One, or a list of them.
+            max_tiles (`int`, *optional*): Of an image; as many as the base takes where it is left out.
             generate: Arguments of `generate`; at most 256 tokens, greedy, unless they say otherwise.
         """
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         parts = [{"type": "image", "image": str(one) if isinstance(one, Path) else one} for one in images]
         settings = {} if max_tiles is None else {"max_tiles": max_tiles}
-        inputs = self.processor.apply_chat_template(
+        processor = self.answering_processor
+        inputs = processor.apply_chat_template(
             [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **settings,
         ).to(self.model.device)  # fmt: skip
         with self._lock:
             output = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **generate})
-        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
     # As jina-embeddings-v4 has them
 

@@ -137,13 +137,13 @@ class Embeddings:
             with safe_open(file, "pt") as opened:
                 about = json.loads((opened.metadata() or {}).get("jina_vlm", "{}"))
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no dictionary
-        except (SafetensorError, ValueError) as error:
+            if about.get("layout") != LAYOUT:
+                raise ValueError("it holds other tensors than embeddings, which `Embeddings.save` writes.")
+            if about.get("precision") not in PRECISIONS:
+                raise ValueError(f"its precision is {about.get('precision')!r}.")
+            multi = list(tensors["multi"].split(tensors["lengths"].tolist())) if "lengths" in tensors else None
+        except (SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no file of embeddings, or a damaged one: {error}") from error
-        if about.get("layout") != LAYOUT:
-            raise ValueError(f"{file} holds other tensors than embeddings, which `Embeddings.save` writes.")
-        multi = None
-        if "lengths" in tensors:
-            multi = list(tensors["multi"].split(tensors["lengths"].tolist()))
         return cls(tensors.get("dense"), multi, about["precision"])
 
     @property

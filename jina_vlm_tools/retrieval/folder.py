@@ -8,6 +8,8 @@ processor_config.json, tokenizer.json, *.py, ...   the processor, with the numbe
 import copy
 import json
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from jina_vlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProcessor
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
@@ -91,7 +93,8 @@ def read_folder(
         base: What is loaded already: it is not looked for.
 
     Raises:
-        FileNotFoundError, ValueError: a part is missing, or they do not belong together; the message says which.
+        FileNotFoundError, ValueError: a part is missing or damaged, or they do not belong together; the message says
+            which.
     """
     folder = Path(place)
     if not folder.is_dir():
@@ -101,21 +104,39 @@ def read_folder(
             raise FileNotFoundError(
                 f"{place} holds no adapter: there is no {name}. Expected a folder that `write_folder` wrote."
             )
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    with _reading(folder / ADAPTER_CONFIG) as file:
+        trained_on = _read_json(file).get("base_model_name_or_path")
+    with _reading(folder / ADAPTER) as file, safe_open(file, "pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  no dictionary
     projector = _read_projector(folder)
-    trained_on = settings["base_model_name_or_path"]
     base = base or find_base(folder, trained_on, local_files_only)
     hidden = JinaVLMConfig.from_pretrained(base, local_files_only=local_files_only).text_config.hidden_size
-    widths = {"projector": projector.in_features, "adapter": _adapter_width(folder)}
+    widths = {"projector": projector.in_features, "adapter": _adapter_width(shapes)}
     for part, width in widths.items():
         if width not in (None, hidden):
             raise ValueError(
                 f"The {part} in {place} is for a model of width {width}, but that of {base} is {hidden}: they do not "
                 f"belong together. It was trained on {trained_on}."
             )
-    settings_file = folder / SETTINGS
-    known = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-    return RetrievalFolder(str(folder), base, projector, known.get("task", TASK), _adapted_parts(folder))
+    with _reading(folder / SETTINGS) as file:
+        task = _read_json(file).get("task", TASK) if file.is_file() else TASK
+    return RetrievalFolder(str(folder), base, projector, task, _adapted_parts(shapes))
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    """
+    Raises:
+        ValueError: what is in the file is not what is looked for there.
+    """
+    try:
+        yield file
+    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Write or fetch the folder anew.") from error
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def find_base(folder: Path, name: str | None, local_files_only: bool = False) -> str:
@@ -147,22 +168,24 @@ def _read_projector(folder: Path) -> nn.Linear:
     Raises:
         FileNotFoundError, ValueError: there is none, or it is not of our kind.
     """
-    modules_file = folder / MODULES
-    modules = json.loads(modules_file.read_text(encoding="utf-8")) if modules_file.is_file() else []
-    places = [module["path"] for module in modules if module["type"].endswith(".Dense")]
+    with _reading(folder / MODULES) as file:
+        modules = _read_json(file) if file.is_file() else []
+        places = [module["path"] for module in modules if module["type"].endswith(".Dense")]
     if len(places) != 1 or not (folder / places[0] / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder} holds no projector: expected {MODULES} to name one `Dense`, with a folder of its weights; it "
             f"names {places or 'none'}. Write the folder by `write_folder`."
         )
-    settings = json.loads((folder / places[0] / "config.json").read_text(encoding="utf-8"))
-    activation = settings.get("activation_function", "").rpartition(".")[2]
+    with _reading(folder / places[0] / "config.json") as file:
+        settings = _read_json(file)
+        activation = settings.get("activation_function", "").rpartition(".")[2]
     if settings.get("bias") or activation != "Identity" or settings.get("use_residual"):
         raise ValueError(
             f"The projector in {folder / places[0]} is not a plain matrix (bias {settings.get('bias')}, activation "
             f"{activation}, residual {settings.get('use_residual', False)}), so that engines would not agree."
         )
-    return _to_linear(load_file(folder / places[0] / "model.safetensors")["linear.weight"])
+    with _reading(folder / places[0] / "model.safetensors") as file:
+        return _to_linear(load_file(file)["linear.weight"])
 
 
 def _to_linear(weight: torch.Tensor) -> nn.Linear:
@@ -172,19 +195,16 @@ def _to_linear(weight: torch.Tensor) -> nn.Linear:
     return projector
 
 
-def _adapter_width(folder: Path) -> int | None:
+def _adapter_width(shapes: dict[str, list[int]]) -> int | None:
     """Of what the decoder's attention takes; None where that has no LoRA."""
-    with safe_open(folder / ADAPTER, "pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            if re.search(r"language_model\.layers\.\d+\.self_attn\.[qkv]_proj\.lora_A\.", name):
-                return file.get_slice(name).get_shape()[1]
+    for name, shape in shapes.items():
+        if re.search(r"language_model\.layers\.\d+\.self_attn\.[qkv]_proj\.lora_A\.", name):
+            return shape[1]
     return None
 
 
-def _adapted_parts(folder: Path) -> tuple[str, ...]:
-    with safe_open(folder / ADAPTER, "pt") as file:
-        names = [name.removeprefix(PREFIX).removeprefix(MODEL) for name in file.keys()]  # noqa: SIM118
-    return tuple(sorted({name.partition(".")[0] for name in names}))
+def _adapted_parts(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.removeprefix(PREFIX).removeprefix(MODEL).partition(".")[0] for name in names}))
 
 
 # Writing

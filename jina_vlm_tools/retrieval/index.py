@@ -107,14 +107,18 @@ class Index:
         for share, manifest in zip(shares, manifests, strict=True):
             if unlike := compare(manifests[0], manifest):
                 raise ValueError(f"{share} was not made as {shares[0].name} was: {'; '.join(unlike)}. Make it anew.")
-        numbers = sorted(manifest["share"][0] for manifest in manifests)
-        of = manifests[0]["share"][1]
-        if shares != [found] and numbers != list(range(1, of + 1)):
-            missing = sorted(set(range(1, of + 1)) - set(numbers))
-            raise ValueError(
-                f"{found} lacks the shares {', '.join(map(str, missing))} of {of}: make them by "
-                f"`jina-vlm index FOLDER --share {missing[0]}/{of}`."
-            )
+        if shares != [found]:
+            numbers, (of, *others) = zip(*(manifest["share"] for manifest in manifests), strict=True)
+            if {*others} - {of} or len({*numbers}) < len(numbers):
+                raise ValueError(
+                    f"{found} holds shares that make no whole: {', '.join(share.name for share in shares)}. Expected "
+                    "shares of one count, each once. Delete the others."
+                )
+            if missing := sorted({*range(1, of + 1)} - {*numbers}):
+                raise ValueError(
+                    f"{found} lacks the shares {', '.join(map(str, missing))} of {of}: make them by "
+                    f"`jina-vlm index FOLDER --share {missing[0]}/{of}`."
+                )
         return cls(found, manifests[0], parts, pa.concat_tables(tables) if tables else SCHEMA.empty_table())
 
     def __len__(self) -> int:
@@ -265,10 +269,12 @@ def find_index(path: Path) -> Path:
 
 
 def find_shares(path: Path) -> list[Path]:
+    """The folders that make an index: its own, or those of the workers' shares in it."""
     return [path] if (path / MANIFEST).is_file() else sorted(file.parent for file in path.glob(f"share-*/{MANIFEST}"))
 
 
 def folder_of(path: Path, manifest: dict[str, Any]) -> Path:
+    """Of the files that the index in `path` is about."""
     return Path(os.path.normpath(path / manifest["folder"]))
 
 

@@ -83,12 +83,12 @@ def update(
     """
     started, asked = time.perf_counter(), asked or Asked()
     files = [file for file in find_files(folder) if share_of(file, share[1]) == share[0]]
-    is_new = not (path / MANIFEST).is_file()
     if not files and share == (1, 1):
-        kept = "" if is_new else f" {path} was left as it is."
+        kept = f" {path} was left as it is." if (path / MANIFEST).is_file() else ""
         raise ValueError(f"{folder} holds no images and no PDFs.{kept}")
-    _check_place(folder, path)
+    _check_place(path, share)
     with locked(path):
+        is_new = not (path / MANIFEST).is_file()  # another run may have made it a moment ago
         loaded: list[JinaVLMEmbedder] = []
 
         def get_embedder() -> JinaVLMEmbedder:
@@ -141,9 +141,13 @@ def share_of(file: str, shares: int) -> int:
     return 1 + int.from_bytes(sha256(file.encode(errors="surrogateescape")).digest()[:8], "big") % shares
 
 
-def _check_place(folder: Path, path: Path) -> None:
+def _check_place(path: Path, share: tuple[int, int]) -> None:
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file. Name a folder for the index.")
+    if share != (1, 1) and (path.parent / MANIFEST).is_file():
+        raise ValueError(
+            f"{path.parent} is a whole index, in which no share would be read. Name another folder for the shares."
+        )
     if path.is_dir() and not (path / MANIFEST).is_file():
         others = sorted(each.name for each in path.iterdir() if not each.name.startswith((".", "part-", MANIFEST)))
         if others:

@@ -25,19 +25,19 @@ def load_embedder(name: str, device: str | None = None, dtype: str | None = None
     """
     device = choose_device(device)
     try:
-        base = read_folder(name).base if is_retrieval_folder(name) else name
-        dtype = dtype or default_dtype(base, device)
+        found = read_folder(name) if is_retrieval_folder(name) else None
+        dtype = dtype or default_dtype(found.base if found else name, device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what the library renames
-            return JinaVLMEmbedder.from_pretrained(name, dtype=dtype, device_map={"": device})
+            return JinaVLMEmbedder.from_pretrained(found or name, dtype=dtype, device_map={"": device})
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"--model {name} cannot be loaded: {error}") from error
 
 
 def load_answering_processor(embedder: JinaVLMEmbedder) -> JinaVLMProcessor:
-    """Of the base: an adapter's own cuts pages into as many tiles as were trained with, and small print takes more."""
-    return JinaVLMProcessor.from_pretrained(embedder.model.name_or_path)
+    """See [`JinaVLMEmbedder.answering_processor`]."""
+    return embedder.answering_processor
 
 
 def full_name(name: str) -> str:

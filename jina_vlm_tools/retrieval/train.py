@@ -38,9 +38,9 @@ def load(stage: RetrievalStage, file: Path) -> tuple[PeftModel, nn.Linear, JinaV
     if goes_on:
         found = read_folder(stage.model)
         base = JinaVLMForConditionalGeneration.from_pretrained(found.base, dtype=dtype)
-        model, projector, name = PeftModel.from_pretrained(base, found.path, is_trainable=True), found.projector, None
+        model = PeftModel.from_pretrained(base, found.path, is_trainable=True)
         name = model.peft_config["default"].base_model_name_or_path
-        processor = found.load_processor()
+        projector, processor = found.projector, found.load_processor()
     else:
         base = JinaVLMForConditionalGeneration.from_pretrained(stage.model, dtype=dtype)
         projector = nn.Linear(base.config.get_text_config().hidden_size, stage.width, bias=False)
@@ -52,6 +52,7 @@ def load(stage: RetrievalStage, file: Path) -> tuple[PeftModel, nn.Linear, JinaV
 
 
 def arguments(stage: RetrievalStage, run: Path, processes: int) -> TrainingArguments:
+    """Of the Trainer, for a stage in the folder `run`."""
     return TrainingArguments(
         **shared_arguments(stage, run, processes),
         learning_rate=stage.learning_rate,
@@ -73,6 +74,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def train_stage(args: argparse.Namespace, state: PartialState) -> None:
+    """As [`train`], in one of the processes that `state` knows."""
     run = args.output / "run"
     try:
         stage = read_stage(args.stage)
@@ -86,15 +88,15 @@ def train_stage(args: argparse.Namespace, state: PartialState) -> None:
         model, projector, processor, base = load(stage, args.stage)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    config = model.config
+    config, inner = model.config, model.get_base_model()
     dims = [dim for dim in config.matryoshka_dimensions or [] if dim <= config.get_text_config().hidden_size]
     kind = Matcher if stage.loss == "cosent" else Retriever
     retriever = kind(
-        model.get_base_model(),
+        inner,
         projector,
         dims or [config.get_text_config().hidden_size],
         Weights(temperature=stage.temperature, agreement=stage.agreement),
-        sees=bool(stage.lora and "encoder" in stage.lora.parts),
+        sees=any(parameter.requires_grad for parameter in inner.model.vision_model.parameters()),
     )
     trainer = RetrievalTrainer(
         retriever, arguments(stage, run, state.num_processes), PairsCollator(processor, stage.max_length), pairs

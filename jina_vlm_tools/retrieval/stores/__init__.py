@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import uuid
+from pathlib import Path
 from typing import Any, Protocol
 
 from .. import CANDIDATES
@@ -17,6 +18,9 @@ from ..search import Found, Way
 
 class Store(Protocol):
     """What a database does for us."""
+
+    def maker(self) -> str | None:
+        """[`made_by`] of the index whose pages it holds; None without any."""
 
     def put(self, index: Index) -> tuple[int, int]:
         """Make the database hold the pages of an index, and no others of its share; (added, removed)."""
@@ -31,13 +35,15 @@ class Store(Protocol):
 STORES = {"qdrant": ("qdrant", "QdrantStore", "qdrant-client"), "lancedb": ("lancedb", "LanceStore", "lancedb")}
 
 
-def open_store(place: str) -> Store:
+def open_store(place: str, index: Index | None = None) -> Store:
     """
     Args:
         place: KIND:PLACE, such as "qdrant:http://localhost:6333" or "lancedb:folder".
+        index: In whose place it is to be searched; without one, a folder that is not there is made, to put pages into.
 
     Raises:
-        OSError, ValueError: it is no such name, its client is not installed, or nothing is there.
+        OSError, ValueError: it is no such name, its client is not installed, no server answers, or the pages that are
+            there were made in another way than the index's, or are none.
     """
     kind, separator, where = place.partition(":")
     if kind not in STORES or not separator or not where:
@@ -47,7 +53,15 @@ def open_store(place: str) -> Store:
         store = getattr(importlib.import_module(f".{module}", __name__), name)
     except ImportError as error:
         raise OSError(f"{place} needs `pip install {package}` ({error}).") from error
-    return store(where)
+    if index is None:
+        return store(where)
+    if "://" not in where and not Path(where).is_dir():
+        raise FileNotFoundError(
+            f"{place}: no such folder. Put an index there: `jina-vlm index FOLDER --store {place}`."
+        )
+    opened = store(where)
+    refuse_another(place, opened.maker(), made_by(index))
+    return opened
 
 
 def made_by(index: Index) -> str:

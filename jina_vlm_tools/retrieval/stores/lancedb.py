@@ -33,6 +33,11 @@ class LanceStore:
         self.database = lancedb.connect(Path(place))
         self.table = self.database.open_table(TABLE) if TABLE in self.database.list_tables().tables else None
 
+    def maker(self) -> str | None:
+        """See [`Store.maker`]."""
+        rows = self.table.search().select(["made_by"]).limit(1).to_list() if self.table else []
+        return rows[0]["made_by"] if rows else None
+
     def put(self, index: Index) -> tuple[int, int]:
         """See [`Store.put`].
 
@@ -41,11 +46,11 @@ class LanceStore:
         """
         made, share, ids = made_by(index), index.share, page_ids(index)
         schema = _schema(index)
+        refuse_another(f"lancedb:{self.place}", self.maker(), made)
         if self.table is None:
             self.table = self.database.create_table(TABLE, schema=schema)
-        held = self.table.search().select(["id", "share", "made_by"]).limit(self.table.count_rows() + 1).to_arrow()
-        refuse_another(f"lancedb:{self.place}", held["made_by"][0].as_py() if len(held) else None, made)
-        own = {row["id"] for row in held.select(["id", "share"]).to_pylist() if row["share"] == share}
+        held = self.table.search().select(["id", "share"]).limit(self.table.count_rows() + 1).to_list()
+        own = {row["id"] for row in held if row["share"] == share}
         gone = sorted(own - ids.keys())
         for start in range(0, len(gone), BATCH):
             self.table.delete(_is_one_of(gone[start : start + BATCH]))
@@ -55,7 +60,8 @@ class LanceStore:
                 {"id": name, "made_by": made, "share": share} | vars(index.page(row)) | _vectors(index, row)
                 for name, row in missing[start : start + BATCH]
             ]
-            self.table.add(pa.Table.from_pylist(rows, schema))
+            merged = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merged.execute(pa.Table.from_pylist(rows, schema))  # what another share held is this one's now
         return len(missing), len(gone)
 
     def search(
@@ -82,7 +88,7 @@ class LanceStore:
             query = queries.dense[number].numpy()
             limit = top if way == "dense" else max(top, candidates)
             rows = self._query(query, "dense", "dot", limit, only)
-            if way == "dense":
+            if way == "dense" or not rows:
                 return [_found(row, 1 - row["_distance"]) for row in rows]
             only = _is_one_of([row["id"] for row in rows])
         tokens = queries.multi[number].numpy()

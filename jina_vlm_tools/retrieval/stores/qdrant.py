@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from urllib.parse import urlsplit
 
 import numpy as np
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from .. import CANDIDATES
 from ..documents import Page
@@ -22,6 +24,23 @@ BATCH = 16  # pages at a time: a page of 814 tokens is 1 MB of JSON, and servers
 API_KEY = "QDRANT_API_KEY"
 
 
+def telling(method: Callable) -> Callable:
+    """What the client raises becomes an OSError that says which server it is about, and what to do."""
+
+    @wraps(method)
+    def call(self: QdrantStore, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        except UnexpectedResponse as error:
+            advice = f" Put the server's key into {API_KEY}." if error.status_code in (401, 403) else ""
+            said = " ".join(str(error).split())
+            raise OSError(f"qdrant:{self.place}: the server refuses ({said}).{advice}") from error
+        except ApiException as error:
+            raise ConnectionError(f"qdrant:{self.place}: no server answers ({error}).") from error
+
+    return call
+
+
 class QdrantStore:
     """
     Args:
@@ -31,9 +50,10 @@ class QdrantStore:
             fast at any size.
 
     Raises:
-        OSError: there is no server.
+        OSError: there is no server, it refuses, or the folder is in use.
     """
 
+    @telling
     def __init__(self, place: str, exact: bool = True):
         self.place, self.exact = place, exact
         self.collection, self.is_server = COLLECTION, "://" in place
@@ -43,12 +63,21 @@ class QdrantStore:
             url = f"{parts.scheme}://{parts.netloc}"
             self.client = QdrantClient(url=url, api_key=os.environ.get(API_KEY), timeout=60)
         else:
-            self.client = QdrantClient(path=place)
-        try:
-            self.is_there = self.client.collection_exists(self.collection)
-        except (ApiException, OSError) as error:
-            raise ConnectionError(f"qdrant:{place}: no server answers ({error}).") from error
+            try:
+                self.client = QdrantClient(path=place)
+            except RuntimeError as error:
+                raise BlockingIOError(f"qdrant:{place} is in use: wait for its end, or run a server.") from error
+        self.is_there = self.client.collection_exists(self.collection)
 
+    @telling
+    def maker(self) -> str | None:
+        """See [`Store.maker`]."""
+        if not self.is_there:
+            return None
+        one, _ = self.client.scroll(self.collection, limit=1, with_payload=["made_by"])
+        return one[0].payload.get("made_by", "another program") if one else None
+
+    @telling
     def put(self, index: Index) -> tuple[int, int]:
         """See [`Store.put`].
 
@@ -56,11 +85,10 @@ class QdrantStore:
             ValueError: the collection holds pages that were made in another way.
         """
         made, share, ids = made_by(index), index.share, page_ids(index)
+        refuse_another(f"qdrant:{self.place}", self.maker(), made)
         if not self.is_there:
             self._create(index)
         held, offset = set(), None
-        one, _ = self.client.scroll(self.collection, limit=1, with_payload=["made_by"])
-        refuse_another(f"qdrant:{self.place}", one[0].payload["made_by"] if one else None, made)
         own = models.Filter(must=[models.FieldCondition(key="share", match=models.MatchValue(value=share))])
         while True:
             points, offset = self.client.scroll(
@@ -106,6 +134,7 @@ class QdrantStore:
             self.client.create_payload_index(self.collection, "share", models.PayloadSchemaType.KEYWORD)
         self.is_there = True
 
+    @telling
     def search(
         self, queries: Embeddings, top: int = 5, way: Way = "two-stage", candidates: int = CANDIDATES
     ) -> list[list[Found]]:

@@ -204,6 +204,14 @@ def test_a_store_in_the_place_of_the_index(said, papers, tmp_path):
     pytest.importorskip("qdrant_client")
     place = f"qdrant:{tmp_path / 'database'}"
     assert f"3 put into {place}, 0 taken out" in said("index", papers, "--store", place)[0]
+    assert said("search", papers, QUESTION, "--store", place) == said("search", papers, QUESTION)
+    other, place = make_retrieval_folder(tmp_path / "other", 1), f"qdrant:{tmp_path / 'of another'}"
+    said("index", papers, "--model", other, "--output", tmp_path / "index", "--max-tiles", 1, "--store", place)
+    assert "another model or other settings made" in stopped("search", papers, QUESTION, "--store", place)
+
+
+def test_no_share_is_put_into_a_whole_index(papers):
+    assert "is a whole index, in which no share would be read" in stopped("index", papers, "--share", "1/2")
 
 
 def test_another_model_is_refused(papers, tmp_path):

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import nn
 
 from jina_vlm_tools.files import ROOT, TINY
+from jina_vlm_tools.retrieval import folder
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 from jina_vlm_tools.retrieval.heat_maps import HeatMap
+from jina_vlm_tools.retrieval.loading import load_embedder
 
 
 FOLDER = ROOT / "checkpoints" / "tiny-retrieval"
@@ -85,7 +87,7 @@ def test_roles_kinds_widths_and_pooling(embedder):
 def test_generation_is_as_before_whatever_happened(embedder, image):
     plain = JinaVLMEmbedder(
         JinaVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32),
-        JinaVLMProcessor.from_pretrained(TINY, max_tiles=4),
+        JinaVLMProcessor.from_pretrained(TINY),
     )
     expected = greedy(plain, image)
     assert greedy(embedder, image) == expected
@@ -95,7 +97,49 @@ def test_generation_is_as_before_whatever_happened(embedder, image):
     with pytest.raises(FileNotFoundError, match="Input 1"):
         embedder.embed(["fine", {"image": "nowhere.png"}])
     assert greedy(embedder, image) == expected
+    assert torch.equal(adapted, embedder.embed(["a red star"]).dense)
     assert not torch.allclose(adapted, plain.embed(["a red star"]).dense, atol=1e-2)
+
+
+def test_an_answer_is_from_as_many_tiles_as_the_base_takes(embedder):
+    assert embedder.processor.image_processor.max_tiles == 4
+    seen = []
+    hook = embedder.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
+    page = Image.new("RGB", (1600, 1200), "white")
+    embedder.answer("How many stars are there?", page, max_new_tokens=1)
+    hook.remove()
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": page}, {"type": "text", "text": "How many stars are there?"}],
+        }
+    ]
+    expected = JinaVLMProcessor.from_pretrained(TINY).apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(seen[0]["input_ids"], expected["input_ids"])
+
+
+def test_adapters_are_on_to_the_end_of_a_block_in_which_something_is_embedded(embedder):
+    ids = torch.arange(100, 120)[None]
+
+    @torch.inference_mode()
+    def states() -> torch.Tensor:
+        return embedder.model.model(input_ids=ids).last_hidden_state
+
+    plain = states()
+    with embedder.using("retrieval"):
+        adapted = states()
+        embedder.embed(["a red star"])
+        assert torch.equal(states(), adapted)
+    assert torch.equal(states(), plain) and not torch.allclose(adapted, plain, atol=1e-3)
+
+
+def test_a_folder_of_the_hub_is_looked_up_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(folder, "snapshot_download", lambda name, **_: asked.append(name) or FOLDER)
+    monkeypatch.setattr(folder, "cached_file", lambda *_, **__: "adapter_config.json")
+    assert load_embedder("me/retrieval", "cpu").tasks == ["retrieval"] and asked == ["me/retrieval"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +157,7 @@ def test_generation_is_as_before_whatever_happened(embedder, image):
         (["x"], {"dims": 32, "kind": "multi"}, ValueError, "for dense vectors"),
         (["x"], {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
         (["x"], {"pool_factor": 2}, ValueError, "for multi-vectors"),
+        (["x"], {"max_length": 0}, ValueError, "`max_length` must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_embedded_is_named(embedder, inputs, asked, error, said):
@@ -125,7 +170,10 @@ def test_long_texts_are_cut_with_a_warning_unless_that_was_asked_for(embedder, r
     with pytest.warns(UserWarning, match="Inputs 1 are as long as the model takes, 4096 tokens"):
         whole = embedder.embed(["short", text], kind="multi")
     assert len(whole.multi[1]) == 4096
+    with pytest.warns(UserWarning, match="Inputs 0 are .* Pass `max_length=4096`"):
+        assert len(embedder.encode_text([text], return_multivector=True)[0]) == 4096
     recwarn.clear()
+    assert len(embedder.embed([text], kind="multi", max_length=4096).multi[0]) == 4096
     assert len(embedder.embed([text], kind="multi", max_length=64).multi[0]) == 64
     assert not recwarn.list
     with pytest.raises(ValueError, match="would cut an image"):

@@ -1,9 +1,12 @@
 """Vectors: cut, quantized, compared, written and read again."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from jina_vlm_tools.retrieval import scores
@@ -80,8 +83,6 @@ def test_files_hold_what_was_saved(made, tmp_path, precision):
 
 
 def test_files_of_others_and_damaged_ones_are_refused(made, tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"dense": made.dense}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other tensors than embeddings"):
         Embeddings.load(tmp_path / "other.safetensors")
@@ -92,6 +93,27 @@ def test_files_of_others_and_damaged_ones_are_refused(made, tmp_path):
         Embeddings.load(tmp_path / "made.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Embeddings.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "about"),
+    [
+        ({"lengths": torch.tensor([3, 7, 1, 6])}, {}),
+        ({"lengths": torch.ones(4)}, {}),
+        ({"multi": None}, {}),
+        ({}, {"precision": None}),
+        ({}, []),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(made, tmp_path, changes, about):
+    file = tmp_path / "made.safetensors"
+    made.save(file)
+    with safe_open(file, "pt") as opened:
+        known = json.loads(opened.metadata()["jina_vlm"])
+    tensors = {name: tensor for name, tensor in (load_file(file) | changes).items() if tensor is not None}
+    save_file(tensors, file, {"jina_vlm": json.dumps(about if isinstance(about, list) else known | about)})
+    with pytest.raises(ValueError, match="made.safetensors is no file of embeddings, or a damaged one"):
+        Embeddings.load(file)
 
 
 def test_some_are_taken_and_joined_in_the_order_asked_for(made):

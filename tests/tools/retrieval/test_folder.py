@@ -125,6 +125,30 @@ def test_no_base(moved, monkeypatch):
     change(moved / "adapter_config.json", base_model_name_or_path=None)
     with refused("names no base", FileNotFoundError):
         read_folder(moved)
+    (moved / "adapter_config.json").write_text("{}")
+    with refused("names no base: its `base_model_name_or_path` is None", FileNotFoundError):
+        read_folder(moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_model.safetensors", None),
+        ("adapter_config.json", None),
+        ("adapter_config.json", "[]"),
+        ("modules.json", None),
+        ("modules.json", '[{"path": "1_Dense"}]'),
+        ("1_Dense/config.json", None),
+        ("1_Dense/model.safetensors", None),
+        ("config_sentence_transformers.json", "{"),
+    ],
+)
+def test_a_damaged_file_is_named(moved, name, content):
+    """Cut off, where no content is given."""
+    file = moved / name
+    file.write_bytes(file.read_bytes()[:-9] if content is None else content.encode())
+    with refused(f"{file} is damaged .*Write or fetch the folder anew"):
+        read_folder(moved)
 
 
 def test_parts_of_other_widths(moved):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -296,6 +297,19 @@ def test_two_writers(folder):
     run(folder, StubEmbedder())
 
 
+def test_a_writer_that_comes_as_the_first_one_ends(folder, monkeypatch):
+    """It finds the index that was not there when it began."""
+    path = folder.parent / "index"
+
+    def wait_for_the_first(_):
+        monkeypatch.setattr(indexing, "locked", locked)
+        run(folder, StubEmbedder())
+        return locked(path)
+
+    monkeypatch.setattr(indexing, "locked", wait_for_the_first)
+    assert run(folder, StubEmbedder()).new == 0 and rows(path) == EXPECTED
+
+
 def damage(path: Path, how: str) -> str:
     """The name of the file that is damaged now."""
     what = {"cut": "*.multi.npy", "missing": "*.dense.npy", "table": "*.parquet", "other": "*.dense.npy"}
@@ -347,6 +361,27 @@ def test_a_damaged_manifest_is_refused(folder, how, message):
 def test_no_index(tmp_path):
     with refused("no index. Make one with `jina-vlm index FOLDER`", FileNotFoundError):
         Index.open(tmp_path)
+
+
+def test_shares_that_make_no_whole(folder):
+    path = folder.parent / "index"
+    for number, of in ((1, 2), (2, 2), (1, 3)):
+        run(folder, StubEmbedder(), path=path / f"share-{number:03d}-of-{of:03d}", share=(number, of))
+    with refused("index holds shares that make no whole: share-001-of-002, share-001-of-003, share-002-of-002"):
+        Index.open(path)
+    (path / "share-001-of-003").rename(path.parent / "aside")
+    assert rows(path) == EXPECTED
+    shutil.copytree(path / "share-001-of-002", path / "share-001-of-002.old")
+    with refused("make no whole: share-001-of-002, share-001-of-002.old, share-002-of-002"):
+        Index.open(path)
+
+
+def test_no_share_is_put_into_a_whole_index(folder):
+    run(folder, StubEmbedder())
+    path = folder.parent / "index"
+    with refused("index is a whole index, in which no share would be read. Name another folder"):
+        run(folder, path=path / "share-002-of-004", share=(2, 4))
+    assert not list(path.glob("share-*"))
 
 
 def test_shares_make_one_index(folder):

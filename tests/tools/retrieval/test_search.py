@@ -1,5 +1,10 @@
 """Searching is exact, by all three ways, and by databases alike."""
 
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +29,8 @@ def unit(*shape: int) -> torch.Tensor:
 def make(path, documents: Embeddings, start: int = 0, part: int = 25) -> Index:
     path.mkdir()
     identity = {"base weights": "a", "image settings": {"max_pixels": 1}}
-    settings = Settings("both" if documents.multi else "dense", DIMS, 4, 1)
-    width = WIDTH if documents.multi else None
+    settings = Settings("dense" if documents.multi is None else "both", DIMS, 4, 1)
+    width = None if documents.multi is None else WIDTH
     writer = Writer(path, new_manifest(path, path, "m", "retrieval", identity, settings, width, (1, 1)))
     for first in range(0, len(documents), part):
         some = documents[first : first + part]
@@ -147,6 +152,42 @@ def test_stores_are_brought_up_to_date(filled, documents, queries, index, tmp_pa
         filled.put(dense)
 
 
+@pytest.fixture(params=["qdrant", "lancedb"])
+def place(request, tmp_path) -> str:
+    pytest.importorskip({"qdrant": "qdrant_client", "lancedb": "lancedb"}[request.param])
+    return f"{request.param}:{tmp_path / 'database'}"
+
+
+def test_pages_of_another_share_are_not_held_twice(place, index, queries, tmp_path):
+    store = open_store(place)
+    store.put(index)
+    shutil.copytree(index.path, tmp_path / "share")
+    share = Index.open(tmp_path / "share")
+    share.manifest["share"] = [1, 2]
+    assert store.put(share) == (PAGES, 0) == (len(store.search(queries, 2 * PAGES, "dense")[0]), 0)
+
+
+def test_a_store_without_pages_finds_none(place, queries, tmp_path):
+    store = open_store(place)
+    empty = make(tmp_path / "empty", Embeddings(torch.zeros(0, DIMS), []))
+    assert store.put(empty) == (0, 0)
+    for way in ("two-stage", "late", "dense"):
+        assert store.search(queries, 3, way) == [[]] * len(queries)
+
+
+def test_a_store_is_searched_in_the_place_of_its_own_index_only(place, index, documents, queries, tmp_path):
+    open_store(place).put(index)
+    assert open_store(place, index).search(queries, 1, "late")
+    another = make(tmp_path / "another", documents)
+    another.manifest["identity"]["base weights"] = "b"
+    with refused(f"{place} holds pages of an index that another model or other settings made"):
+        open_store(place, another)
+    mistyped = tmp_path / "databse"
+    with refused("databse: no such folder. Put an index there: `jina-vlm index FOLDER --store", FileNotFoundError):
+        open_store(f"{place.partition(':')[0]}:{mistyped}", index)
+    assert not mistyped.exists()
+
+
 def test_names_of_stores():
     for name in ("faiss:here", "qdrant", "qdrant:"):
         with refused("names no store. Expected qdrant:URL"):
@@ -157,3 +198,47 @@ def test_no_server_answers():
     pytest.importorskip("qdrant_client")
     with refused("qdrant:http://127.0.0.1:9: no server answers", OSError):
         open_store("qdrant:http://127.0.0.1:9")
+
+
+def test_a_folder_in_use(tmp_path):
+    pytest.importorskip("qdrant_client")
+    place = f"qdrant:{tmp_path}"
+    store = open_store(place)
+    with refused(f"{place} is in use: wait for its end, or run a server", BlockingIOError):
+        open_store(place)
+    assert store
+
+
+def test_a_server_that_refuses(index, queries):
+    pytest.importorskip("qdrant_client")
+    answers = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, content = answers[-1]
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+        log_message = Mock()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"qdrant:http://127.0.0.1:{server.server_port}"
+        for status in (401, 403):
+            answers.append((status, b"no key"))
+            with refused(
+                f"{place}: the server refuses .*{status}.*no key.* Put the server's key into QDRANT", OSError
+            ):
+                open_store(place)
+        answers.append((200, b'{"result": {"exists": true}, "status": "ok", "time": 0}'))
+        store = open_store(place)
+        answers.append((507, b"no space"))
+        for attempt in (lambda: store.put(index), lambda: store.search(queries)):
+            with refused(f"{place}: the server refuses .*507.*no space.*\\.$", OSError):
+                attempt()
+        server.shutdown()
+    with refused("no server answers", ConnectionError):
+        store.search(queries)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from jina_vlm import JinaVLMProcessor
+from safetensors.torch import load_file
 
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.files import TINY
@@ -94,6 +95,15 @@ def test_a_second_stage_goes_on_with_adapter_and_projector(folder, tmp_path):
     )
     assert torch.allclose(both.embed(["a red star"], task="text-matching").dense, other, atol=1e-6)
     assert torch.allclose(both.embed(["a red star"], task="retrieval").dense, one, atol=1e-6)
+
+
+def test_a_second_stage_trains_the_tower_where_the_first_did(folder, tmp_path):
+    lora = {"rank": 2, "alpha": 2, "parts": ["encoder"]}
+    main(["train", str(write(folder, "one", lora=lora, steps=1)), "--output", str(tmp_path / "one")])
+    second = write(folder, "two", model=str(tmp_path / "one" / "retrieval"), lora=None, steps=1)
+    main(["train", str(second), "--output", str(tmp_path / "two")])
+    one, two = (load_file(tmp_path / name / "retrieval" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and not any(torch.equal(one[name], two[name]) for name in one if "lora_B" in name)
 
 
 def test_what_is_asked_twice_finds_both_pages(folder):
