@@ -193,12 +193,11 @@ def answer_from_index(args: argparse.Namespace) -> None:
     started, progress = time.perf_counter(), Progress()
     searcher = Searcher(args.index, args, progress, "ask --index")
     from jina_vlm_tools.inference.conversation import Conversation, describe_images
-    from jina_vlm_tools.retrieval.loading import load_answering_processor
 
     args.model, top = searcher.model, args.top or 1
     settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
-    processor = load_answering_processor(searcher.embedder)
-    conversation = Conversation(searcher.embedder.model, processor, args.max_new_tokens, **settings)
+    embedder = searcher.embedder
+    conversation = Conversation(embedder.model, embedder.answering_processor, args.max_new_tokens, **settings)
     for prompt in args.prompt:
         with progress.step("search", f"Searching {len(searcher.index):,} pages"):
             found = searcher.search(prompt, top)

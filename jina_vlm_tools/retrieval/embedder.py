@@ -252,6 +252,12 @@ class JinaVLMEmbedder:
         if task is not None and task not in self.tasks:
             loaded = f"Adapters are loaded for {', '.join(self.tasks)}." if self.tasks else "No adapter is loaded."
             raise ValueError(f"There is no adapter for `task` {task!r}. {loaded}")
+        with self._switched(task):
+            yield
+
+    @contextmanager
+    def _switched(self, task: str | None) -> Iterator[None]:
+        """`task`: whose adapter is on meanwhile; None for none."""
         with self._lock:
             before = self._on
             try:
@@ -307,7 +313,7 @@ class JinaVLMEmbedder:
             [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **settings,
         ).to(self.model.device)  # fmt: skip
-        with self._lock:
+        with self._switched(None):
             output = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **generate})
         return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 

@@ -3,8 +3,6 @@
 import warnings
 from pathlib import Path
 
-from jina_vlm import JinaVLMProcessor
-
 from jina_vlm_tools.inference.loading import choose_device, default_dtype
 
 from .embedder import JinaVLMEmbedder
@@ -33,11 +31,6 @@ def load_embedder(name: str, device: str | None = None, dtype: str | None = None
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"--model {name} cannot be loaded: {error}") from error
-
-
-def load_answering_processor(embedder: JinaVLMEmbedder) -> JinaVLMProcessor:
-    """See [`JinaVLMEmbedder.answering_processor`]."""
-    return embedder.answering_processor
 
 
 def full_name(name: str) -> str:

@@ -121,16 +121,19 @@ def test_an_answer_is_from_as_many_tiles_as_the_base_takes(embedder):
 
 
 def test_adapters_are_on_to_the_end_of_a_block_in_which_something_is_embedded(embedder):
+    """Or asked, for which they are off."""
     ids = torch.arange(100, 120)[None]
 
     @torch.inference_mode()
     def states() -> torch.Tensor:
         return embedder.model.model(input_ids=ids).last_hidden_state
 
-    plain = states()
+    plain, answer = states(), embedder.answer("How many stars are there?", SHAPES)
     with embedder.using("retrieval"):
         adapted = states()
         embedder.embed(["a red star"])
+        assert torch.equal(states(), adapted)
+        assert embedder.answer("How many stars are there?", SHAPES) == answer
         assert torch.equal(states(), adapted)
     assert torch.equal(states(), plain) and not torch.allclose(adapted, plain, atol=1e-3)
 
