@@ -298,15 +298,15 @@ class Answerer:
         )
 
     def answer(self, prepared: list[tuple[dict, dict | None]]) -> list[dict]:
-        """The rows with `answer` and `answer_tokens`. Where memory runs out, fewer are taken at a time from then on; a
-        image that is too much by itself gets an `error`."""
+        """The rows with `answer` and `answer_tokens`. Where memory runs out, fewer are taken at a time from then on;
+        an image that is too much by itself gets an `error`."""
         waiting = deque((row, inputs) for row, inputs in prepared if inputs)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
             try:
                 answers = self.generate([inputs for _, inputs in batch])
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
                     raise
                 message = f"{type(error).__name__}: {error}"
             else:
