@@ -629,6 +629,8 @@ def test_mistakes_that_are_found_later(stdin, options, message, tmp_path, monkey
             torch.OutOfMemoryError("CUDA out of memory.\nSee docs"),
             r"memory is full: CUDA out of memory\.\n.*--max-tiles",
         ),
+        (MemoryError("llama.cpp has no memory"), r"memory is full: llama.cpp has no memory\n.*--max-tiles"),
+        (MemoryError(), r"memory is full: MemoryError\n.*--max-tiles"),
     ],
 )
 def test_errors_of_libraries_say_what_to_do(error, message, monkeypatch, images):
