@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
     Cache,
+    GenerationConfig,
 )
 from transformers.utils import can_return_tuple
 
@@ -50,6 +51,7 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
             yield
 
     def new_cache(self) -> Cache:
+        """Make an empty cache, for `generate` and `forward`."""
         raise NotImplementedError
 
     def check_cache(self, cache: Cache) -> None:
@@ -71,10 +73,11 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
         """Read tokens [batch, length] into the cache. Returns logits [batch, kept, vocabulary]; columns ascend."""
         raise NotImplementedError
 
-    @accepts_past_key_values
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, cache: Cache | None = None, **kwargs: Any):
-        """As the base class, with a cache of `new_cache`."""
-        return super().generate(inputs, *args, cache=self.new_cache() if cache is None else cache, **kwargs)
+    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any):
+        """As the base class, with a cache of `new_cache`, where `generate` is to have one."""
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = self.new_cache()
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     @torch.no_grad()
     @accepts_past_key_values
