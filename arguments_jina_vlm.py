@@ -138,6 +138,12 @@ def get_settings(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_integer(name: str, value: Any, least: int = 1) -> int:
+    """Take an argument for an integer.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is less than `least`.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
-from .conversion_jina_vlm import convert_config, is_released_config
+from .conversion_jina_vlm import STRUCTURAL_TOKENS, convert_config, is_released_config
 from .tiling_jina_vlm import check_geometry
 
 
@@ -157,6 +157,11 @@ class JinaVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`structural_token_ids` ({token_ids}) must lie in the vocabulary of `text_config.vocab_size` "
                 f"({text.vocab_size})."
+            )
+        if len(token_ids) != len(STRUCTURAL_TOKENS):
+            raise ValueError(
+                f"`structural_token_ids` ({token_ids}) must be {len(STRUCTURAL_TOKENS)} ids, those of "
+                f"{', '.join(STRUCTURAL_TOKENS)}."
             )
         dims, hidden = self.matryoshka_dimensions, text.hidden_size
         if not all(1 <= dim <= hidden for dim in dims):

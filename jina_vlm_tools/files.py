@@ -15,13 +15,20 @@ UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name with all of its content on disk. An older one stays until then."""
+    """Write a file that appears under its name with all of its content on disk. An older one stays until then; nothing
+    else does where this fails or is interrupted."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -7,6 +7,7 @@ The library's own loading drops transparency and differs between versions; here 
 
 import base64
 import binascii
+import errno
 import os
 import re
 import time
@@ -220,6 +221,12 @@ def _guarded(step: Callable[[], T], shown: str) -> T:
             "`PIL.Image.MAX_IMAGE_PIXELS`."
         ) from error
     except Exception as error:  # of any type: what a decoder meets in a damaged file, each says in its own way
+        # The system's errors are of no image, but that of an offset that the file itself gives.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise ValueError(
+                f"{shown}: the file cannot be opened: {error.strerror}. Check who may read it, and how many may be "
+                "open at once (`ulimit -n`): all of a call are."
+            ) from error
         raise ValueError(f"{shown}: the image is damaged or incomplete ({error or type(error).__name__}).") from error
 
 

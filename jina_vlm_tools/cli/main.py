@@ -113,6 +113,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 
 
 def parse_args(arguments: list[str]) -> argparse.Namespace:
+    """What the arguments ask for, with `run`, the function that does it; ends the process with help or a usage
+    error."""
     parser, commands = make_parser()
     if not arguments or arguments[0] not in commands:
         return parser.parse_args(arguments)  # help, or an error
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nInterrupted. {getattr(args, 'interrupted', None) or ''}".rstrip(), file=sys.stderr)
         sys.exit(TERMINATED if isinstance(error, Terminated) else STOPPED)
     except Exception as error:
-        if message := explain(error):
+        if message := explain(error, is_upload=getattr(args, "run", None) is publish.upload):
             sys.exit(f"error: {message}")
         raise
 
@@ -180,11 +182,11 @@ def open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # in JSON, too, such escapes are valid
 
 
-def explain(error: Exception) -> str | None:
+def explain(error: Exception, is_upload: bool = False) -> str | None:
     """What to tell a user of an error; None if its traceback tells more, as that of a fault of ours does."""
     from jina_vlm_tools.hub import PublishingError
 
-    if message := publish.explain_hub_error(error):
+    if message := publish.explain_hub_error(error, is_upload):
         return message
     if isinstance(error, (PublishingError, OSError, ValueError)):
         return str(error)
@@ -194,9 +196,10 @@ def explain(error: Exception) -> str | None:
         return f"the checkpoint's config.json is not valid: {error}"
     if "jinja2" in sys.modules and isinstance(error, sys.modules["jinja2"].TemplateError):
         return f"the checkpoint's chat template refuses this conversation, or is not valid: {error}"
-    if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+    full = (MemoryError, sys.modules["torch"].OutOfMemoryError) if "torch" in sys.modules else MemoryError
+    if isinstance(error, full):
         return (
-            f"the device's memory is full: {str(error).splitlines()[0]}\n"
+            f"memory is full: {(str(error) or type(error).__name__).splitlines()[0]}\n"
             "Fewer tiles (--max-tiles), fewer images at once, --dtype bfloat16 or --device cpu need less of it."
         )
     return None

@@ -35,10 +35,10 @@ class CheckpointPage:
             self.source, folder, self.args.dtype or "auto", self.args.max_shard_size or options.SHARD_SIZE
         )
 
-    def write_card(self, folder: Path, name: str):
+    def write_card(self, folder: Path, name: str, results):
         from jina_vlm_tools.hub.card import write_card
 
-        return write_card(folder, name, self.origin, self.assembled.changes, self.assembled.commit, self.args.results)
+        return write_card(folder, name, self.origin, self.assembled.changes, self.assembled.commit, results)
 
     def list_files(self, folder: Path) -> list[str]:
         from jina_vlm_tools.hub.check import list_bundle
@@ -66,10 +66,9 @@ class AdapterPage:
 
     def __init__(self, args: argparse.Namespace, is_sent: bool):
         from jina_vlm_tools.hub.origin import find_origin
-        from jina_vlm_tools.hub.retrieval import check_kind, find_files, name_base
+        from jina_vlm_tools.hub.retrieval import find_files, name_base
 
         self.args, self.source = args, args.adapter
-        check_kind(self.source)
         base = name_base(self.source, args.base)
         with needing("retrieval", "`jina-vlm upload --adapter`"):
             self.base = find_files(self.source, base, from_hub=is_sent)
@@ -81,10 +80,10 @@ class AdapterPage:
 
         self.facts = assemble(self.source, folder, self.base)
 
-    def write_card(self, folder: Path, name: str):
+    def write_card(self, folder: Path, name: str, results):
         from jina_vlm_tools.hub.retrieval_card import write_card
 
-        return write_card(folder, name, self.facts, self.origin, self.base, self.args.results)
+        return write_card(folder, name, self.facts, self.origin, self.base, results)
 
     def list_files(self, folder: Path) -> list[str]:
         from jina_vlm_tools.hub.retrieval import list_files

@@ -99,9 +99,6 @@ FORMATS = {folder.format: engine for engine, folder in TARGETS.items()}
 KINDS = {LLAMA_CPP: QUANTIZATIONS, TRANSFORMERS_JS: BROWSER_QUANTIZATIONS}  # of weights; the others' are alike
 WEIGHTS_HELP = f"{options.MODEL_HELP}; or a copy that MLX quantized, which is dequantized"
 INTERRUPTED = "Nothing is half-written; run the same command again to go on."
-AGAIN = "Run the same command again: files that have arrived are not sent twice."
-
-
 JSON = "one JSON object (files with their sizes, what was changed, what the check said)"
 
 
@@ -272,7 +269,7 @@ def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress
         else:
             from jina_vlm_tools.engines.folder import ask
 
-        write = {LLAMA_CPP: _for_llama_cpp, TRANSFORMERS_JS: _for_browser}.get(engine, _for_graphs)(args, engine)
+        write = {LLAMA_CPP: _for_llama_cpp, TRANSFORMERS_JS: _for_browser}.get(engine, _for_graphs)(args)
     from jina_vlm_tools.hub.assemble import new_folder
 
     with new_folder(args.output, replace=args.yes) as folder:
@@ -288,7 +285,7 @@ def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress
     tell(args, report, [f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.", f"It answers: {answer}"])
 
 
-def _for_llama_cpp(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
+def _for_llama_cpp(args: argparse.Namespace) -> Callable[[Path], dict]:
     """What writes the folder and returns how many of the text model's tensors have which type."""
     from jina_vlm_tools.engines.gguf_folder import convert_for_llama_cpp
 
@@ -301,14 +298,14 @@ def _for_llama_cpp(args: argparse.Namespace, engine: str) -> Callable[[Path], di
     )
 
 
-def _for_graphs(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
+def _for_graphs(args: argparse.Namespace) -> Callable[[Path], dict]:
     """What writes the folder and returns which type the weights of each part have."""
     from jina_vlm_tools.engines.graph_folder import convert_for_graphs
 
-    return lambda folder: convert_for_graphs(args.weights, folder, engine, args.quantize, args.calibrate)
+    return lambda folder: convert_for_graphs(args.weights, folder, FORMATS[args.to], args.quantize, args.calibrate)
 
 
-def _for_browser(args: argparse.Namespace, engine: str) -> Callable[[Path], dict]:
+def _for_browser(args: argparse.Namespace) -> Callable[[Path], dict]:
     """What writes the folder and returns which type the weights of each graph have."""
     from jina_vlm_tools.engines.browser_folder import convert_for_browser
 
@@ -351,6 +348,11 @@ def upload(args: argparse.Namespace) -> None:
         from jina_vlm_tools.hub.retrieval import check_kind
 
         check_kind(args.adapter)
+    results = None
+    if args.results:
+        from jina_vlm_tools.hub.card import read_results
+
+        results = read_results(args.results)
     target, api = None, HfApi()
     if not (args.output or args.dry_run):
         where = {"revision": args.revision, "create_pr": args.create_pr, "private": args.private, "replace": args.yes}
@@ -370,7 +372,7 @@ def upload(args: argparse.Namespace) -> None:
         with progress.step("assemble", f"Assembling {page.source}"):
             page.assemble(folder)
         name = args.repo_id or (args.output.resolve().name if args.output else page.default_name)
-        card = page.write_card(folder, name)
+        card = page.write_card(folder, name, results)
         names = page.list_files(folder)
         with progress.step("check", page.checking):
             said = page.check(folder)
@@ -455,8 +457,8 @@ def check_output(output: Path, replace: bool, source: str, kind: str = "bundle")
         raise PublishingError(f"{output} is not empty, and no {kind} that --yes could replace: {error}") from error
 
 
-def explain_hub_error(error: Exception) -> str | None:
-    """What an error of the Hub's client means and what to do, if it is one."""
+def explain_hub_error(error: Exception, is_upload: bool) -> str | None:
+    """What an error of the Hub's client means and what to do, if it is one. Other commands than `upload` only read."""
     # Also asked about errors that came before the client was loaded, and that are none of its.
     if "huggingface_hub" not in sys.modules:
         return None
@@ -466,18 +468,22 @@ def explain_hub_error(error: Exception) -> str | None:
     failure = error.__cause__ if type(error) is RuntimeError else error  # uploads of large files are wrapped in one
     if not isinstance(failure, HTTPError):
         return None
+    untouched = "Nothing is half-written there. " if is_upload else ""
+    again = f"run the same command again{': files that have arrived are not sent twice' if is_upload else ''}."
     if not isinstance(failure, HfHubHTTPError):
         return (
             f"{constants.ENDPOINT} cannot be reached: {failure}\n"
-            "Nothing is half-written there. Check the network (and HF_ENDPOINT, if you set it), "
-            "then run the same command again: files that have arrived are not sent twice."
+            f"{untouched}Check the network (and HF_ENDPOINT, if you set it), then {again}"
         )
+    forbidden = "The token may not read it: make one that may."
+    if is_upload:
+        forbidden = "The token may not write there: make one that may, or choose a name of your own, or --create-pr."
     if isinstance(failure, RepositoryNotFoundError):  # which the Hub says of private ones too
         advice = "Check the name, and that the token may read it."
     else:
         advice = {
             401: "The token is not valid: run `hf auth login`, or correct HF_TOKEN.",
-            403: "The token may not write there: make one that may, or choose a name of your own, or --create-pr.",
+            403: forbidden,
             412: "It was changed while this was going on: look at it, then run the same command again.",
-        }.get(failure.response.status_code, AGAIN)
-    return f"{constants.ENDPOINT} refused: {failure}\nNothing is half-written there. {advice}"
+        }.get(failure.response.status_code, again.capitalize())
+    return f"{constants.ENDPOINT} refused: {failure}\n{untouched}{advice}"

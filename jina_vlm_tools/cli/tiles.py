@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from jina_vlm_tools import sources
-from jina_vlm_tools.files import UNFINISHED, write_whole
+from jina_vlm_tools.files import write_whole
 
 from . import options
 from .progress import Progress
@@ -127,7 +127,6 @@ def save_whole(page, target: Path) -> None:
     try:
         write_whole(target, content.getvalue())
     except OSError as error:
-        target.with_name(target.name + UNFINISHED).unlink(missing_ok=True)
         raise OSError(
             f"{target} could not be written: {error}. Make room there, or choose another place. "
             "Nothing was left behind."

@@ -99,6 +99,10 @@ def describe(part: str, quantization: str | None) -> str:
 
 
 def check_architecture(config, engine: str, quantization: str | None) -> None:
+    """
+    Raises:
+        ValueError: the text model has what a graph cannot compute, or rows that NNCF cannot quantize.
+    """
     text = config.text_config
     rope = text.rope_parameters or {}
     widths = (text.hidden_size, text.intermediate_size, text.num_attention_heads * text.head_dim)

@@ -45,6 +45,7 @@ class GraphTower(OnCPU, JinaVLMVisionModel):
 
 
 def make_connector(config: JinaVLMConfig) -> Graph:
+    """Make a connector that is a graph, yet to be loaded."""
     return Graph(config.text_config.hidden_size, "features", "is_last_tile")
 
 

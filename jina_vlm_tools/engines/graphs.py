@@ -224,6 +224,7 @@ BROWSER_PARTS = {"vision_encoder": Encoder, "embed_tokens": Embedding, "decoder_
 
 
 def cache_names(kind: str, layers: int) -> list[str]:
+    """Of a decoder's inputs ("past_key_values") or outputs ("present"): keys and values of each layer, in order."""
     return [f"{kind}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 

@@ -229,6 +229,14 @@ class LlamaCppForConditionalGeneration(EngineForConditionalGeneration):
                 f"The samples begin with {padding} tokens of padding, and those of the cache with {layer.padding}. "
                 "Pass `attention_mask` as it was when the cache was begun, with a 1 for each new token."
             )
+        if position_ids is not None:
+            given = position_ids.cpu().expand(batch, length)
+            counted = torch.arange(layer.length, layer.length + length) - torch.tensor(padding)[:, None]
+            if (is_wrong := (given != counted) & (counted >= 0)).any():
+                raise ValueError(
+                    f"`position_ids` has {given[is_wrong][0]} where {counted[is_wrong][0]} was expected: llama.cpp "
+                    "counts on from each sample's first token. Leave it out."
+                )
         embeddings = self._embed_images(input_ids, image_outputs)
         places, are_padding = [], []
         for row, ids in enumerate(input_ids.tolist()):

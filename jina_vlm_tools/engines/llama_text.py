@@ -130,12 +130,16 @@ class Sequences:
             context = llama_cpp.llama_init_from_model(self.model.handle, params)
             if not context:
                 raise MemoryError(f"llama.cpp has no memory for {self.count} x {room} tokens: {' '.join(errors)}")
-            if self.context:
-                self._copy_to(context)
+            free = weakref.finalize(self, llama_cpp.llama_free, context)
+            try:
+                if self.context:
+                    self._copy_to(context)
+            except BaseException:
+                free()
+                raise
         if self._free:
             self._free()
-        self.context, self.room = context, room
-        self._free = weakref.finalize(self, llama_cpp.llama_free, context)
+        self.context, self.room, self._free = context, room, free
 
     def _copy_to(self, context) -> None:
         for sequence in range(self.count):

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
     Cache,
+    GenerationConfig,
 )
 from transformers.utils import can_return_tuple
 
@@ -50,6 +51,7 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
             yield
 
     def new_cache(self) -> Cache:
+        """Make an empty cache, for `generate` and `forward`."""
         raise NotImplementedError
 
     def check_cache(self, cache: Cache) -> None:
@@ -72,9 +74,21 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
         raise NotImplementedError
 
     @accepts_past_key_values
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, cache: Cache | None = None, **kwargs: Any):
-        """As the base class, with a cache of `new_cache`."""
-        return super().generate(inputs, *args, cache=self.new_cache() if cache is None else cache, **kwargs)
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ):
+        """As the base class, with a cache of `new_cache`, unless `use_cache` is False."""
+        if (
+            cache is None
+            and kwargs.get("use_cache", (generation_config or self.generation_config).use_cache) is not False
+        ):
+            cache = self.new_cache()
+        return super().generate(inputs, generation_config, *args, cache=cache, **kwargs)
 
     @torch.no_grad()
     @accepts_past_key_values

@@ -22,6 +22,7 @@ from .origin import Origin
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+Results = tuple[str, list[EvalResult]]
 TAGS = ["jina-vlm", "custom_code"]  # of any weights that this code runs
 
 # The first that fits counts.
@@ -35,7 +36,12 @@ PARTS = {
 
 
 def write_card(
-    folder: Path, name: str, origin: Origin, changes: list[str], commit: str | None = None, results: Path | None = None
+    folder: Path,
+    name: str,
+    origin: Origin,
+    changes: list[str],
+    commit: str | None = None,
+    results: Results | None = None,
 ) -> ModelCard:
     """
     Write the folder's README.md.
@@ -43,12 +49,12 @@ def write_card(
     Args:
         name: The id that the page's code loads, owner/name on the Hub.
         changes, commit: See [`assemble.Assembled`].
-        results: See [`read_results`].
+        results: Of [`read_results`].
 
     Raises:
-        PublishingError: the results cannot be read, or the metadata would not be valid.
+        PublishingError: the metadata would not be valid.
     """
-    measured, evaluations = read_results(results) if results else ("", [])
+    measured, evaluations = results or ("", [])
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
@@ -118,7 +124,7 @@ def license_url(origin: Origin) -> str | None:
     return "https://www.apache.org/licenses/LICENSE-2.0" if origin.license == "apache-2.0" else origin.license_link
 
 
-def read_results(file: Path) -> tuple[str, list[EvalResult]]:
+def read_results(file: Path) -> Results:
     """
     Results for a page: a table in Markdown with a line that says where it comes from, and entries for its metadata.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card import check_card, license_url, read_dependencies, read_results, shared_data
+from .card import Results, check_card, license_url, read_dependencies, shared_data
 from .embedding import Base
 from .origin import Origin
 from .retrieval import PARTS, Facts
@@ -19,7 +19,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for `--ma
 
 
 def write_card(
-    folder: Path, name: str, facts: Facts, origin: Origin, base: Base, results: Path | None = None
+    folder: Path, name: str, facts: Facts, origin: Origin, base: Base, results: Results | None = None
 ) -> ModelCard:
     """
     Write the folder's README.md.
@@ -27,12 +27,13 @@ def write_card(
     Args:
         name: The id that the page's code loads, owner/name on the Hub.
         origin: Of the base.
-        results: See [`card.read_results`].
+        results: Of [`card.read_results`].
 
     Raises:
-        PublishingError: the results cannot be read, or the metadata would not be valid.
+        PublishingError: the metadata would not be valid.
     """
-    measured, evaluations = read_results(results) if results else ("", [])
+    measured, evaluations = results or ("", [])
+    is_for_decoder = facts.parts == (PARTS["language_model"],)
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="visual-document-retrieval",
@@ -49,8 +50,8 @@ def write_card(
         origin=origin,
         base=base.name,
         commit=base.commit,
-        is_for_decoder=facts.parts == (PARTS["language_model"],),
-        max_lora_rank=next(rank for rank in LORA_RANKS if rank >= facts.rank),
+        is_for_decoder=is_for_decoder,
+        max_lora_rank=next((rank for rank in LORA_RANKS if is_for_decoder and rank >= facts.rank), None),
         dependencies=read_dependencies(),
         license_url=license_url(origin),
         measured=measured,

@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 from jina_vlm_tools.files import UNFINISHED, write_whole
 
+from .conversation import find_ends
 from .loading import default_dtype, load_processor_and_class, quiet_libraries
 
 
@@ -226,6 +227,7 @@ def image_column(dataset: Dataset, name: str | None) -> str:
 
 
 def text_column(dataset: Dataset, option: str, name: str | None, types: tuple[str, ...]) -> str | None:
+    """The column that was asked for by this option, if one was."""
     kind = str(getattr(dataset.features.get(name), "dtype", None)).removeprefix("large_").removeprefix("u")
     if name is not None and not kind.startswith(types):
         raise no_column(dataset, option, name, f"type {' or '.join(types)}")
@@ -298,15 +300,15 @@ class Answerer:
         )
 
     def answer(self, prepared: list[tuple[dict, dict | None]]) -> list[dict]:
-        """The rows with `answer` and `answer_tokens`. Where memory runs out, fewer are taken at a time from then on; a
-        image that is too much by itself gets an `error`."""
+        """The rows with `answer` and `answer_tokens`. Where memory runs out, fewer are taken at a time from then on;
+        an image that is too much by itself gets an `error`."""
         waiting = deque((row, inputs) for row, inputs in prepared if inputs)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
             try:
                 answers = self.generate([inputs for _, inputs in batch])
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
                     raise
                 message = f"{type(error).__name__}: {error}"
             else:
@@ -338,7 +340,7 @@ class Answerer:
         inputs = {name: tensor.to(self.model.device) for name, tensor in {**padded, **tiles}.items()}
         ids = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         ids = ids[:, inputs["input_ids"].shape[1] :].cpu()
-        ends = torch.isin(ids, torch.tensor(self.model.generation_config.eos_token_id))
+        ends = find_ends(self.model, ids)
         before = (ends.cumsum(1) - ends.int() == 0).sum(1)  # tokens up to the end's own
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [(text.strip(), length) for text, length in zip(texts, before.tolist(), strict=True)]
@@ -382,10 +384,12 @@ class Output:
         return self.folder / f"part-{part:06d}-of-{len(self.parts):06d}.{self.ending}"
 
     def missing(self) -> list[int]:
+        """The parts that are not there yet."""
         there = set(os.listdir(self.folder))
         return [part for part in self.parts if self.path(part).name not in there]
 
     def write(self, part: int, rows: list[dict]) -> None:
+        """Make a part of the answered rows."""
         if self.ending == "parquet":
             buffer = BytesIO()
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
@@ -537,6 +541,12 @@ def run(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def summary(output: Output, new: int) -> str:
+    """
+    What is in an output that has all of its parts, `new` of them by this run.
+
+    Raises:
+        SystemExit: it lacks rows, or has too many.
+    """
     errors = [error for part in output.parts for error in output.errors(part)]
     if len(errors) != output.rows:
         raise SystemExit(

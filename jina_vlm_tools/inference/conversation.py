@@ -137,10 +137,16 @@ class Conversation:
             text=text,
             prompt_tokens=inputs["input_ids"].shape[1],
             tokens=len(new),
-            is_cut_off=new[-1].item() != self.processor.tokenizer.eos_token_id,
+            is_cut_off=not find_ends(self.model, new)[-1].item(),
             seconds_to_first_token=round(listener.times[1] - start, 3),
             seconds=round(end - start, 3),
         )
+
+
+def find_ends(model, ids: torch.Tensor) -> torch.Tensor:
+    """Which tokens end an answer of the model, by its `generation_config`: bool, as `ids`."""
+    end = model.generation_config.eos_token_id
+    return torch.isin(ids, ids.new_tensor([] if end is None else end))
 
 
 def describe_images(processor, images: list[Image.Image], **settings) -> list[dict[str, int]]:

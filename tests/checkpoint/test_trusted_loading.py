@@ -101,6 +101,7 @@ def test_hostile_sizes_are_refused_before_a_model_is_made(copy, path, value):
         ({"overlap_margin": -2}, "`overlap_margin` is -2"),
         ({"overlap_margin": 14}, "less than half of a tile's 27 patches"),
         ({"structural_token_ids": [-1, 514]}, "must lie in the vocabulary"),
+        ({"structural_token_ids": [514]}, "must be 6 ids, those of <im_start>, <im_end>, <im_patch>"),
         ({"matryoshka_dimensions": [16, 10**9]}, "must be from 1 to"),
         ({"vision_feature_layers": [10**9]}, "deepest entry must be the last"),
         ({"vision_config": "../../etc/passwd"}, "vision_config"),

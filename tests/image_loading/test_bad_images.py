@@ -2,6 +2,7 @@
 expected. Files of every format that are cut or mutated, and servers that do harm, are in `test_hostile_files.py`."""
 
 import io
+import resource
 
 import pytest
 from conftest import refused
@@ -90,6 +91,21 @@ def test_missing(tiler, web):
     for source in ("", " ", "\n"):
         with refused("is empty. Expected a file, an http"):
             tiler(source)
+
+
+def test_a_system_that_opens_no_file(tiler, make_image, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(60)]
+    for path in paths:
+        path.write_bytes(encoded(make_image, "PNG"))
+    tiler(paths[0])  # what is imported late
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, hard))
+    try:
+        with refused(r"\d.png: the file cannot be opened: Too many open files. Check .*open at once ..ulimit -n"):
+            tiler(paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(tiler(paths)["pixel_values"]) == 120
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])

@@ -135,6 +135,23 @@ def test_what_was_read_moves_to_larger_rooms(processor, by_llama, monkeypatch):
     assert new_tokens(by_llama, inputs, **options) == moved
 
 
+def test_a_larger_room_that_cannot_be_filled_is_given_back(processor, by_llama, monkeypatch):
+    inputs, cache = prepare(processor, CHATS["no image"]), by_llama.new_cache()
+    by_llama(**inputs, cache=cache)
+    freed, free = [], llama_cpp.llama_free
+    monkeypatch.setattr(llama_cpp, "llama_free", lambda context: (freed.append(context), free(context)))
+    monkeypatch.setattr(llama_cpp, "llama_state_seq_set_data", lambda *_: 0)
+    before = cache.layers[0].sequences.context
+    with refused("cannot move what it has read", RuntimeError):
+        cache.layers[0].sequences.reserve(4096)
+    assert len(freed) == 1 and freed[0] != before == cache.layers[0].sequences.context
+
+
+def test_without_a_cache(processor, by_torch, by_llama):
+    inputs = prepare(processor, CHATS["two images"], CHATS["no image"])
+    assert new_tokens(by_llama, inputs, use_cache=False) == new_tokens(by_torch, inputs)
+
+
 def test_streams_the_answer(processor, by_llama):
     pieces = []
     answer = Conversation(by_llama, processor, NEW).answer("Describe the picture.", [drawn(1)], pieces.append)
@@ -290,6 +307,10 @@ def test_what_it_does_not_do_is_refused(processor, by_llama):
             "padded on the left",
         ),
         ({"input_ids": inputs["input_ids"][:, 40:], "attention_mask": None}, "places"),
+        (
+            {"position_ids": torch.arange(5, 5 + inputs["input_ids"].shape[1])[None]},
+            "`position_ids` has 5 where 0 was expected: .*Leave it out",
+        ),
     ):
         with refused(message):
             by_llama(**{**inputs, **change})

@@ -157,6 +157,11 @@ def test_turns_go_on_from_the_cache(processor, by_torch, model, monkeypatch):
     assert read[0] < 40 < answer.prompt_tokens  # the new turn alone
 
 
+def test_without_a_cache(processor, by_torch, model):
+    inputs = prepare(processor, CHATS["two images"], CHATS["no image"])
+    assert new_tokens(model, inputs, use_cache=False) == new_tokens(by_torch, inputs)
+
+
 def test_streams_the_answer(processor, model):
     pieces = []
     answer = Conversation(model, processor, NEW).answer("Describe the picture.", [drawn(1)], pieces.append)

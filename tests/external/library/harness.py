@@ -8,6 +8,7 @@ from pathlib import Path
 import jina_vlm
 import torch
 import transformers
+from jina_vlm.conversion_jina_vlm import STRUCTURAL_TOKENS
 from tests.test_configuration_common import ConfigTester
 from tests.test_image_processing_common import ImageProcessingTestMixin
 from tests.test_modeling_common import GenerationTesterMixin, ModelTesterMixin
@@ -143,7 +144,7 @@ class VLMModelTest(
         config.text_config.max_position_embeddings = 2048
         config.image_token_id = processor.tokenizer.convert_tokens_to_ids(tester.image_token)
         if hasattr(config, "structural_token_ids"):
-            config.structural_token_ids = [config.image_token_id]
+            config.structural_token_ids = processor.tokenizer.convert_tokens_to_ids(list(STRUCTURAL_TOKENS))
         model_class = tester.conditional_generation_class
         folder = Path(os.environ["TRANSFORMERS_TINY_MODEL_PATH"], config.model_type, model_class.__name__)
         model_class(config).save_pretrained(folder)

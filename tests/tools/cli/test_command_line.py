@@ -293,6 +293,20 @@ def test_a_conversation_is_one_prompt_whose_images_are_encoded_once(checkpoint, 
         hook.remove()
 
 
+def test_an_answer_ends_by_a_token_of_the_generation_config(checkpoint, monkeypatch):
+    """Which may be another than the tokenizer's, several, or none."""
+    model, processor = checkpoint
+    conversation, usual = Conversation(model, processor, max_new_tokens=20), model.generation_config.eos_token_id
+    whole = conversation.answer(QUESTIONS[1], [scene(1)])
+    assert whole.is_cut_off
+    ids = conversation.ids[0, whole.prompt_tokens :].tolist()
+    for end, tokens in ((ids[3], ids.index(ids[3]) + 1), ([usual, ids[3]], ids.index(ids[3]) + 1), (None, 20)):
+        monkeypatch.setattr(model.generation_config, "eos_token_id", end)
+        conversation.reset()
+        answer = conversation.answer(QUESTIONS[1], [scene(1)])
+        assert answer.tokens == tokens and answer.is_cut_off is (end is None)
+
+
 def test_a_turn_that_failed_is_forgotten(checkpoint, images, monkeypatch):
     """Though the cache may hold a part of it."""
     model, processor = checkpoint
@@ -629,6 +643,8 @@ def test_mistakes_that_are_found_later(stdin, options, message, tmp_path, monkey
             torch.OutOfMemoryError("CUDA out of memory.\nSee docs"),
             r"memory is full: CUDA out of memory\.\n.*--max-tiles",
         ),
+        (MemoryError("llama.cpp has no memory"), r"memory is full: llama.cpp has no memory\n.*--max-tiles"),
+        (MemoryError(), r"memory is full: MemoryError\n.*--max-tiles"),
     ],
 )
 def test_errors_of_libraries_say_what_to_do(error, message, monkeypatch, images):

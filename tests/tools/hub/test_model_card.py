@@ -127,7 +127,7 @@ def test_links_of_the_page_lead_somewhere(folder):
 def test_results_become_a_table_and_a_model_index(folder, tmp_path):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"command": "make eval-something", "results": [RESULT]}))
-    card.write_card(folder, "me/page", ORIGIN, [], results=results)
+    card.write_card(folder, "me/page", ORIGIN, [], results=card.read_results(results))
     read = ModelCard.load(folder / "README.md")
     assert read.data.model_name == "page" and [r.metric_value for r in read.data.eval_results] == [12.5]
     assert read.data.to_dict()["model-index"][0]["results"][0]["dataset"]["split"] == "unseen pairs"
@@ -151,12 +151,12 @@ def test_without_results_the_page_claims_none(folder):
         None,
     ],
 )
-def test_results_that_cannot_be_read_are_an_error(folder, tmp_path, content):
+def test_results_that_cannot_be_read_are_an_error(tmp_path, content):
     results = tmp_path / "results.json"
     if content is not None:
         results.write_text(content)
     with pytest.raises(PublishingError, match="--results .*results.json"):
-        card.write_card(folder, "me/page", ORIGIN, [], results=results)
+        card.read_results(results)
 
 
 # Metadata ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import ast
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jina_vlm
@@ -16,6 +17,7 @@ from retrieval_folder import save_retrieval_folder
 from safetensors.torch import load_file
 
 from jina_vlm_tools.hub import PublishingError, retrieval
+from jina_vlm_tools.hub.card import read_results
 from jina_vlm_tools.hub.embedding import Base, embed, with_local_base
 from jina_vlm_tools.hub.merged import list_merged
 from jina_vlm_tools.hub.origin import Origin, find_origin
@@ -287,10 +289,16 @@ def test_an_adapter_that_vllm_would_apply_in_part_is_to_be_merged_first(page, ho
     assert "This adapter changes the connector and the decoder. vLLM applies adapters to the decoder alone" in text
 
 
+def test_an_adapter_of_a_rank_that_vllm_does_not_take_is_to_be_merged_first(page, home):
+    made = write_card(page[0], "me/page", replace(page[1], rank=1024), ORIGIN, Base("me/base", home / "base"))
+    assert "--enable-lora" not in made.text and '"model": "merged"' in made.text
+    assert "vLLM takes no adapters of rank 1024. Merge it first" in made.text
+
+
 def test_results_of_a_table_are_shown_as_they_are(page, home, tmp_path):
     results = tmp_path / "retrieval.csv"
     results.write_text("vectors,language,recall@1,low,high\nlate,en,81.5,79.0,84.0\ndense | 32,de,,66.0,71.5\n")
-    made = card_of(page, home, results=results)
+    made = card_of(page, home, results=read_results(results))
     assert "## Results\n\nAs measured, in `retrieval.csv`:\n\n" in made.text
     assert "| vectors | language | recall@1 | low | high |\n| --- | --- | ---: | ---: | ---: |\n" in made.text
     assert "| late | en | 81.5 | 79.0 | 84.0 |\n| dense \\| 32 | de |  | 66.0 | 71.5 |\n" in made.text
@@ -298,9 +306,9 @@ def test_results_of_a_table_are_shown_as_they_are(page, home, tmp_path):
     for content in ("", "a,b\n", "a,b\n1\n"):
         results.write_text(content)
         with refused("--results .*retrieval.csv: not a table"):
-            card_of(page, home, results=results)
+            read_results(results)
     with refused("--results .*none.csv: FileNotFoundError"):
-        card_of(page, home, results=tmp_path / "none.csv")
+        read_results(tmp_path / "none.csv")
 
 
 def test_results_of_a_command_become_a_model_index(page, home, tmp_path):
@@ -309,7 +317,7 @@ def test_results_of_a_command_become_a_model_index(page, home, tmp_path):
         "metric_type": "ndcg_at_5", "metric_value": 12.5,
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps({"command": "make eval", "results": [result]}))
-    made = card_of(page, home, results=tmp_path / "results.json")
+    made = card_of(page, home, results=read_results(tmp_path / "results.json"))
     assert "| Drawn pages | ndcg_at_5 | 12.5 |" in made.text
     assert ModelCard.load(page[0] / "README.md").data.eval_results[0].metric_value == 12.5
 

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import upload_to_hub
-from jina_vlm_tools.cli.main import parse_args
+from jina_vlm_tools.cli.main import main, parse_args
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.hub import PublishingError
 from jina_vlm_tools.hub.assemble import assemble, cover_structural_rows, new_folder
@@ -562,6 +562,27 @@ def test_weights_that_are_nowhere(hub, monkeypatch, tmp_path):
     said = run(monkeypatch, "--weights", tmp_path, "--dry-run", "--license", "mit", "--origin", "me/base")
     assert str(tmp_path) in said and "config.json" in said
     assert "neither a folder nor" in run(monkeypatch, "--weights", tmp_path / "nothing", "--dry-run")
+
+
+@pytest.mark.parametrize("code", [403, 500])
+def test_what_to_do_about_a_refusal_is_told_by_who_reads_and_who_writes(hub, monkeypatch, tmp_path, code):
+    writing = "The token may not write there" if code == 403 else "files that have arrived are not sent twice"
+    reading = "The token may not read it" if code == 403 else "Run the same command again."
+    hub.faults += [Fault("GET", "/me/", code, times=1000)]
+    said = run(monkeypatch, "--weights", TINY, "--repo-id", "me/page")
+    assert writing in said and "Nothing is half-written there" in said
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "me/weights", str(tmp_path / "made")])
+    assert reading in ended.value.code
+    assert not [words for words in ("write", "half-written", "sent", "--create-pr") if words in ended.value.code]
+
+
+def test_results_are_read_before_the_weights(hub, monkeypatch, tmp_path):
+    monkeypatch.setattr("jina_vlm_tools.hub.assemble.assemble", None)
+    for what in (("--weights", TINY), ("--adapter", TINY.parent / "tiny-retrieval")):
+        said = run(monkeypatch, *what, "--repo-id", "me/page", "--results", tmp_path / "typo.json")
+        assert "typo.json: FileNotFoundError" in said
+    assert not hub.requests
 
 
 def test_private_is_not_promised_of_a_public_repository(hub, bundle):

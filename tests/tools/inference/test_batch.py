@@ -260,14 +260,24 @@ def test_what_is_no_images_fault_stops_the_run(photos, tmp_path, checkpoint):
     assert not list((tmp_path / "answers").glob("part-*"))
 
 
-def test_memory_that_suffices_for_fewer(checkpoint, photos, drawn, alone, capsys):
-    """The allocator's own error: of more than four tiles at a time, and so also of a large image by itself."""
+def allocate() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def refuse_memory() -> None:
+    raise MemoryError("can't allocate memory")
+
+
+@pytest.mark.parametrize("run_out", [allocate, refuse_memory])
+def test_memory_that_suffices_for_fewer(checkpoint, photos, drawn, alone, capsys, run_out):
+    """The allocator's own error, or one like llama.cpp's: of more than four tiles at a time, and so also of a large
+    image by itself."""
     model, processor = checkpoint
 
     def fill_memory(module, arguments, keywords):
         pixels = keywords["pixel_values"] if "pixel_values" in keywords else arguments[0]
         if len(pixels) > 4:
-            torch.empty(2**60, dtype=torch.uint8)
+            run_out()
 
     answerer = Answerer(model, processor, max_new_tokens=20, max_tiles=None, batch_size=7)
     prepared = [

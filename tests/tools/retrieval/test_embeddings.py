@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import stat
 
 import pytest
 import torch
+from conftest import largest_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -80,6 +83,33 @@ def test_files_hold_what_was_saved(made, tmp_path, precision):
     assert read.precision == precision and torch.equal(read.dense, small.dense)
     assert all(torch.equal(one, other) for one, other in zip(read.multi, small.multi, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["made.safetensors"]
+
+
+def test_a_full_disk_and_an_interruption_leave_the_file_before(made, tmp_path, monkeypatch):
+    made.save(tmp_path / "made.safetensors")
+    before = (tmp_path / "made.safetensors").read_bytes()
+
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    with largest_file(100), pytest.raises(OSError, match="too large"):
+        made.save(tmp_path / "made.safetensors")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        made.save(tmp_path / "made.safetensors")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"made.safetensors": before}
+
+
+def test_a_folder_that_cannot_be_synced_is_closed(made, tmp_path, monkeypatch):
+    def refuse_folders(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError("no fsync of folders here")
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no fsync of folders"):
+        made.save(tmp_path / "made.safetensors")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_files_of_others_and_damaged_ones_are_refused(made, tmp_path):
