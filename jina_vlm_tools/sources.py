@@ -34,7 +34,13 @@ def check_image(source: str) -> None:
     """
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
+        ValueError: a PDF.
     """
+    if source.lower().endswith(".pdf") and os.path.isfile(source):
+        raise ValueError(
+            f"{source} is a PDF. Ask about its pages by `jina-vlm index FOLDER`, of the folder that it is in, and "
+            "`jina-vlm ask --index FOLDER`; or name images of them."
+        )
     if source == STDIN or is_url(source) or os.path.isfile(source):
         return
     if os.path.isdir(source):

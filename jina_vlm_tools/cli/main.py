@@ -34,6 +34,16 @@ class Terminated(KeyboardInterrupt):
     """Somebody wants the command to end, who is not at the keyboard."""
 
 
+class Version(argparse.Action):
+    """As argparse's own, whose text would be looked up for each command."""
+
+    def __call__(self, parser, *_) -> None:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('jina-vlm-transformers')}")
+        parser.exit()
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the whole, and those of the commands by their names."""
     parser = argparse.ArgumentParser(
@@ -42,6 +52,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         epilog=MORE + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for name, summary, description, examples, add_arguments in (
         ("ask", "ask a question about images", ask.DESCRIPTION, ask.EXAMPLES, ask.add_arguments),

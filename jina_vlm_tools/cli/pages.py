@@ -51,7 +51,7 @@ class CheckpointPage:
         return {"changes": self.assembled.changes, "answer": ask(folder), "origin": self.origin.text}
 
     def tell(self, report: dict) -> list[str]:
-        return [f"It answers: {report['answer']}"]
+        return [f"Asked about a drawing, it begins: {report['answer']}"]
 
     def tell_origin(self) -> str:
         return f"Weights: {self.origin.license}. {self.origin.text}."

@@ -259,7 +259,7 @@ def convert(args: argparse.Namespace) -> None:
             answer = ask(folder)
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "changes": assembled.changes, "answer": answer}
-    tell(args, report, ["\n".join(assembled.changes), f"It answers: {answer}"])
+    tell(args, report, ["\n".join(assembled.changes), f"Asked about a drawing, it begins: {answer}"])
 
 
 def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress) -> None:
@@ -282,7 +282,14 @@ def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "tensors": tensors, "answer": answer}
     kinds = ", ".join(f"{what}: {kind}" for what, kind in tensors.items())
-    tell(args, report, [f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.", f"It answers: {answer}"])
+    tell(
+        args,
+        report,
+        [
+            f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.",
+            f"Asked about a drawing, it begins: {answer}",
+        ],
+    )
 
 
 def _for_llama_cpp(args: argparse.Namespace) -> Callable[[Path], dict]:
@@ -359,7 +366,7 @@ def upload(args: argparse.Namespace) -> None:
         target = find_target(api, args.repo_id, **where)
     if args.output:
         source = str(args.adapter or args.weights)
-        check_output(args.output, args.yes, source, "page" if args.adapter else "bundle")
+        check_output(args.output, args.yes, source, "page" if args.adapter else "checkpoint")
     page = AdapterPage(args, is_sent=target is not None) if args.adapter else CheckpointPage(args)
 
     from jina_vlm_tools.hub.assemble import new_folder
@@ -423,9 +430,9 @@ def show_files(report: dict) -> str:
     return "\n".join([*lines, f"{sum(report['files'].values()):>15,}  bytes in {len(lines)} files"])
 
 
-def check_output(output: Path, replace: bool, source: str, kind: str = "bundle") -> None:
-    """Refuse to write over what is there, or, with --yes, over anything but what the same command wrote: a "bundle",
-    a "page" of an adapter or a "merged folder"; and never over `source`, which it is made of."""
+def check_output(output: Path, replace: bool, source: str, kind: str = "checkpoint") -> None:
+    """Refuse to write over what is there, or, with --yes, over anything but what the same command wrote: a
+    "checkpoint", a "page" of an adapter or a "merged folder"; and never over `source`, which it is made of."""
     from jina_vlm_tools.hub import PublishingError
     from jina_vlm_tools.hub.check import CARD, list_bundle
 
@@ -438,12 +445,12 @@ def check_output(output: Path, replace: bool, source: str, kind: str = "bundle")
     made, given = output.resolve(), Path(source).resolve()
     if given.exists() and (made == given or made in given.parents):  # else it is an id of the Hub
         raise PublishingError(f"{output} holds {source}, which --yes would replace too. Name another folder.")
-    if kind == "bundle" and find_engine(output) != TORCH:
+    if kind == "checkpoint" and find_engine(output) != TORCH:
         if others := list_others(output):
             raise PublishingError(f"{output} also holds {', '.join(others)}. Move it away, or name another folder.")
         return
     try:
-        if kind == "bundle":
+        if kind == "checkpoint":
             list_bundle(output, with_card=(output / CARD).exists())
         elif kind == "page":
             from jina_vlm_tools.hub.retrieval import list_files

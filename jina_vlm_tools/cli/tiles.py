@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         f"stretched to {tiling.canvas[0]} x {tiling.canvas[1]}\n"
         f"{tiling.rows} x {tiling.columns} tiles of {tiling.tile_side} x {tiling.tile_side} pixels, "
         f"one every {tiling.stride}, and a thumbnail\n"
-        f"{tiling.distinct:>6,} of these {1 + len(tiling.tiles)} distinct: no tile is computed twice\n"
+        f"{tiling.distinct:>6,} of these {1 + len(tiling.tiles)} computed: no two that are the same\n"
         f"{tiling.thumbnail.tokens:>6,} tokens of the thumbnail\n"
         f"{tiling.tile_tokens:>6,} of the tiles: {rows} rows of {columns}\n"
         f"{tiling.structural_tokens:>6,} that begin, end and break rows\n"

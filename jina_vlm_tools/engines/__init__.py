@@ -84,7 +84,9 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
             f"{checkpoint} is for torch. For {engine} convert it first, and name the folder that this makes: "
             f"jina-vlm convert {checkpoint} FOLDER --to {folder.format} --quantize {folder.quantization}"
         )
-    raise ValueError(
-        f"{checkpoint} was converted for {found}, and holds no text model for {engine}. Name the checkpoint that "
-        "it was converted from."
-    )
+    instead = "Name the checkpoint that it was converted from"
+    if engine != TORCH:
+        instead = (
+            f"Leave --engine, or convert that checkpoint by --to {FOLDERS[engine].format} and name what this makes"
+        )
+    raise ValueError(f"{checkpoint} was converted for {found}, and does not run by {engine}. {instead}.")

@@ -13,8 +13,8 @@ def find_images(names: list[str]) -> list[str]:
     match, sorted.
 
     Raises:
-        ValueError: a pattern matches no file, or stdin is named twice.
-        FileNotFoundError, IsADirectoryError: a path that leads to no file.
+        ValueError: a PDF, or stdin twice.
+        FileNotFoundError, IsADirectoryError: a path or a pattern that leads to no file.
     """
     found = []
     for name in names:

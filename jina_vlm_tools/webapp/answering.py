@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from jina_vlm_tools.inference.conversation import Conversation, describe_images
+from jina_vlm_tools.inference.conversation import Conversation, describe_images, find_ends
 
 
 CLOSING_SECONDS = 5
@@ -150,7 +150,7 @@ class ImageChat(Conversation):
         turn.text = turn.text.rstrip()
         generation.time(turn)
         turn.is_stopped = self._stopped.is_set()
-        is_whole = ids[0, -1].item() == self.processor.tokenizer.eos_token_id
+        is_whole = find_ends(self.model, ids)[0, -1].item()
         turn.is_cut_off = not is_whole and not turn.is_stopped
         turn.seconds = time.perf_counter() - start
         self.remember(turn.text)

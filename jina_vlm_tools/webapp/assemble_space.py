@@ -24,6 +24,7 @@ FILES = (
         (f"jina_vlm_tools/{name}/*.py", f"jina_vlm_tools/{name}")
         for name in ("cli", "engines", "hub", "inference", "synthetic", "webapp")
     ),
+    ("jina_vlm_tools/retrieval/__init__.py", "jina_vlm_tools/retrieval"),  # defaults that commands name
     ("jina_vlm_tools/webapp/*.css", "jina_vlm_tools/webapp"),
     ("__init__.py", "jina_vlm"),
     ("*_jina_vlm.py", "jina_vlm"),

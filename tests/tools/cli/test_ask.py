@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import huggingface_hub
+import jina_vlm
 import pytest
 import torch
 from answers import answer_greedily, prepare
@@ -162,6 +163,22 @@ def test_which_images_patterns_stand_for(photos, tmp_path, monkeypatch):
         find_images(["-", "a.png", "-"])
     with pytest.raises(FileNotFoundError, match="What is it\\?: no such image.* If it is a question, put it last"):
         find_images(["What is it?"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ask", "{}", "Why?"], ["ask", "*.PDF", "Why?"], ["tiles", "{}"], ["chat", "{}"]]
+)
+def test_a_pdf_has_pages(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 60)).save("page.PDF", format="PDF")
+    with pytest.raises(SystemExit, match="page.PDF is a PDF. Ask about its pages by `jina-vlm index FOLDER`"):
+        main([argument.format("page.PDF") for argument in arguments])
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"jina-vlm {jina_vlm.__version__}\n"
 
 
 def test_labels_of_images(ask, checkpoint, photos):

@@ -412,7 +412,7 @@ def test_distinct_tiles_are_counted(tmp_path, capsys):
         image.save(tmp_path / name)
         main(["tiles", str(tmp_path / name)])
         said = capsys.readouterr().out.splitlines()
-        assert said[2] == f"{distinct:>6,} of these {number} distinct: no tile is computed twice"
+        assert said[2] == f"{distinct:>6,} of these {number} computed: no two that are the same"
         main(["tiles", str(tmp_path / name), "--json"])
         assert json.loads(capsys.readouterr().out)["distinct"] == distinct
 

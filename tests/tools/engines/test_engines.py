@@ -64,8 +64,9 @@ def test_an_engine_that_does_not_fit_is_refused(verb, engine, converted):
     assert wanted in fails(*verb, TINY, "--engine", engine)
     other = next(name for name in FOLDERS if name != engine)
     for wrong in ("torch", other):
-        message = f"was converted for {engine}, and holds no text model for {wrong}"
-        assert message in fails(*verb, converted, "--engine", wrong)
+        said = fails(*verb, converted, "--engine", wrong)
+        assert f"was converted for {engine}, and does not run by {wrong}" in said
+        assert ("Leave --engine" in said) == (wrong != "torch")
     assert f"was converted for {engine}" in fails("convert", converted, converted / "again")
 
 
@@ -132,7 +133,9 @@ def test_what_is_there_is_not_overwritten(converted, tmp_path):
     assert sorted(path.name for path in converted.iterdir()) == ["config.json"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    assert "no bundle that --yes could replace" in fails("convert", TINY, tmp_path / "mine", "--to", "gguf", "--yes")
+    assert "no checkpoint that --yes could replace" in fails(
+        "convert", TINY, tmp_path / "mine", "--to", "gguf", "--yes"
+    )
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
@@ -164,7 +167,7 @@ def test_a_folder_named_as_an_owner_on_the_hub_is_not_what_is_converted(tmp_path
     (tmp_path / "jinaai").mkdir()
     (tmp_path / "jinaai" / "thesis.txt").write_text("all of it")
     said = fails("convert", "jinaai/jina-vlm", "jinaai", "--to", "gguf", "--yes")
-    assert "no bundle that --yes could replace" in said and "replace too" not in said
+    assert "no checkpoint that --yes could replace" in said and "replace too" not in said
 
 
 def test_types_that_need_statistics_are_not_offered():

@@ -117,7 +117,7 @@ def test_from_the_released_layout_to_a_page_that_loads_by_its_own_code(released_
         )
         assert result.returncode == 0, result.stderr
         assert (
-            "It answers: " in result.stdout
+            "Asked about a drawing, it begins: " in result.stdout
             and f"Done, and equal to what was sent: {hub.url}/me/bundle/commit/" in result.stdout
         )
         files = published(hub, "me/bundle")
@@ -291,7 +291,7 @@ def test_what_is_in_the_output_is_replaced_only_if_it_is_a_bundle_and_one_says_s
     assert "say --yes" in run(monkeypatch, "--weights", TINY, "--output", copy)
     (copy / "thesis.tex").write_text("years of work")
     said = run(monkeypatch, "--weights", TINY, "--output", copy, "--yes")
-    assert "no bundle that --yes could replace" in said and "thesis.tex" in said
+    assert "no checkpoint that --yes could replace" in said and "thesis.tex" in said
     assert contents(copy) == before | {"thesis.tex": b"years of work"}
 
 
