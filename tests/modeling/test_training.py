@@ -2,6 +2,7 @@
 
 import copy
 
+import jina_vlm
 import pytest
 import torch
 from jina_vlm.compatibility_jina_vlm import CHECKPOINTING
@@ -108,8 +109,8 @@ def test_gradients_reach_every_parameter(new_model, batch):
 
 def test_the_token_that_opens_texts_learns(new_model, batch):
     """It is the one that pads batches, whose embedding the library would leave as it is, of zeros."""
-    rows = new_model.get_input_embeddings().weight.detach().std(dim=1)
-    assert rows[new_model.config.text_config.pad_token_id] > rows.mean() / 2
+    untrained = jina_vlm.JinaVLMModel(new_model.config).get_input_embeddings().weight.detach().float().std(dim=1)
+    assert untrained[new_model.config.text_config.pad_token_id] > untrained.mean() / 2
     new_model(**batch, labels=batch["input_ids"]).loss.backward()
     opening = new_model.config.text_config.pad_token_id
     assert opening in batch["input_ids"] and new_model.get_input_embeddings().weight.grad[opening].any()
