@@ -3,6 +3,7 @@
 Each row is a query, the page that it finds and one that shows nearly the same. A multi-vector encoder is trained by
 the library's own trainer, with the loss that takes large batches apart (GradCache), on new adapters of PEFT. That
 library knows no relevance beside the rows: a page that happens to be found by another row's query counts as wrong.
+What is written is a retrieval folder, `DIR/retrieval`.
 """
 
 import argparse
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from jina_vlm import JinaVLMForConditionalGeneration
 from sentence_transformers import MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
 from sentence_transformers.multi_vector_encoder.losses import CachedMultiVectorMultipleNegativesRankingLoss
 
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.inputs import PROMPTS
 from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.pages import draw_page
-from jina_vlm_tools.training.lora import target_modules
+from jina_vlm_tools.training.lora import add_adapters
+from jina_vlm_tools.training.stages import LoraSettings
 
 
 def rows(samples: int, tasks: tuple[str, ...], first_seed: int) -> Dataset:
@@ -48,8 +51,12 @@ def main() -> None:
         model_kwargs={"dtype": torch.float32},
         processor_kwargs={"tiles_by_sample": True},
     )
-    encoder[0].processor.image_processor.max_tiles = 1
-    encoder.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=target_modules(["connector", "decoder"])))
+    processor = encoder[0].processor
+    processor.image_processor.max_tiles = 1
+    # By PEFT itself: transformers asks for a newer one than there is.
+    model = JinaVLMForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
+    model = add_adapters(model, LoraSettings(8, 8, parts=["connector", "decoder"]))
+    encoder[0].model = model.get_base_model().model
     trainer = MultiVectorEncoderTrainer(
         encoder,
         MultiVectorEncoderTrainingArguments(
@@ -61,7 +68,8 @@ def main() -> None:
         loss=CachedMultiVectorMultipleNegativesRankingLoss(encoder, mini_batch_size=args.chunk),
     )  # fmt: skip
     trainer.train()
-    encoder.save_pretrained(str(args.output))
+    weight = encoder[1].linear.weight.detach()
+    write_folder(args.output / "retrieval", model, weight, processor, base=args.model, replace=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One folder, read by transformers, PEFT, sentence-transformers and mteb: the same vectors."""
 
 import json
+import sys
 
 import mteb
 import numpy as np
@@ -15,6 +16,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from evaluation import mteb_retrieval
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 from jina_vlm_tools.retrieval.folder import merge_folder
 from jina_vlm_tools.retrieval.inputs import PROMPTS, prepare, to_chat
@@ -227,3 +229,12 @@ def test_mteb(dense, multi, vectors, kind, tmp_path):
             same(f"mteb, {kind}, scores", found[query][page] / tokens, score)
     hits = [max(pages, key=pages.get) == RELEVANT[query] for query, pages in found.items()]
     assert results.task_results[0].scores["test"][0]["hit_rate_at_1"] == np.mean(hits), found
+
+
+def test_drawn_pages_are_a_task_of_mteb(monkeypatch, capsys):
+    monkeypatch.setattr(mteb_retrieval.DrawnPages, "pages", 12)
+    monkeypatch.setattr(mteb_retrieval.DrawnPages, "asked", 24)
+    monkeypatch.setattr(sys, "argv", ["mteb_retrieval", "checkpoints/tiny-retrieval"])
+    mteb_retrieval.main()
+    name, score = capsys.readouterr().out.strip().split(": ")
+    assert name == "DrawnPagesRetrieval" and float(score) > 85  # chance: about 40
