@@ -109,7 +109,7 @@ def test_a_query_that_does_not_fit(index, queries):
     ):
         with refused(message):
             index.search(query, 3, way)
-    with refused("`way` must be one of dense, late, two-stage, got 'fast'"):
+    with refused("`way` must be one of two-stage, late, dense, got 'fast'"):
         index.search(queries, 3, "fast")
     with refused("at least 1, got 0 and 100"):
         index.search(queries, 0)
