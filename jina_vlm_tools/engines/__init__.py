@@ -84,9 +84,10 @@ def check_engine(checkpoint: str, engine: str | None) -> str:
             f"{checkpoint} is for torch. For {engine} convert it first, and name the folder that this makes: "
             f"jina-vlm convert {checkpoint} FOLDER --to {folder.format} --quantize {folder.quantization}"
         )
-    instead = "Name the checkpoint that it was converted from"
+    instead = "Name"
     if engine != TORCH:
-        instead = (
-            f"Leave --engine, or convert that checkpoint by --to {FOLDERS[engine].format} and name what this makes"
-        )
-    raise ValueError(f"{checkpoint} was converted for {found}, and does not run by {engine}. {instead}.")
+        instead = f"Leave --engine, or name what `jina-vlm convert --to {FOLDERS[engine].format}` makes of"
+    raise ValueError(
+        f"{checkpoint} was converted for {found}, and does not run by {engine}. {instead} the checkpoint that it was "
+        "converted from."
+    )

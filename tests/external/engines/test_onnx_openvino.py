@@ -380,7 +380,7 @@ def test_batch(folder, engine, tmp_path):
         rows = [json.loads(line) for path in output.rglob("*.jsonl") for line in path.read_text().splitlines()]
         answers[name] = {row["id"]: row["answer"] for row in rows}
     assert answers[engine] == answers["torch"] and len(answers["torch"]) == 3
-    with pytest.raises(SystemExit, match="holds no text model for llama.cpp"):
+    with pytest.raises(SystemExit, match="does not run by llama.cpp. Leave --engine"):
         main([*command, "--engine", "llama.cpp"])
 
 
