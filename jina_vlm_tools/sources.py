@@ -30,13 +30,22 @@ def is_url(source: str) -> bool:
     return re.match("[a-z][a-z0-9+.-]+://|data:[^\\s]", source, flags=re.IGNORECASE) is not None
 
 
+def is_pdf(path: str) -> bool:
+    """Whether a file begins as PDFs do, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(5) == b"%PDF-"
+    except OSError:
+        return False  # it is told where it is opened
+
+
 def check_image(source: str) -> None:
     """
     Raises:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
         ValueError: a PDF.
     """
-    if source.lower().endswith(".pdf") and os.path.isfile(source):
+    if os.path.isfile(source) and is_pdf(source):
         raise ValueError(
             f"{source} is a PDF. Ask about its pages by `jina-vlm index FOLDER`, of the folder that it is in, and "
             "`jina-vlm ask --index FOLDER`; or name images of them."

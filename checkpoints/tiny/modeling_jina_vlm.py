@@ -253,7 +253,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         # `<|endoftext|>` pads batches, and opens and ends texts: it begins and learns as other tokens do.
-        self.set_input_embeddings(nn.Embedding(config.text_config.vocab_size, config.text_config.hidden_size))
+        weight = self.get_input_embeddings().weight
+        self.set_input_embeddings(nn.Embedding(*weight.shape, dtype=weight.dtype))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -198,13 +198,15 @@ def answer_from_index(args: argparse.Namespace) -> None:
     settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
     embedder = searcher.embedder
     conversation = Conversation(embedder.model, embedder.answering_processor, args.max_new_tokens, **settings)
+    images = embedder.answering_processor.image_processor
+    finest = 4 * (args.max_tiles or images.max_tiles) * images.tile_size**2  # more than its tiles can show
     for prompt in args.prompt:
         with progress.step("search", f"Searching {len(searcher.index):,} pages"):
             found = searcher.search(prompt, top)
         if not found:
             raise ValueError(f"{args.index} has no pages: there is nothing to answer from.")
         with progress.step("image", "Drawing the page" if top == 1 else "Drawing the pages"):
-            opened = [searcher.draw(one.page) for one in found]
+            opened = [searcher.draw(one.page, finest) for one in found]
             described = describe_images(conversation.processor, opened, **settings)
         names = [str(one.page) for one in found]
         heading = "; ".join(names) + (f": {prompt}" if len(args.prompt) > 1 else "")

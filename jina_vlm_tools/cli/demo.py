@@ -1,6 +1,7 @@
 """`demo`: show an image to a checkpoint, and watch it answer, step by step."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,9 +56,8 @@ def draw(seed: int, language: str) -> tuple:
     """An image, which is saved, a question about it and the right answer.
 
     Raises:
-        FileExistsError: another image has the file's name.
+        FileExistsError: something else has the file's name.
     """
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     from jina_vlm_tools.synthetic.questions import TASKS, evaluation_sample
@@ -65,14 +65,23 @@ def draw(seed: int, language: str) -> tuple:
 
     sample = evaluation_sample(seed, TASKS[seed % len(TASKS)], language)
     image = draw_scene(sample.scene)
-    if DRAWN.exists():
-        with Image.open(DRAWN) as there:
-            if there.info.get("Software") != DRAWN_BY:
-                raise FileExistsError(f"{DRAWN} is another image. Move it away, or run this in another folder.")
+    if os.path.lexists(DRAWN) and not is_own():
+        raise FileExistsError(f"{DRAWN} is something else. Move it away, or run this in another folder.")
     mark = PngInfo()
     mark.add_text("Software", DRAWN_BY)
     image.save(DRAWN, pnginfo=mark)
     return image, sample.turn.question, sample.turn.answer
+
+
+def is_own() -> bool:
+    """Whether an earlier run drew what is there."""
+    from PIL import Image
+
+    try:
+        with Image.open(DRAWN) as there:
+            return there.info.get("Software") == DRAWN_BY
+    except OSError:
+        return False
 
 
 def run(args: argparse.Namespace) -> None:

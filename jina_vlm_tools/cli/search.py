@@ -98,8 +98,8 @@ class Searcher:
         (found,) = self.store.search(queries, top, self.way, self.candidates) or [[]]
         return found
 
-    def draw(self, page, max_pixels: int | None = None):
-        """The image of a page, a PDF's with at most so many pixels, or as fine as it is ever drawn.
+    def draw(self, page, max_pixels: int):
+        """The image of a page, a PDF's with at most so many pixels.
 
         Raises:
             OSError, ValueError: it is gone, or has changed since.

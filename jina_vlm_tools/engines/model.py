@@ -82,11 +82,12 @@ class EngineForConditionalGeneration(JinaVLMForConditionalGeneration):
         cache: Cache | None = None,
         **kwargs: Any,
     ):
-        """As the base class, with a cache of `new_cache`, unless `use_cache` is False."""
-        if (
-            cache is None
-            and kwargs.get("use_cache", (generation_config or self.generation_config).use_cache) is not False
-        ):
+        """As the base class, with a cache of `new_cache`, unless `use_cache` says that there is none."""
+        use_cache = kwargs.pop("use_cache", None)
+        if use_cache is None:
+            use_cache = (generation_config or self.generation_config).use_cache is not False
+        kwargs["use_cache"] = bool(use_cache)  # the library takes other false values for one here, for the other there
+        if cache is None and use_cache:
             cache = self.new_cache()
         return super().generate(inputs, generation_config, *args, cache=cache, **kwargs)
 

@@ -80,15 +80,15 @@ class Document:
 
     Args:
         path (`Path`): Of an image, a PDF, or a TIFF of several pages.
-        max_pixels (`int`, *optional*): No page of a PDF is drawn larger than this, nor finer than 144 dots an inch:
-            what the image processor would scale down again. None for Pillow's limit of an image.
+        max_pixels (`int`): No page of a PDF is drawn larger than this, nor finer than 144 dots an inch:
+            what the image processor would scale down again.
 
     Raises:
         OSError, ValueError: it cannot be opened; the message says why.
     """
 
-    def __init__(self, path: Path, max_pixels: int | None):
-        self.path, self.max_pixels = path, max_pixels or Image.MAX_IMAGE_PIXELS or math.inf
+    def __init__(self, path: Path, max_pixels: int):
+        self.path, self.max_pixels = path, max_pixels
         self.pdf = None
         if path.suffix.lower() == PDF:
             self.pdf = self._said(lambda: pypdfium2.PdfDocument(path))
@@ -141,7 +141,7 @@ class Document:
             raise ValueError(f"{self.path} cannot be read as a PDF: {reason}.") from error
 
 
-def draw(folder: Path, page: Page, max_pixels: int | None) -> Image.Image:
+def draw(folder: Path, page: Page, max_pixels: int) -> Image.Image:
     """The image of one page.
 
     Raises:

@@ -62,7 +62,8 @@ class RetrievalFolder:
 
     def load_processor(self) -> JinaVLMProcessor:
         """The folder's own: it cuts images into as many tiles as were trained with."""
-        return JinaVLMProcessor.from_pretrained(self.path)
+        with _reading(Path(self.path, "processor_config.json")):
+            return JinaVLMProcessor.from_pretrained(self.path)
 
 
 def is_retrieval_folder(place: str | Path, revision: str | None = None, local_files_only: bool = False) -> bool:
@@ -105,7 +106,10 @@ def read_folder(
                 f"{place} holds no adapter: there is no {name}. Expected a folder that `write_folder` wrote."
             )
     with _reading(folder / ADAPTER_CONFIG) as file:
-        trained_on = _read_json(file).get("base_model_name_or_path")
+        settings = _read_json(file)
+        trained_on, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
+        if not isinstance(trained_on, (str, type(None))) or kind != "LORA":
+            raise ValueError(f"its base is {trained_on!r}, its kind {kind!r}, expected a name and 'LORA'")
     with _reading(folder / ADAPTER) as file, safe_open(file, "pt") as opened:
         shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  no dictionary
     projector = _read_projector(folder)
@@ -120,6 +124,8 @@ def read_folder(
             )
     with _reading(folder / SETTINGS) as file:
         task = _read_json(file).get("task", TASK) if file.is_file() else TASK
+        if not isinstance(task, str) or "." in task:
+            raise ValueError(f"its task is {task!r}, expected a name without a dot")
     return RetrievalFolder(str(folder), base, projector, task, _adapted_parts(shapes))
 
 
@@ -127,10 +133,12 @@ def read_folder(
 def _reading(file: Path) -> Iterator[Path]:
     """
     Raises:
-        ValueError: what is in the file is not what is looked for there.
+        FileNotFoundError, ValueError: there is no such file, or what is in it is not what is looked for there.
     """
     try:
         yield file
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} is missing. Write or fetch the folder anew.") from error
     except (SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}). Write or fetch the folder anew.") from error
 
@@ -170,7 +178,7 @@ def _read_projector(folder: Path) -> nn.Linear:
     """
     with _reading(folder / MODULES) as file:
         modules = _read_json(file) if file.is_file() else []
-        places = [module["path"] for module in modules if module["type"].endswith(".Dense")]
+        places = [str(module["path"]) for module in modules if module["type"].endswith(".Dense")]
     if len(places) != 1 or not (folder / places[0] / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder} holds no projector: expected {MODULES} to name one `Dense`, with a folder of its weights; it "

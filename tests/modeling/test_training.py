@@ -109,8 +109,12 @@ def test_gradients_reach_every_parameter(new_model, batch):
 
 def test_the_token_that_opens_texts_learns(new_model, batch):
     """It is the one that pads batches, whose embedding the library would leave as it is, of zeros."""
-    untrained = jina_vlm.JinaVLMModel(new_model.config).get_input_embeddings().weight.detach().float().std(dim=1)
-    assert untrained[new_model.config.text_config.pad_token_id] > untrained.mean() / 2
+    config = copy.deepcopy(new_model.config)
+    config.text_config.dtype = torch.bfloat16
+    untrained = jina_vlm.JinaVLMModel(config).language_model
+    rows = untrained.get_input_embeddings().weight.detach()
+    assert rows.dtype == untrained.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert rows[config.text_config.pad_token_id].std() > rows.float().std() / 2
     new_model(**batch, labels=batch["input_ids"]).loss.backward()
     opening = new_model.config.text_config.pad_token_id
     assert opening in batch["input_ids"] and new_model.get_input_embeddings().weight.grad[opening].any()

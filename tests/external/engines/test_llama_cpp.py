@@ -149,7 +149,8 @@ def test_a_larger_room_that_cannot_be_filled_is_given_back(processor, by_llama, 
 
 def test_without_a_cache(processor, by_torch, by_llama):
     inputs = prepare(processor, CHATS["two images"], CHATS["no image"])
-    assert new_tokens(by_llama, inputs, use_cache=False) == new_tokens(by_torch, inputs)
+    for use_cache in (False, 0, None):
+        assert new_tokens(by_llama, inputs, use_cache=use_cache) == new_tokens(by_torch, inputs)
 
 
 def test_streams_the_answer(processor, by_llama):

@@ -159,7 +159,8 @@ def test_turns_go_on_from_the_cache(processor, by_torch, model, monkeypatch):
 
 def test_without_a_cache(processor, by_torch, model):
     inputs = prepare(processor, CHATS["two images"], CHATS["no image"])
-    assert new_tokens(model, inputs, use_cache=False) == new_tokens(by_torch, inputs)
+    for use_cache in (False, 0, None):
+        assert new_tokens(model, inputs, use_cache=use_cache) == new_tokens(by_torch, inputs)
 
 
 def test_streams_the_answer(processor, model):

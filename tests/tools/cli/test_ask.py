@@ -166,13 +166,16 @@ def test_which_images_patterns_stand_for(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ask", "{}", "Why?"], ["ask", "*.PDF", "Why?"], ["tiles", "{}"], ["chat", "{}"]]
+    "arguments", [["ask", "{}", "Why?"], ["ask", "*.png", "Why?"], ["tiles", "{}"], ["chat", "{}"]]
 )
 def test_a_pdf_has_pages(arguments, tmp_path, monkeypatch):
+    """Whatever its name; and an image of that name is one."""
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (60, 60)).save("page.PDF", format="PDF")
-    with pytest.raises(SystemExit, match="page.PDF is a PDF. Ask about its pages by `jina-vlm index FOLDER`"):
-        main([argument.format("page.PDF") for argument in arguments])
+    Image.new("RGB", (60, 60)).save("page.png", format="PDF")
+    Image.new("RGB", (60, 60)).save("image.pdf", format="PNG")
+    main(["tiles", "image.pdf"])
+    with pytest.raises(SystemExit, match="page.png is a PDF. Ask about its pages by `jina-vlm index FOLDER`"):
+        main([argument.format("page.png") for argument in arguments])
 
 
 def test_the_version(capsys):
@@ -317,9 +320,14 @@ def test_the_demo_leaves_another_image_as_it_is(tmp_path, monkeypatch, photos):
     demo.draw(1, "en")
     demo.draw(2, "de")
     shutil.copy(photos / "a.png", demo.DRAWN)
-    with refused("demo.png is another image. Move it away", FileExistsError):
+    with refused("demo.png is something else. Move it away", FileExistsError):
         demo.draw(1, "en")
     assert demo.DRAWN.read_bytes() == (photos / "a.png").read_bytes()
+    demo.DRAWN.unlink()
+    demo.DRAWN.symlink_to("nowhere.png")
+    with refused("demo.png is something else", FileExistsError):
+        demo.draw(1, "en")
+    assert not (tmp_path / "nowhere.png").exists()
 
 
 def test_the_demos_old_name_of_the_model_warns(capsys):

@@ -167,7 +167,7 @@ def test_ask_names_the_page_and_answers_from_it(said, papers, retrieval):
         name: value for name, value in found.items() if name != "heat_map"
     }
     drawn = papers.parent / "page.png"
-    with documents.Document(papers / page["file"], None) as document:
+    with documents.Document(papers / page["file"], 10**7) as document:
         document.draw(page["page"]).save(drawn)
     assert page["tiles"] > 2
     plain = json.loads(said("ask", drawn, QUESTION, "--json", "--max-tokens", 4, "--model", TINY)[0])
@@ -187,8 +187,9 @@ def test_pages_are_asked_about_as_fine_as_they_are_drawn(said, retrieval, tmp_pa
     pages.mkdir()
     Image.new("RGB", (620, 877), "white").save(pages / "a4.pdf", resolution=75)
     said("index", pages, "--model", retrieval, "--max-tiles", 1)
-    report = json.loads(said("ask", "--index", pages, QUESTION, "--json", "--max-tokens", 1)[0])
-    assert [report["images"][0][side] for side in ("width", "height")] == [1191, 1684]
+    for tiles, size in (([], [1191, 1684]), (["--max-tiles", 1], [636, 900])):
+        report = json.loads(said("ask", "--index", pages, QUESTION, "--json", "--max-tokens", 1, *tiles)[0])
+        assert [report["images"][0][side] for side in ("width", "height")] == size
 
 
 def test_ask_about_several_pages_and_questions(said, papers):

@@ -125,7 +125,7 @@ def test_no_base(moved, monkeypatch):
     change(moved / "adapter_config.json", base_model_name_or_path=None)
     with refused("names no base", FileNotFoundError):
         read_folder(moved)
-    (moved / "adapter_config.json").write_text("{}")
+    (moved / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with refused("names no base: its `base_model_name_or_path` is None", FileNotFoundError):
         read_folder(moved)
 
@@ -141,6 +141,11 @@ def test_no_base(moved, monkeypatch):
         ("1_Dense/config.json", None),
         ("1_Dense/model.safetensors", None),
         ("config_sentence_transformers.json", "{"),
+        ("config_sentence_transformers.json", '{"task": null}'),
+        ("config_sentence_transformers.json", '{"task": "a.b"}'),
+        ("adapter_config.json", '{"base_model_name_or_path": 5, "peft_type": "LORA"}'),
+        ("adapter_config.json", '{"base_model_name_or_path": "base"}'),
+        ("processor_config.json", "[]"),
     ],
 )
 def test_a_damaged_file_is_named(moved, name, content):
@@ -148,6 +153,13 @@ def test_a_damaged_file_is_named(moved, name, content):
     file = moved / name
     file.write_bytes(file.read_bytes()[:-9] if content is None else content.encode())
     with refused(f"{file} is damaged .*Write or fetch the folder anew"):
+        read_folder(moved).load_processor()
+
+
+def test_a_missing_file_is_named(moved):
+    file = moved / "1_Dense" / "config.json"
+    file.unlink()
+    with refused(f"{file} is missing. Write or fetch the folder anew", FileNotFoundError):
         read_folder(moved)
 
 
