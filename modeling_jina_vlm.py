@@ -253,8 +253,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         # `<|endoftext|>` pads batches, and opens and ends texts: it begins and learns as other tokens do.
-        weight = self.get_input_embeddings().weight
-        self.set_input_embeddings(nn.Embedding(*weight.shape, dtype=weight.dtype))
+        text, dtype = config.text_config, self.get_input_embeddings().weight.dtype
+        self.set_input_embeddings(nn.Embedding(text.vocab_size, text.hidden_size, dtype=dtype))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
