@@ -19,7 +19,18 @@ from .documents import WHOLE, Document, Page, Unreadable, digest, draw_all, find
 from .embedder import JinaVLMEmbedder
 from .embeddings import Embeddings, join
 from .identity import identify
-from .index import MANIFEST, Settings, Writer, dims_for, folder_of, locked, new_manifest, read_manifest, refuse_another
+from .index import (
+    MANIFEST,
+    Settings,
+    Writer,
+    dims_for,
+    find_shares,
+    folder_of,
+    locked,
+    new_manifest,
+    read_manifest,
+    refuse_another,
+)
 
 
 PAGES_PER_PART = 64  # what a kill can cost
@@ -147,6 +158,11 @@ def _check_place(path: Path, share: tuple[int, int]) -> None:
     if share != (1, 1) and (path.parent / MANIFEST).is_file():
         raise ValueError(
             f"{path.parent} is a whole index, in which no share would be read. Name another folder for the shares."
+        )
+    if shares := [share for share in find_shares(path) if share != path]:
+        raise ValueError(
+            f"{path} holds shares of an index, {', '.join(share.name for share in shares)}: bring each up to date by "
+            "--share, or name another folder for a whole one."
         )
     if path.is_dir() and not (path / MANIFEST).is_file():
         others = sorted(each.name for each in path.iterdir() if not each.name.startswith((".", "part-", MANIFEST)))

@@ -371,6 +371,8 @@ def test_shares_that_make_no_whole(folder):
         Index.open(path)
     (path / "share-001-of-003").rename(path.parent / "aside")
     assert rows(path) == EXPECTED
+    with refused("holds shares of an index, share-001-of-002, share-002-of-002: bring each up to date by --share"):
+        run(folder, StubEmbedder(), path=path)
     shutil.copytree(path / "share-001-of-002", path / "share-001-of-002.old")
     with refused("make no whole: share-001-of-002, share-001-of-002.old, share-002-of-002"):
         Index.open(path)
