@@ -36,13 +36,8 @@ def needing(extra: str, what: str | None = None) -> Iterator[None]:
     Raises:
         OSError: a part of it is not installed; the message says what to install.
     """
-    try:
-        if absent := missing(extra):
-            raise ImportError(f"not installed: {', '.join(absent)}")
+    with _importing(missing(extra), f'{what or f"`jina-vlm {extra}`"} needs `pip install ".[{extra}]"` in a checkout'):
         yield
-    except ImportError as error:
-        what = what or f"`jina-vlm {extra}`"
-        raise OSError(f'{what} needs `pip install ".[{extra}]"` in a checkout ({error}).') from error
 
 
 @contextmanager
@@ -53,9 +48,16 @@ def running(extra: str, what: str) -> Iterator[None]:
     Raises:
         OSError: it is not installed; the message says what to install.
     """
+    absent = [name for name in missing(extra) if name == EXTRAS[extra][0]]
+    with _importing(absent, f"{what} needs `pip install {RUNTIMES[extra]}`"):
+        yield
+
+
+@contextmanager
+def _importing(absent: list[str], needs: str) -> Iterator[None]:
     try:
-        if importlib.util.find_spec(EXTRAS[extra][0]) is None:
-            raise ImportError(f"not installed: {EXTRAS[extra][0]}")
+        if absent:
+            raise ImportError(f"not installed: {', '.join(absent)}")
         yield
     except ImportError as error:
-        raise OSError(f"{what} needs `pip install {RUNTIMES[extra]}` ({error}).") from error
+        raise OSError(f"{needs} ({error}).") from error

@@ -45,13 +45,15 @@ def check_image(source: str) -> None:
         FileNotFoundError, IsADirectoryError: a path that leads to no file.
         ValueError: a PDF.
     """
-    if os.path.isfile(source) and is_pdf(source):
+    if source == STDIN or is_url(source):
+        return
+    if os.path.isfile(source):
+        if not is_pdf(source):
+            return
         raise ValueError(
             f"{source} is a PDF. Ask about its pages by `jina-vlm index FOLDER`, of the folder that it is in, and "
             "`jina-vlm ask --index FOLDER`; or name images of them."
         )
-    if source == STDIN or is_url(source) or os.path.isfile(source):
-        return
     if os.path.isdir(source):
         raise IsADirectoryError(f"{source} is a folder. Name one image in it.")
     raise FileNotFoundError(f"{source}: no such image. Expected a path, an http(s) URL, a data URI, or - for stdin.")

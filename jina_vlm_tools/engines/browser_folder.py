@@ -22,9 +22,10 @@ from .folder import (
     writing,
 )
 from .graph_folder import bits_of, check_architecture, count_bytes, describe
+from .graph_parts import cache_names
 from .graph_runners import OnnxGraph
 from .graph_weights import write_graph
-from .graphs import BROWSER_PARTS, PARTS, Drawing, cache_names, draw
+from .graphs import BROWSER_PARTS, PARTS, Drawing, draw
 
 
 PAGE = Path(__file__).parents[1] / "webapp" / "browser"

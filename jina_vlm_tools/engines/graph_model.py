@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from . import FOLDERS, ONNX, OPENVINO
-from .graph_parts import Graph, GraphTower, OnCPU, load_graphs, make_connector
+from .graph_parts import Graph, GraphTower, OnCPU, cache_names, load_graphs, make_connector
 from .model import EngineForConditionalGeneration, count_padding, find, register
 
 
@@ -35,8 +35,7 @@ class _Text(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.embed_tokens = Graph(config.hidden_size, "input_ids")
-        layers = range(config.num_hidden_layers)
-        held = [f"past_key_values.{layer}.{name}" for layer in layers for name in ("key", "value")]
+        held = cache_names("past_key_values", config.num_hidden_layers)
         self.decoder = Graph(config.vocab_size, "inputs_embeds", "attention_mask", "position_ids", "kept", *held)
 
 
@@ -139,10 +138,11 @@ class GraphForConditionalGeneration(OnCPU, EngineForConditionalGeneration):
         }
         text = self.config.text_config
         empty = torch.zeros(batch, text.num_key_value_heads, 0, text.head_dim)
-        for index, layer in enumerate(cache.layers):
+        past = []
+        for layer in cache.layers:
             has_any = layer.is_initialized and layer.get_seq_length() > 0
-            inputs[f"past_key_values.{index}.key"] = layer.keys if has_any else empty
-            inputs[f"past_key_values.{index}.value"] = layer.values if has_any else empty
+            past += [layer.keys, layer.values] if has_any else [empty, empty]
+        inputs |= zip(cache_names("past_key_values", len(cache.layers)), past, strict=True)
         logits, *present = self.model.language_model.decoder.run(inputs)
         for layer, keys, values in zip(cache.layers, present[0::2], present[1::2], strict=True):
             if not layer.is_initialized:

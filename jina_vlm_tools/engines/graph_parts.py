@@ -49,6 +49,11 @@ def make_connector(config: JinaVLMConfig) -> Graph:
     return Graph(config.text_config.hidden_size, "features", "is_last_tile")
 
 
+def cache_names(kind: str, layers: int) -> list[str]:
+    """Of a decoder's inputs ("past_key_values") or outputs ("present"): keys and values of each layer, in order."""
+    return [f"{kind}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
 def load_graphs(
     graphs: dict[str, Graph], engine: str, dtype: Any, checkpoint: str | Path, found: dict[str, Any]
 ) -> None:

@@ -14,6 +14,8 @@ from jina_vlm.tiling_jina_vlm import get_image_token_indices, get_tile_positions
 from torch import nn
 from transformers import DynamicCache
 
+from .graph_parts import cache_names
+
 
 OPSET = 18
 DOMAIN = "jina_vlm"  # of the nodes that name a matrix
@@ -221,11 +223,6 @@ class DecoderOfLastPlaces(Decoder):
 PARTS = {"tower": Tower, "connector": Connector, "embedding": Embedding, "decoder": Decoder}
 # As transformers.js divides a model, by its names
 BROWSER_PARTS = {"vision_encoder": Encoder, "embed_tokens": Embedding, "decoder_model_merged": DecoderOfLastPlaces}
-
-
-def cache_names(kind: str, layers: int) -> list[str]:
-    """Of a decoder's inputs ("past_key_values") or outputs ("present"): keys and values of each layer, in order."""
-    return [f"{kind}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 @dataclass(frozen=True)

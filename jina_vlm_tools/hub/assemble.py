@@ -48,9 +48,10 @@ def new_folder(target: Path, replace: bool = False):
     made.mkdir()
     try:
         yield made
+        readers = made.stat().st_mode & 0o666
         for path in made.rglob("*"):
             if path.is_file():  # safetensors writes what its owner alone can read
-                path.chmod(path.stat().st_mode | made.stat().st_mode & 0o666)
+                path.chmod(path.stat().st_mode | readers)
         if replace and target.exists():
             target.rename(old)
         made.rename(target)

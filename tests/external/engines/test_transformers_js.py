@@ -9,8 +9,9 @@ from chats import CHATS, NEW, new_tokens, prepare
 from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.engines import find_engine
 from jina_vlm_tools.engines.browser_folder import DTYPES, GRAPHS, SUFFIXES, generate
+from jina_vlm_tools.engines.graph_parts import cache_names
 from jina_vlm_tools.engines.graph_runners import OnnxGraph
-from jina_vlm_tools.engines.graphs import BROWSER_PARTS, cache_names
+from jina_vlm_tools.engines.graphs import BROWSER_PARTS
 from jina_vlm_tools.files import TINY
 
 
