@@ -1,22 +1,22 @@
 """Tensor parallelism: two processes, each with half of the heads and of the inner widths, give what one process
 gives."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from processes import found_in
 
 
 # What each process runs, under torchrun.
 CODE = """
-import json, sys
+import sys
 import torch
-import torch.distributed as dist
 import jina_vlm
 from conftest import make_conversation
+from processes import leave
 from jina_vlm_tools.synthetic.questions import evaluation_sample
 from jina_vlm_tools.synthetic.shapes import draw_scene
 
@@ -71,10 +71,7 @@ try:
     found["released"] = "loaded"
 except ValueError as error:
     found["released"] = str(error)
-if dist.get_rank() == 0:
-    print("FOUND" + json.dumps(found))
-dist.barrier()
-dist.destroy_process_group()
+leave(found)
 """
 
 
@@ -92,7 +89,7 @@ def found(bundle, released_folder, tmp_path_factory):
         capture_output=True, text=True, env=environment, cwd=folder,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.split("FOUND")[1].splitlines()[0])
+    return found_in(result.stdout)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

@@ -19,6 +19,7 @@ import yaml
 from conftest import ROOT
 from miniature import save_miniature
 from PIL import Image
+from processes import found_in
 from safetensors.torch import load_file
 from stages import history, run, write_stage
 from transformers import AutoModelForImageTextToText, Qwen3Config
@@ -549,10 +550,6 @@ trainer.accelerator.end_training()
 """
 
 
-def found_in(printed: str) -> dict:
-    return json.loads(printed.rsplit("FOUND", 1)[1].splitlines()[0])
-
-
 @pytest.mark.slow
 @torch.no_grad()
 def test_evaluation_gathers_chats_of_different_images(miniature, tmp_path, cache):
@@ -572,9 +569,10 @@ def test_evaluation_gathers_chats_of_different_images(miniature, tmp_path, cache
 
 # FSDP2: sharded over two processes, of which one has text alone; against the whole model with both batches.
 SHARD = """
-import conftest, sys, copy, json, torch, jina_vlm
+import conftest, sys, copy, torch, jina_vlm
 import torch.distributed as dist
 from PIL import Image
+from processes import leave
 from torch.distributed.fsdp import fully_shard
 from jina_vlm_tools.training import JinaVLMCollator
 from jina_vlm_tools.training.train import FSDP
@@ -615,11 +613,8 @@ furthest = max(
     (expected[name] - tensor.full_tensor()).abs().max().item() for name, tensor in sharded.state_dict().items()
 )
 local = sum(parameter.to_local().numel() for parameter in sharded.parameters())
-if rank == 0:
-    share = local / whole.num_parameters()
-    found = {"whole": losses[:3], "sharded": losses[3:], "furthest": furthest, "share": share}
-    print("FOUND" + json.dumps(found))
-dist.destroy_process_group()
+share = local / whole.num_parameters()
+leave({"whole": losses[:3], "sharded": losses[3:], "furthest": furthest, "share": share})
 """
 
 
