@@ -1,6 +1,9 @@
-"""Where things lie, and files that are there as a whole or not at all."""
+"""Where things lie, and files and folders that are there as a whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -32,3 +35,28 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise:
+    `target` is there as a whole or not at all. An older `target` stays until then. Who may read the folder may read
+    its files."""
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    made.mkdir()
+    try:
+        yield made
+        readers = made.stat().st_mode & 0o666
+        for path in made.rglob("*"):
+            if path.is_file():  # safetensors writes what its owner alone can read
+                path.chmod(path.stat().st_mode | readers)
+        if replace and target.exists():
+            target.rename(old)
+        made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if not target.exists() and old.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)

@@ -51,7 +51,7 @@ class CheckpointPage:
         return {"changes": self.assembled.changes, "answer": ask(folder), "origin": self.origin.text}
 
     def tell(self, report: dict) -> list[str]:
-        return [f"Asked about a drawing, it begins: {report['answer']}"]
+        return [tell_answer(report["answer"])]
 
     def tell_origin(self) -> str:
         return f"Weights: {self.origin.license}. {self.origin.text}."
@@ -104,6 +104,10 @@ class AdapterPage:
     def tell_origin(self) -> str:
         where = f"the Hub, commit {self.base.commit}" if self.base.commit else self.base.place
         return f"Base: {self.base.name}, {self.origin.license}; its files are those of {where}."
+
+
+def tell_answer(answer: str) -> str:
+    return f"Asked about a drawing, it begins: {answer}"
 
 
 def tell_vectors(report: dict) -> list[str]:

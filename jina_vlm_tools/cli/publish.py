@@ -30,9 +30,10 @@ from jina_vlm_tools.engines.quantization import (
     VISIONS,
 )
 from jina_vlm_tools.extras import needing
+from jina_vlm_tools.files import new_folder
 
 from . import options
-from .pages import AdapterPage, CheckpointPage, tell_vectors
+from .pages import AdapterPage, CheckpointPage, tell_answer, tell_vectors
 from .progress import Progress
 
 
@@ -249,7 +250,7 @@ def convert(args: argparse.Namespace) -> None:
         convert_for_engine(args, engine, progress)
         return
 
-    from jina_vlm_tools.hub.assemble import assemble, new_folder
+    from jina_vlm_tools.hub.assemble import assemble
 
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Assembling {args.weights}"):
@@ -259,7 +260,7 @@ def convert(args: argparse.Namespace) -> None:
             answer = ask(folder)
         sizes = measure(folder, names)
         report = {"folder": str(args.output), "files": sizes, "changes": assembled.changes, "answer": answer}
-    tell(args, report, ["\n".join(assembled.changes), f"Asked about a drawing, it begins: {answer}"])
+    tell(args, report, ["\n".join(assembled.changes), tell_answer(answer)])
 
 
 def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress) -> None:
@@ -270,7 +271,6 @@ def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress
             from jina_vlm_tools.engines.folder import ask
 
         write = {LLAMA_CPP: _for_llama_cpp, TRANSFORMERS_JS: _for_browser}.get(engine, _for_graphs)(args)
-    from jina_vlm_tools.hub.assemble import new_folder
 
     with new_folder(args.output, replace=args.yes) as folder:
         with progress.step("assemble", f"Converting {args.weights}"):
@@ -287,7 +287,7 @@ def convert_for_engine(args: argparse.Namespace, engine: str, progress: Progress
         report,
         [
             f"Weights by {'type' if engine == LLAMA_CPP else 'part'}: {kinds}.",
-            f"Asked about a drawing, it begins: {answer}",
+            tell_answer(answer),
         ],
     )
 
@@ -324,7 +324,6 @@ def merge(args: argparse.Namespace) -> None:
     sources.check_model(args.adapter, "ADAPTER", "")
     check_output(args.output, args.yes, args.adapter, "merged folder")
     with needing("retrieval", "`jina-vlm merge`"):
-        from jina_vlm_tools.hub.assemble import new_folder
         from jina_vlm_tools.hub.embedding import compare
         from jina_vlm_tools.hub.merged import find_source, list_merged
         from jina_vlm_tools.hub.merged import merge as write_merged
@@ -368,8 +367,6 @@ def upload(args: argparse.Namespace) -> None:
         source = str(args.adapter or args.weights)
         check_output(args.output, args.yes, source, "page" if args.adapter else "checkpoint")
     page = AdapterPage(args, is_sent=target is not None) if args.adapter else CheckpointPage(args)
-
-    from jina_vlm_tools.hub.assemble import new_folder
 
     with ExitStack() as stack:
         if args.output:

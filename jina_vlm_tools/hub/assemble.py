@@ -1,8 +1,6 @@
 """Make of a checkpoint and our code a folder that `from_pretrained(..., trust_remote_code=True)` can load."""
 
-import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,31 +33,6 @@ class Assembled:
 
     changes: list[str]
     commit: str | None
-
-
-@contextmanager
-def new_folder(target: Path, replace: bool = False):
-    """A folder beside `target`, to be filled, that takes its name when all went well, and is removed otherwise:
-    `target` is there as a whole or not at all. An older `target` stays until then. Who may read the folder may read
-    its files."""
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    made.mkdir()
-    try:
-        yield made
-        readers = made.stat().st_mode & 0o666
-        for path in made.rglob("*"):
-            if path.is_file():  # safetensors writes what its owner alone can read
-                path.chmod(path.stat().st_mode | readers)
-        if replace and target.exists():
-            target.rename(old)
-        made.rename(target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if not target.exists() and old.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def assemble(weights: str, folder: Path, dtype: str = "auto", max_shard_size: str = "2GB") -> Assembled:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from jina_vlm_tools.hub.assemble import new_folder
+from jina_vlm_tools.files import new_folder
 
 from .inputs import PROMPTS
 

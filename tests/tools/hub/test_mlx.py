@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from experiments.eval_tiny import evaluate
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, new_folder
 from jina_vlm_tools.hub import PublishingError, mlx
-from jina_vlm_tools.hub.assemble import assemble, new_folder
+from jina_vlm_tools.hub.assemble import assemble
 from jina_vlm_tools.hub.check import ask, list_bundle
 from jina_vlm_tools.hub.mlx import dequantize, restore_released
 

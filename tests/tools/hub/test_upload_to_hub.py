@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 
 import upload_to_hub
 from jina_vlm_tools.cli.main import main, parse_args
-from jina_vlm_tools.files import TINY
+from jina_vlm_tools.files import TINY, new_folder
 from jina_vlm_tools.hub import PublishingError
-from jina_vlm_tools.hub.assemble import assemble, cover_structural_rows, new_folder
+from jina_vlm_tools.hub.assemble import assemble, cover_structural_rows
 from jina_vlm_tools.hub.card import write_card
 from jina_vlm_tools.hub.check import ask, list_bundle
 from jina_vlm_tools.hub.origin import Origin, find_origin
