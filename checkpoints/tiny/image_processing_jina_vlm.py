@@ -152,23 +152,24 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def _tile(self, views: list[torch.Tensor], tiles: torch.Tensor, rows: int, columns: int) -> None:
         """Write an image's normalized thumbnail and tiles to `tiles` [1 + rows * columns, 3, 378, 378].
 
-        `views`, each [3, height, width] uint8, are the fitted image, or, without a fit, thumbnail and canvas.
+        `views`, each [3, height, width] uint8, are the fitted image, or, without a fit, its views.
         """
-        side, stride = self.tile_size, self.stride
+        side, stride, sizes = self.tile_size, self.stride, self._get_view_sizes(rows, columns)
         grid = tiles[1:].unflatten(0, (rows, columns))
         # One channel fits a CPU's cache. It is normalized before tiles repeat parts of it.
         for index in range(3):
             # Multiplying by 1 / 255 would give other bits.
             planes = [view[index].float().div_(255) for view in views]
-            if len(planes) == 1:
-                planes = [resize(planes[0], *size) for size in self._get_view_sizes(rows, columns)]
-            thumbnail, canvas = (plane.clamp_(0, 1).mul_(2).sub_(1) for plane in planes)
-            grid[:, :, index] = canvas.unfold(0, side, stride).unfold(1, side, stride)
-            tiles[0, index] = thumbnail
+            if sizes != [get_size(view) for view in views]:
+                planes = [resize(planes[0], *size) for size in sizes]
+            planes = [plane.clamp_(0, 1).mul_(2).sub_(1) for plane in planes]
+            grid[:, :, index] = planes[-1].unfold(0, side, stride).unfold(1, side, stride)
+            tiles[0, index] = planes[0]
 
     def _get_view_sizes(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        """Compute (height, width), in pixels, of an image's thumbnail and of its canvas."""
-        return [(self.tile_size, self.tile_size), get_canvas_size(rows, columns, self.tile_size, self.stride)]
+        """Compute (height, width), in pixels, of a thumbnail and of a canvas: one where they are the same."""
+        canvas = get_canvas_size(rows, columns, self.tile_size, self.stride)
+        return list(dict.fromkeys([(self.tile_size, self.tile_size), canvas]))
 
     # Geometry, by this processor's settings
 

@@ -4,6 +4,7 @@ both to the released code's pixels."""
 import pytest
 import torch
 from conftest import make_image
+from jina_vlm import image_processing_jina_vlm as image_processing
 from jina_vlm import resizing_jina_vlm as resizing
 from torch.nn import functional as F
 
@@ -44,3 +45,18 @@ def test_an_image_step_by_step(processor, monkeypatch, settings):
         monkeypatch.setattr(resizing, "kernel_rounds_as_released", lambda has_the_bits=has_the_bits: has_the_bits)
         ways.append(processor.image_processor(images, return_tensors="pt", **settings)["pixel_values"])
     assert torch.equal(ways[0], ways[-1])
+
+
+@pytest.mark.parametrize("do_resize", [True, False])
+@pytest.mark.parametrize("height", [370, 900])
+def test_one_tile_is_its_own_thumbnail(tiler, monkeypatch, height, do_resize):
+    """It is resized once."""
+    sizes = []
+    for module in (resizing, image_processing):
+        original = module.resize
+        monkeypatch.setattr(
+            module, "resize", lambda *args, original=original: sizes.append(args[1:]) or original(*args)
+        )
+    pixels = tiler([make_image(height, 350)], do_resize=do_resize, return_tensors="pt")["pixel_values"]
+    assert len(pixels) == 2 if height == 370 else len(pixels) > 2
+    assert sizes.count((378, 378)) == 3, "channels"
