@@ -87,14 +87,17 @@ def measure(case: str, folder: Path, whole, rounds: int, tokens: int, layers: in
 
 
 def table(rows: list[dict], torch_memory: int) -> str:
-    head = ["Engine and weights", "Tower", "Prompt", "Token", "Peak memory, GB", "Disk, GB"]
-    of_torch = [f"{statistics.median(row['seconds'][what]['torch'] for row in rows):.2f} s" for what in PARTS]
-    lines = [["torch, bfloat16", *of_torch, f"{torch_memory / 1e9:.1f}", ""]]
+    head = ["Engine and weights", "Tower", "Prompt", "To first token", "A token", "Peak memory, GB", "Disk, GB"]
+    of_torch = [statistics.median(row["seconds"][what]["torch"] for row in rows) for what in PARTS]
+    of_torch.insert(2, sum(of_torch[:2]))
+    lines = [["torch, bfloat16", *(f"{each:.2f} s" for each in of_torch), f"{torch_memory / 1e9:.1f}", ""]]
     for row in rows:
+        first = [sum(row["seconds"][what][name] for what in ("tower", "prompt")) for name in (row["what"], "torch")]
+        ratios = [row["ratios"]["tower"], row["ratios"]["prompt"], first[0] / first[1], row["ratios"]["token"]]
         lines.append(
             [
                 row["what"].replace(" ", ", "),
-                *(f"**{row['ratios'][what]:.2f}**" for what in PARTS),
+                *(f"**{ratio:.2f}**" for ratio in ratios),
                 f"{row['memory'] / 1e9:.1f}",
                 f"{row['disk'] / 1e9:.1f}",
             ]

@@ -16,7 +16,7 @@ from . import ONNX, OPENVINO
 from .calibration import collect_tiles
 from .folder import check_room, complete, load_checkpoint, write_settings, writing
 from .graph_model import OnnxForConditionalGeneration, OpenVinoForConditionalGeneration
-from .graph_weights import BLOCK, write_graph
+from .graph_weights import BLOCKS, write_graph
 from .graphs import PARTS, draw
 from .quantization import ACTIVATIONS
 
@@ -105,10 +105,10 @@ def check_architecture(config, engine: str, quantization: str | None) -> None:
     """
     text = config.text_config
     rope = text.rope_parameters or {}
-    widths = (text.hidden_size, text.intermediate_size, text.num_attention_heads * text.head_dim)
-    if engine == OPENVINO and quantization == "int4" and any(width % BLOCK for width in widths):
+    widths, group = (text.hidden_size, text.intermediate_size, text.num_attention_heads * text.head_dim), BLOCKS[4]
+    if engine == OPENVINO and quantization == "int4" and any(width % group for width in widths):
         raise ValueError(
-            f"The text model has rows of {', '.join(map(str, widths))}, which NNCF cannot cut into groups of {BLOCK} "
+            f"The text model has rows of {', '.join(map(str, widths))}, which NNCF cannot cut into groups of {group} "
             "for 4 bits. Convert with --quantize int8, or --to onnx."
         )
     for what, is_wrong in (
@@ -145,7 +145,8 @@ def bits_of(part: str, quantization: str | None) -> Callable[[str], int | None]:
 def _write_onnx(model, part: str, folder: Path, quantization: str | None, tiles: list | None) -> None:
     path = folder / f"{part}.onnx"
     if part != "tower" or tiles is None:
-        write_graph(draw(model, part), path, bits_of(part, quantization))
+        drawing = draw(model, part, fuses_attention=part == "tower")
+        write_graph(drawing, path, bits_of(part, quantization))
         return
     with TemporaryDirectory(dir=folder, prefix=".whole-") as whole:
         write_graph(draw(model, part), Path(whole, path.name), bits_of(part, None))
@@ -175,7 +176,7 @@ def _compress(graph, part: str, quantization: str):
     """Weights in 8 or 4 bits; the quantizer leaves 8 to the last matrix, the head, by itself."""
     nncf = _import_nncf()
     if part == "decoder" and quantization == "int4":
-        settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": BLOCK, "ratio": 1.0}
+        settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": BLOCKS[4], "ratio": 1.0}
     else:
         settings = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     with redirect_stdout(StringIO()):

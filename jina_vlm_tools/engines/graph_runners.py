@@ -26,17 +26,21 @@ class OnnxGraph:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.enable_cpu_mem_arena = False  # it grows by powers of two: hundreds of MB at 2.4B
+        # Of weights it would keep what their rounding to powers of two leaves over.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         options.log_severity_level = 3  # errors, which come as exceptions too
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes have no name in public
             raise OSError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.run_options = onnxruntime.RunOptions()
+        self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")  # after each run
         self.inputs = {each.name for each in self.session.get_inputs()}
         self.width = self.session.get_outputs()[0].shape[-1]
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        outputs = self.session.run(None, {name: tensor.numpy(force=True) for name, tensor in inputs.items()})
+        given = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
+        outputs = self.session.run(None, given, self.run_options)
         return [torch.from_numpy(output) for output in outputs]
 
 

@@ -9,13 +9,13 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
-from .graphs import DOMAIN, ROWS, Drawing
+from .graphs import DOMAIN, MICROSOFT, ROWS, Drawing
 
 
-BLOCK = 32  # numbers of a row that share a scale and a zero point
+# How many numbers of a row share a scale and a zero point, by their bits. Larger blocks are faster and smaller.
+BLOCKS = {8: 128, 4: 32}
 INT8_PRODUCTS = 4  # ONNX Runtime's "accuracy level": inputs of a product are rounded to 8 bits, by blocks, as it runs
 ROWS_AT_A_TIME = 4096
-_MICROSOFT = "com.microsoft"
 _TYPES = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.uint8: "UINT8"}
 
 
@@ -37,7 +37,7 @@ def write_graph(drawing: Drawing, path: Path, bits: Callable[[str], int | None],
             graph.initializers.setdefault(initializer.name, initializer)
         ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, node.outputs, [value])
     del drawing.graph.opset_imports[DOMAIN]
-    drawing.graph.opset_imports[_MICROSOFT] = 1
+    drawing.graph.opset_imports[MICROSOFT] = 1
     ir.save(drawing.graph, path, external_data=f"{path.name}{suffix}")
 
 
@@ -46,10 +46,11 @@ def _product(tape: ir.tape.Tape, states: ir.Value, name: str, matrix: torch.Tens
     if bits is None:
         weight = _later(tape, f"{name}.weight", (columns, rows), torch.float32, lambda: matrix.float().T.contiguous())
         return tape.op("MatMul", [states, weight])
-    blocks = -(-columns // BLOCK)
+    size = BLOCKS[bits]
+    blocks = -(-columns // size)
     parts = lru_cache(1)(lambda: quantize_blocks(matrix, bits))
     shapes = {
-        "quantized": ((rows, blocks, BLOCK * bits // 8), torch.uint8),
+        "quantized": ((rows, blocks, size * bits // 8), torch.uint8),
         "scales": ((rows, blocks), torch.float32),
         "zero_points": ((rows, -(-blocks * bits // 8)), torch.uint8),
     }
@@ -57,8 +58,8 @@ def _product(tape: ir.tape.Tape, states: ir.Value, name: str, matrix: torch.Tens
         _later(tape, f"{name}.{part}", shape, dtype, lambda index=index: parts()[index])
         for index, (part, (shape, dtype)) in enumerate(shapes.items())
     ]
-    settings = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": INT8_PRODUCTS}
-    return tape.op("MatMulNBits", [states, *weights], settings, domain=_MICROSOFT, version=1)
+    settings = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": INT8_PRODUCTS}
+    return tape.op("MatMulNBits", [states, *weights], settings, domain=MICROSOFT, version=1)
 
 
 def _rows(tape: ir.tape.Tape, ids: ir.Value, name: str, matrix: torch.Tensor, bits: int | None) -> ir.Value:
@@ -95,7 +96,8 @@ def quantize_blocks(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
 
 
 def _quantize_blocks(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    blocks = torch.nn.functional.pad(matrix.float(), (0, -matrix.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    size = BLOCKS[bits]
+    blocks = torch.nn.functional.pad(matrix.float(), (0, -matrix.shape[1] % size)).unflatten(1, (-1, size))
     least, most, levels = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0), 2**bits - 1
     scales = (most - least) / levels
     scales[scales == 0] = 1

@@ -12,13 +12,14 @@ from jina_vlm import JinaVLMForConditionalGeneration
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
 from jina_vlm.tiling_jina_vlm import get_image_token_indices, get_tile_positions, get_token_grid
 from torch import nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
 from .graph_parts import cache_names
 
 
 OPSET = 18
 DOMAIN = "jina_vlm"  # of the nodes that name a matrix
+MICROSOFT = "com.microsoft"  # of ONNX Runtime's own operators
 PRODUCT, ROWS = "Product", "Rows"
 TILES, BATCH, LENGTH, HELD = 2, 2, 3, 5  # of what is drawn with; 1 would stay 1 in the graph
 
@@ -55,6 +56,22 @@ class _Rows(nn.Module):
             shape=(*ids.shape, self.width),
             version=1,
         )
+
+
+def _fused_attention(module, query, key, value, attention_mask, scaling, **kwargs):
+    """ONNX Runtime's own attention, which never holds all scores at once: [batch, heads, places, head size], as the
+    library's attention functions."""
+    heads = query.shape[1]
+    rows = [states.transpose(1, 2).flatten(2) for states in (query, key, value)]
+    attributes = {"num_heads": heads, "scale": scaling}
+    states = torch.onnx.ops.symbolic(
+        f"{MICROSOFT}::MultiHeadAttention", rows, attributes, dtype=query.dtype, shape=rows[0].shape, version=1
+    )
+    return states.unflatten(2, (heads, -1)), None
+
+
+FUSED_ATTENTION = "jina_vlm_onnx_runtime"
+AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
 
 
 class Tower(nn.Module):
@@ -234,8 +251,13 @@ class Drawing:
     matrices: dict[str, torch.Tensor]
 
 
-def draw(model: JinaVLMForConditionalGeneration, part: str) -> Drawing:
-    """Draw one of `PARTS` or `BROWSER_PARTS`, which computes in float32 whatever the model's type is."""
+def draw(model: JinaVLMForConditionalGeneration, part: str, *, fuses_attention: bool = False) -> Drawing:
+    """
+    Draw one of `PARTS` or `BROWSER_PARTS`, which computes in float32 whatever the model's type is.
+
+    Args:
+        fuses_attention: Whether the tower's attention is one operator, which ONNX Runtime alone has.
+    """
     whole = {**PARTS, **BROWSER_PARTS}[part](model)
     stands, matrices = {}, {}
     for name, module in whole.named_modules():
@@ -246,6 +268,8 @@ def draw(model: JinaVLMForConditionalGeneration, part: str) -> Drawing:
             matrices[name] = module.weight.detach()
     inputs, axes = whole.arguments()
     drawn = copy.deepcopy(whole, stands).float().eval()
+    if fuses_attention:
+        drawn.vision_model.tower.set_attn_implementation(FUSED_ATTENTION)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             drawn, (), kwargs=inputs, dynamic_shapes=axes, dynamo=True, opset_version=OPSET, verbose=False
