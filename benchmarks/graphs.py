@@ -24,7 +24,7 @@ from jina_vlm_tools.engines.quantization import ACTIVATIONS, GRAPH_QUANTIZATIONS
 from jina_vlm_tools.files import TINY
 
 from . import full_model
-from .one_answer import compare, see, write_tokens
+from .one_answer import compare, first_token, see, write_tokens
 from .results import arguments, save
 from .side_by_side import in_fresh_process, memory_bytes
 
@@ -87,17 +87,19 @@ def measure(case: str, folder: Path, whole, rounds: int, tokens: int, layers: in
 
 
 def table(rows: list[dict], torch_memory: int) -> str:
-    head = ["Engine and weights", "Tower", "Prompt", "To first token", "A token", "Peak memory, GB", "Disk, GB"]
-    of_torch = [statistics.median(row["seconds"][what]["torch"] for row in rows) for what in PARTS]
-    of_torch.insert(2, sum(of_torch[:2]))
-    lines = [["torch, bfloat16", *(f"{each:.2f} s" for each in of_torch), f"{torch_memory / 1e9:.1f}", ""]]
+    head = ["Engine and weights", "Tower", "Prompt", "A token", "First token", "Memory", "Tokens a second",
+            "Peak memory, GB", "Disk, GB"]  # fmt: skip
+    tower, prompt, token = (statistics.median(row["seconds"][what]["torch"] for row in rows) for what in PARTS)
+    of_torch = [f"{each:.2f} s" for each in (tower, prompt, token, tower + prompt)]
+    lines = [["torch, bfloat16", *of_torch, "", f"{1 / token:.1f}", f"{torch_memory / 1e9:.1f}", ""]]
     for row in rows:
-        first = [sum(row["seconds"][what][name] for what in ("tower", "prompt")) for name in (row["what"], "torch")]
-        ratios = [row["ratios"]["tower"], row["ratios"]["prompt"], first[0] / first[1], row["ratios"]["token"]]
+        first, of_torch = (first_token(row["seconds"], name) for name in (row["what"], "torch"))
+        ratios = [*(row["ratios"][what] for what in PARTS), first / of_torch, row["memory"] / torch_memory]
         lines.append(
             [
                 row["what"].replace(" ", ", "),
                 *(f"**{ratio:.2f}**" for ratio in ratios),
+                f"{1 / row['seconds']['token'][row['what']]:.1f}",
                 f"{row['memory'] / 1e9:.1f}",
                 f"{row['disk'] / 1e9:.1f}",
             ]

@@ -21,7 +21,7 @@ from jina_vlm_tools.engines.quantization import VISIONS
 from jina_vlm_tools.files import TINY
 
 from . import decoder, full_model
-from .one_answer import compare, see, write_tokens
+from .one_answer import compare, first_token, see, write_tokens
 from .results import arguments, save
 from .side_by_side import in_fresh_process, memory_bytes
 
@@ -81,13 +81,10 @@ def measure(case: str, folder: Path, rounds: int, tokens: int, layers: int | Non
     memory = {name: in_fresh_process(use_memory, where, layers) for name, where in (("torch", None), (case, folder))}
     models = {"torch": load(None, layers), case: load(folder, layers)}
     prompt = make_prompt(models["torch"])
-    compared = compare(models, lambda model: read_prompt(model, prompt), rounds, tokens)
-    seconds = compared["seconds"]
     return {
         "what": case,
         "tokens": prompt[0].shape[1],
-        **compared,
-        "first_token": {name: seconds["tower"][name] + seconds["prompt"][name] for name in models},
+        **compare(models, lambda model: read_prompt(model, prompt), rounds, tokens),
         "memory": memory,
         "disk": sum(path.stat().st_size for path in folder.iterdir()),
         "convert_beyond_weights": beyond,
@@ -95,20 +92,22 @@ def measure(case: str, folder: Path, rounds: int, tokens: int, layers: int | Non
 
 
 def table(rows: list[dict]) -> str:
-    head = ["Text model", "Tower", "Image to first token, s", "To torch's: tower", "Prefill", "A token",
-            "Tokens a second", "Peak memory, GB", "of it not of files, GB", "Disk, GB"]  # fmt: skip
+    head = ["Text model", "Tower", "Image to first token, s", "To torch's: tower", "Prefill", "A token", "First token",
+            "Memory", "Tokens a second", "Peak memory, GB", "of it not of files, GB", "Disk, GB"]  # fmt: skip
     lines = []
     for row in rows:
         for name in ("torch", row["what"]):
-            is_torch = name == "torch"
+            is_torch, memory = name == "torch", row["memory"]
+            first, of_torch = (first_token(row["seconds"], each) for each in (name, "torch"))
+            ratios = [*row["ratios"].values(), first / of_torch, memory[name]["peak"] / memory["torch"]["peak"]]
             lines.append(
                 [
                     *(("torch, bfloat16", "torch") if is_torch else name.split()),
-                    f"{row['first_token'][name]:.1f}",
-                    *("" if is_torch else f"**{value:.2f}**" for value in row["ratios"].values()),
+                    f"{first:.1f}",
+                    *("" if is_torch else f"**{value:.2f}**" for value in ratios),
                     f"{1 / row['seconds']['token'][name]:.1f}",
-                    f"{row['memory'][name]['peak'] / 1e9:.2f}",
-                    f"{row['memory'][name]['anonymous'] / 1e9:.2f}",
+                    f"{memory[name]['peak'] / 1e9:.2f}",
+                    f"{memory[name]['anonymous'] / 1e9:.2f}",
                     "" if is_torch else f"{row['disk'] / 1e9:.2f}",
                 ]
             )

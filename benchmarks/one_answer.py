@@ -23,6 +23,11 @@ def write_tokens(model, cache, tokens: int) -> None:
     cache.crop(-tokens)
 
 
+def first_token(seconds: dict[str, dict[str, float]], name: str) -> float:
+    """Seconds from an image to the first token, of what [`compare`] gives."""
+    return seconds["tower"][name] + seconds["prompt"][name]
+
+
 def compare(models: dict, read_prompt: Callable, rounds: int, tokens: int) -> dict[str, dict]:
     """
     Time what an answer is made of by two models in turns, the first of which is torch's.

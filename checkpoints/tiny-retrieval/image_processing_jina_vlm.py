@@ -152,15 +152,16 @@ class JinaVLMImageProcessor(BaseImageProcessor):
     def _tile(self, views: list[torch.Tensor], tiles: torch.Tensor, rows: int, columns: int) -> None:
         """Write an image's normalized thumbnail and tiles to `tiles` [1 + rows * columns, 3, 378, 378].
 
-        `views`, each [3, height, width] uint8, are the fitted image, or, without a fit, its views.
+        `views`, each [3, height, width] uint8, are the fitted image, or, without a fit, thumbnail and canvas.
         """
         side, stride, sizes = self.tile_size, self.stride, self._get_view_sizes(rows, columns)
         grid = tiles[1:].unflatten(0, (rows, columns))
+        needs_resize = sizes != [get_size(view) for view in views]
         # One channel fits a CPU's cache. It is normalized before tiles repeat parts of it.
         for index in range(3):
             # Multiplying by 1 / 255 would give other bits.
             planes = [view[index].float().div_(255) for view in views]
-            if sizes != [get_size(view) for view in views]:
+            if needs_resize:
                 planes = [resize(planes[0], *size) for size in sizes]
             planes = [plane.clamp_(0, 1).mul_(2).sub_(1) for plane in planes]
             grid[:, :, index] = planes[-1].unfold(0, side, stride).unfold(1, side, stride)

@@ -156,8 +156,7 @@ def run(args: argparse.Namespace) -> None:
     from jina_vlm_tools.inference.conversation import Conversation, describe_images
     from jina_vlm_tools.inference.loading import load_image, load_on_device
 
-    # As the release's own command: no fit, unless it is told what to fit to.
-    settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
+    settings = image_settings(args)
     conversation, failed = None, 0
     for paths in shown_together:
         names = [shorten(path) for path in paths]
@@ -188,6 +187,11 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
+def image_settings(args: argparse.Namespace) -> dict:
+    """As the release's own command: no fit, unless it is told what to fit to."""
+    return {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
+
+
 def answer_from_index(args: argparse.Namespace) -> None:
     """As [`run`], about the pages that fit each prompt."""
     started, progress = time.perf_counter(), Progress()
@@ -195,7 +199,7 @@ def answer_from_index(args: argparse.Namespace) -> None:
     from jina_vlm_tools.inference.conversation import Conversation, describe_images
 
     args.model, top = searcher.model, args.top or 1
-    settings = {"max_tiles": args.max_tiles, "do_resize": args.max_pixels is not None, "max_pixels": args.max_pixels}
+    settings = image_settings(args)
     embedder = searcher.embedder
     conversation = Conversation(embedder.model, embedder.answering_processor, args.max_new_tokens, **settings)
     images = embedder.answering_processor.image_processor

@@ -508,8 +508,9 @@ def rows() -> list[dict]:
 
 # By the library's Trainer itself, with other numbers of tiles on each process, and an odd number of chats.
 EVALUATE = """
-import conftest, sys, torch, jina_vlm, json
+import conftest, sys, torch, jina_vlm
 from jina_vlm.compatibility_jina_vlm import CACHE_NAME
+from processes import leave
 from transformers import Trainer, TrainingArguments
 from test_train import rows
 from jina_vlm_tools.training import JinaVLMCollator
@@ -544,9 +545,7 @@ trainer = Trainer(
     preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1).roll(1, dims=1),
 )
 found = trainer.evaluate(ignore_keys=[CACHE_NAME, "image_outputs"])
-if trainer.is_world_process_zero():
-    print("FOUND" + json.dumps({key: found[key] for key in ("eval_labels", "eval_guesses")}))
-trainer.accelerator.end_training()
+leave({key: found[key] for key in ("eval_labels", "eval_guesses")})
 """
 
 
