@@ -38,6 +38,7 @@ from jina_vlm_tools.synthetic.pages import (
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.synthetic.shapes import COLORS, KINDS, PLACES, TRAINING_PAIRS, Scene, make_scene
 from jina_vlm_tools.training.muon import Muon, muon_groups
+from jina_vlm_tools.training.train import joined_processes
 
 
 IGNORED = -100  # by the loss
@@ -234,8 +235,13 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     args = parser.parse_args()
 
+    with joined_processes() as state:
+        learn(args, state)
+
+
+def learn(args: argparse.Namespace, state: PartialState) -> None:
     on_cpu = not torch.accelerator.is_available()
-    processes = PartialState(cpu=on_cpu).num_processes
+    processes = state.num_processes
     set_seed(args.seed)
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
         args.model,

@@ -36,6 +36,7 @@ from jina_vlm_tools.synthetic.pages import draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
+from jina_vlm_tools.training.train import joined_processes
 
 from .fact_vectors import Meeting
 from .searching import ADAPTER, MEETING, WIDTH, name_pages, search_pages, tell_queries, train_only
@@ -120,11 +121,11 @@ def see(args: argparse.Namespace, output: Path) -> None:
     trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed)
     if not trainer.is_world_process_zero():
         return
+    save_file(get_peft_model_state_dict(model), output / ADAPTER)
+    save_file(meeting.state_dict(), output / MEETING)
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
-    save_file(get_peft_model_state_dict(model), output / ADAPTER)
-    save_file(meeting.state_dict(), output / MEETING)
 
 
 def seen(args: argparse.Namespace, stage: str = "seeing"):
@@ -193,7 +194,8 @@ def main() -> None:
     set_seed(args.seed)
     output = args.output / args.stage
     output.mkdir(parents=True, exist_ok=True)
-    STAGES[args.stage](args, output)
+    with joined_processes():
+        STAGES[args.stage](args, output)
 
 
 if __name__ == "__main__":
