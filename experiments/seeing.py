@@ -241,7 +241,6 @@ def main() -> None:
 
 def learn(args: argparse.Namespace, state: PartialState) -> None:
     on_cpu = not torch.accelerator.is_available()
-    processes = state.num_processes
     set_seed(args.seed)
     model = jina_vlm.JinaVLMForConditionalGeneration.from_pretrained(
         args.model,
@@ -268,7 +267,7 @@ def learn(args: argparse.Namespace, state: PartialState) -> None:
         report_to="none",
         bf16=True,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and processes > 1 else None,
+        ddp_backend="gloo" if on_cpu and state.num_processes > 1 else None,
         seed=args.seed,
     )
     optimizer = Muon(muon_groups(reader, args.learning_rate, weight_decay=0.02))
@@ -278,11 +277,11 @@ def learn(args: argparse.Namespace, state: PartialState) -> None:
     if not trainer.is_world_process_zero():
         return
     fresh = PagesDataset(64, first_seed=EVALUATION_SEEDS)
-    for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
-        print(f"{name}: {share:.1%}")
     match_sizes(model, collator([fresh[index] for index in range(16)])["pixel_values"])
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
+    for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
+        print(f"{name}: {share:.1%}")
 
 
 if __name__ == "__main__":
