@@ -1,28 +1,36 @@
 """Vectors of what a page can show: where queries and pages meet while they are learned.
 
 A fact is its attributes, those that `seeing` reads off an image's tokens: "a red star on the left" has a color, a kind
-of shape and a place, "47 in cell B2" two characters, a column and a row. Its vector is the sum of theirs. A page's
-tokens learn to be like the vectors of what they show, and queries to be like those of what they ask for: so words can
-be learned without pages, and pages without words. What a query asks for as a whole has a dense vector likewise.
+of shape and a place, "47 in cell B2" two characters, a column and a row. Its vector is the sum of theirs, of length 1.
+The states of a page's tokens learn to be the vectors of what they show, and queries' words those of what they ask for:
+so words can be learned without pages, and pages without words. A page's dense vector, and a query's, is then the sum
+of its facts'.
+
+All states are of one length, and most tokens of a page show nothing. So vectors leave the states' last two dimensions
+free: there lie states of nothing, which from a page's left to its right go once around, so that their mean is nothing.
 """
+
+import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jina_vlm_tools.synthetic.pages import CHARACTERS, COLUMNS, LONGEST
+from jina_vlm_tools.synthetic.pages import CHARACTERS, COLUMNS, LONGEST, Page
 from jina_vlm_tools.synthetic.searches import Fact
 from jina_vlm_tools.synthetic.shapes import COLORS, KINDS, PLACES
 
-from .seeing import TOKEN_CLASSES, WORD_END
+from .seeing import TOKEN_CLASSES, TOKEN_MIDDLES, WORD_END
 
 
 STARTS = dict(zip(TOKEN_CLASSES, torch.tensor([0, *TOKEN_CLASSES.values()]).cumsum(0).tolist(), strict=False))
-SAYING = [index for index, name in enumerate(TOKEN_CLASSES) if name != "place"]  # every token has a place
+PADDING = sum(TOKEN_CLASSES.values())  # of facts with fewer attributes than others
 TEMPERATURE = 0.05
-MOST_TOKENS = 1500  # of a step's pages, that are told what they show
-EMPTY = 200  # tokens, most of which show nothing
-NOTHING = STARTS["kind"]  # class 0 of `kind`: no fact has it
+AMOUNT = 3.0  # tokens of an image that show a fact, in sum
+SPREAD = 0.7  # of these around its middle, in tokens: a Gaussian's standard deviation
+TOLD, EMPTY = 0.5, 0.05  # shares of a fact from which a token is told what it shows, and to which that it is nothing
+EMPTY_TOKENS = 200  # of a step's pages, that are told so
+FAINT = 0.3  # what multi-vectors have, at first, of the plane of nothing
 
 
 def attributes(fact: Fact) -> list[int]:
@@ -44,45 +52,63 @@ def attributes(fact: Fact) -> list[int]:
     return [STARTS[name] + number for name, number in found.items()]
 
 
+def shown(page: Page) -> list[tuple[Fact, tuple[float, float]]]:
+    """All that a page shows, each thing as a whole, and where: its middle, or a bar's end, as parts of the page."""
+    width, height = page.scene.size
+    found = []
+    for shape in page.scene.shapes:
+        row, column = divmod(PLACES.index(shape.place), 3)
+        middle = (column + shape.center[0]) / 3, (row + shape.center[1]) / 3
+        found.append((Fact("shape", shape.color, shape.kind, place=shape.place), middle))
+    for text in page.texts:
+        x, y = text.middle[0] / width, text.middle[1] / height
+        if text.cell is not None:
+            fact = Fact("cell", text=text.text, cell=f"{COLUMNS[text.cell[0]]}{text.cell[1] + 1}")
+        else:
+            kind = "number" if text.text.isdecimal() else "word"
+            fact = Fact(kind, text=text.text, place=text.place or PLACES[3 * int(3 * y) + int(3 * x)])
+        found.append((fact, (x, y)))
+    for bar in page.bars:
+        left, top, right, _ = bar.box
+        found.append((Fact("bar", bar.color, height=bar.height), ((left + right) / 2 / width, top / height)))
+    return found
+
+
+def shares(
+    middles: list[tuple[float, float]], across: torch.Tensor = TOKEN_MIDDLES, down: torch.Tensor = TOKEN_MIDDLES
+) -> torch.Tensor:
+    """[tokens, things]: how much of each thing each token has, row by row; all of one thing are `AMOUNT` in sum.
+    `across` and `down` are the tokens' middles, from 0 to 1."""
+    x, y = torch.tensor(middles).reshape(-1, 2).T
+    columns, rows = (
+        (-((each[:, None] - at) / (each[1] - each[0]) / SPREAD).square() / 2).exp()
+        for each, at in ((across, x), (down, y))
+    )
+    each = (rows[:, None] * columns[None]).flatten(0, 1)
+    return (AMOUNT * each / each.sum(0)).clamp(max=0.98)
+
+
 class FactVectors(nn.Module):
-    def __init__(self, width: int):
+    """
+    Args:
+        hidden (`int`): Width of the model's states.
+    """
+
+    def __init__(self, hidden: int):
         super().__init__()
-        self.table = nn.EmbeddingBag(sum(TOKEN_CLASSES.values()), width, mode="sum")
-        nn.init.normal_(self.table.weight, std=width**-0.5)
+        self.table = nn.EmbeddingBag(PADDING + 1, hidden - 2, mode="sum", padding_idx=PADDING)
+        nn.init.normal_(self.table.weight, std=hidden**-0.5)
 
-    def forward(self, numbers: list[list[int]]) -> torch.Tensor:
-        """[facts, width] of length 1, of the attributes of each."""
-        return F.normalize(self.table(*flatten(numbers)), dim=-1)
+    def forward(self, numbers: torch.Tensor | list[list[int]]) -> torch.Tensor:
+        """[facts, hidden] of length 1, of the attributes of each: lists, or [facts, most] filled up with `PADDING`."""
+        numbers = numbers if isinstance(numbers, torch.Tensor) else pad(numbers)
+        return F.pad(F.normalize(self.table(numbers), dim=-1), (0, 2))
 
-    def of_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """[rows, width] of length 1, of rows of `token_labels`: what each token shows, as facts have it. Places are
-        not told of bars and cells, nor a word's end twice."""
-        of = {name: labels[:, index] for index, name in enumerate(TOKEN_CLASSES)}
-        shown = {name: each > 0 for name, each in of.items()}
-        for index in range(1, LONGEST):
-            shown[f"character {index}"] &= of[f"character {index - 1}"] != WORD_END
-        is_something = torch.stack([each for name, each in shown.items() if name != "place"]).any(0)
-        shown["place"] = is_something & ~(shown["height"] | shown["column"])
-        shown["kind"] |= ~is_something
-        is_shown = torch.stack(list(shown.values()), 1)
-        numbers = labels + torch.tensor(list(STARTS.values()))
-        return F.normalize(self.table(numbers[is_shown], is_shown.sum(1).cumsum(0) - is_shown.sum(1)), dim=-1)
-
-
-class DenseVectors(nn.Module):
-    """Of several facts as one: the sum over them of what a hidden layer makes of each one's attributes."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.table = nn.EmbeddingBag(sum(TOKEN_CLASSES.values()), 2 * width, mode="sum")
-        self.out = nn.Linear(2 * width, width)
-
-    def forward(self, queries: list[list[list[int]]]) -> torch.Tensor:
-        """[queries, width], of the attributes of each one's facts; not normalized."""
-        facts = [numbers for query in queries for numbers in query]
-        counts = torch.tensor([len(query) for query in queries])
-        each = self.out(F.gelu(self.table(*flatten(facts))))
-        return each.new_zeros(len(queries), each.shape[1]).index_add(0, owners_of(counts), each)
+    def sums(self, lists: list[list[list[int]]]) -> torch.Tensor:
+        """[lists, hidden], of the attributes of several facts each."""
+        each = self([numbers for facts in lists for numbers in facts])
+        owners = owners_of(torch.tensor([len(facts) for facts in lists]))
+        return each.new_zeros(len(lists), each.shape[1]).index_add(0, owners, each)
 
 
 class Meeting(nn.Module):
@@ -96,24 +122,70 @@ class Meeting(nn.Module):
     def __init__(self, hidden: int, width: int):
         super().__init__()
         self.projector = nn.Linear(hidden, width, bias=False)
-        nn.init.orthogonal_(self.projector.weight)
-        self.vectors, self.dense = FactVectors(width), DenseVectors(hidden)
+        nn.init.eye_(self.projector.weight)
+        self.projector.weight.data[:, -2:] *= FAINT
+        self.vectors = FactVectors(hidden)
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projector(states), dim=-1)
 
-    def name(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """How far image tokens [tokens, width] are from the vectors of what they show, and near others': a loss.
-        `labels` [tokens, questions] are `token_labels`."""
-        kept = torch.cat([(labels[:, SAYING] > 0).any(1).nonzero()[:, 0], torch.randint(len(labels), (EMPTY,))])
-        kept = kept[torch.randperm(len(kept))[:MOST_TOKENS]]
-        different, which = labels[kept].unique(dim=0, return_inverse=True)
-        return distance(tokens[kept], self.vectors.of_labels(different), which)
+    def near_nothing(self, multi: torch.Tensor) -> torch.Tensor:
+        """[...], of multi-vectors [..., width]: how near each is to the nearest one of nothing, from 0 to 1."""
+        plane = torch.linalg.qr(self.projector.weight[:, -2:]).Q
+        return (multi @ plane).norm(dim=-1)
+
+    def name(
+        self,
+        states: list[torch.Tensor],
+        facts: torch.Tensor,
+        of_tokens: torch.Tensor,
+        nothing: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """How far image tokens' states are from what they show: three losses, of the tokens that show something or
+        nothing, of all, and of the sums of each page's.
+
+        Args:
+            states: [tokens, hidden] of each page.
+            facts: [things, attributes] of all pages, filled up with `PADDING`.
+            of_tokens: [tokens, things] of all pages, see [`shares`].
+            nothing: [tokens, 2] of all pages, of length 1: where nothing lies there.
+        """
+        counts = [len(page) for page in states]
+        states = F.normalize(torch.cat(states), dim=-1)
+        facts_alone = of_tokens @ self.vectors(facts).detach()
+        facts_alone = facts_alone / (facts_alone.norm(dim=-1, keepdim=True) / 0.98).clamp(min=1)
+        size = facts_alone.square().sum(-1, keepdim=True)
+        targets = torch.cat([facts_alone[:, :-2], (1 - size).sqrt() * nothing], dim=1)
+        sums, errors = (
+            torch.stack([page.sum(0) for page in each.split(counts)]) for each in (facts_alone, states - facts_alone)
+        )
+        most, which = of_tokens.max(1)
+        told = (most > TOLD).nonzero()[:, 0]
+        empty = (most < EMPTY).nonzero()[:, 0]
+        empty = empty[torch.randperm(len(empty))[:EMPTY_TOKENS]]
+        multi = self.project(states[torch.cat([told, empty])])
+        different, same = torch.unique(facts, dim=0, return_inverse=True)
+        similar = torch.cat([multi @ self.project(self.vectors(different)).T, self.near_nothing(multi)[:, None]], 1)
+        return {
+            "tokens": distance(similar, torch.cat([same[which[told]], torch.full_like(empty, len(different))])),
+            "states": (states - targets).square().sum(-1).mean() / size.mean(),
+            "sums": errors.square().sum(-1).mean() / sums.square().sum(-1).mean(),
+        }
 
 
-def distance(vectors: torch.Tensor, targets: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """A loss that brings vectors to one of `targets` each, and away from the others. All are of length 1."""
-    similar = vectors @ targets.T
+def once_around(parts: torch.Tensor) -> torch.Tensor:
+    """[parts, 2], of length 1: where nothing lies, of parts of the way from 0 to 1."""
+    angles = 2 * math.pi * parts
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def two_sides(number: int) -> torch.Tensor:
+    """[number, 2]: half of them opposite to the others."""
+    return once_around((2 * torch.arange(number) >= number) / 2)
+
+
+def distance(similar: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """A loss that brings vectors to one target each, and away from the others, of their cosines [vectors, targets]."""
     return F.cross_entropy(similar / TEMPERATURE, which) + (1 - similar.gather(1, which[:, None])).mean()
 
 
@@ -122,7 +194,7 @@ def owners_of(counts: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(counts)).repeat_interleave(counts)
 
 
-def flatten(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `EmbeddingBag` takes them: all numbers, and where each list starts."""
-    counts = torch.tensor([len(each) for each in lists])
-    return torch.tensor([number for each in lists for number in each]), counts.cumsum(0) - counts
+def pad(numbers: list[list[int]]) -> torch.Tensor:
+    """[facts, most attributes], filled up with `PADDING`."""
+    most = max(map(len, numbers), default=1)
+    return torch.tensor([[*each, *[PADDING] * (most - len(each))] for each in numbers]).reshape(-1, most)

@@ -1,8 +1,9 @@
-"""Queries and pages learn to meet: the last three stages of `train_retrieval`.
+"""Queries and pages learn to meet: the stages of `train_retrieval` that need no tower.
 
-`naming`: pages, as the tower sees them, are found by the vectors of their facts, which the adapter of the connector,
-the projector and the vectors learn from. `telling`: the decoder's adapter learns to bring queries there; it needs no
-pages, whose facts' vectors stand for them. `searching`: both learn from each other, by the joint loss.
+`meeting`: facts' vectors learn to find pages that are made of them. `naming`: pages, as the tower sees them, learn to
+be found by these vectors, by the adapter of the connector and the projector, and the vectors learn what can be told
+apart there. `telling`: the decoder's adapter learns to bring queries there; it needs no pages, whose facts' vectors
+stand for them. `searching`: all learn from each other, by the joint loss.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from jina_vlm import JinaVLMProcessor
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from jina_vlm_tools.retrieval.inputs import to_chat
@@ -28,14 +30,16 @@ from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
 from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about, relevance, say
+from jina_vlm_tools.training.muon import OTHERS, Muon
 
-from .fact_vectors import NOTHING, TEMPERATURE, Meeting, attributes, distance, owners_of
-from .seeing import token_labels
+from .eval_retrieval import held_out, ndcg
+from .fact_vectors import TEMPERATURE, Meeting, attributes, distance, owners_of, pad, shares, shown, two_sides
 
 
 WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
+READ = 6  # pages of a step that the decoder reads, for the words around an image: all pages' are nearly the same
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class Settings:
     parts: tuple[str, ...]
 
 
-NAMING = Settings(1000, 12, 2e-3, ("connector",))
-TELLING = Settings(1000, 24, 4e-3, ("language_model",))
-SEARCHING = Settings(400, 12, 1e-3, ("connector", "language_model"))
+MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
+NAMING = Settings(600, 12, 1e-2, ("connector",))
+TELLING = Settings(1000, 24, 2e-2, ("language_model",))
+SEARCHING = Settings(400, 12, 4e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
@@ -80,11 +85,12 @@ class Pages:
             self.left = self.rng.sample(range(len(self.pairs)), len(self.pairs))
         places = [(index, half) for index in [self.left.pop() for _ in range(pairs)] for half in range(2)]
         pages = [self.pairs[index][half] for index, half in places]
-        features, positions, prompts = (
+        features, which, positions, prompts = (
             [self.seen[f"{index}.{half}.{name}"] for index, half in places]
-            for name in ("features", "positions", "prompt")
+            for name in ("features", "which", "positions", "prompt")
         )
-        return pages, torch.cat(features).float(), positions, prompts
+        of_tiles = [of_page[tiles] for of_page, tiles in zip(features, which, strict=True)]
+        return pages, torch.cat(of_tiles).float(), positions, prompts
 
 
 @dataclass
@@ -123,15 +129,20 @@ def _ask(page: Page, rng: random.Random) -> Query:
     return query_about(page, rng.choice(list(LANGUAGES)), rng)
 
 
-def best_matches(tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.Tensor]) -> torch.Tensor:
+def best_matches(
+    tokens: torch.Tensor, owners: torch.Tensor, pages: list[torch.Tensor], least: torch.Tensor | None = None
+) -> torch.Tensor:
     """Late interaction [queries, pages]: for each query the mean, over its vectors, of the best match among a page's.
 
     Args:
         tokens: [vectors, width], of all queries.
         owners: [vectors] int64, which query each belongs to, in order.
         pages: Vectors [*, width] of each.
+        least: [vectors], what each one matches on any page.
     """
     best = torch.stack([(tokens @ page.T).max(1).values for page in pages], 1)
+    if least is not None:
+        best = torch.maximum(best, least[:, None])
     counts = owners.bincount()
     return torch.zeros(len(counts), len(pages)).index_add(0, owners, best) / counts[:, None]
 
@@ -151,7 +162,6 @@ class Learner:
         self.adapters = get_peft_model_state_dict(model)  # with the tower's, which is left out from here on
         self.base.vision_model = Seen()
         self.meeting = Meeting(model.config.get_text_config().hidden_size, WIDTH)
-        self.thumbnail = processor.image_processor.tokens_per_side**2  # tokens of it, which come first
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
         train_only(model, settings.parts)
@@ -170,21 +180,29 @@ class Learner:
             images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
         return [self.base.language_model.norm(image.float()) for image in images]
 
-    def read_pages(
+    def shares(self, middles: list[tuple[float, float]], positions: torch.Tensor) -> torch.Tensor:
+        """`fact_vectors.shares` of a page's image tokens: of its thumbnail, then of its tiles."""
+        rows, columns = self.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
+        grid = [(torch.arange(size) + 0.5) / size for size in (columns, rows)]
+        return torch.cat([shares(middles), shares(middles, *grid)])
+
+    def read_around(
         self, features: torch.Tensor, positions: list[torch.Tensor], prompts: list[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """As [`look`], of all tokens. Pages of one length are read together: padding would double the time."""
-        states: list = [None] * len(prompts)
+        """Last states of all that is no image token, of each page. Pages of one length are read together: padding
+        would double the time."""
+        around: list = [None] * len(prompts)
+        features = features[: sum(map(len, positions)), None]
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
+            images = self.base.get_image_features(features, torch.cat(positions)).pooler_output
             for length in sorted({len(prompt) for prompt in prompts}):
                 which = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
                 seen = BaseModelOutputWithPooling(pooler_output=[images[index] for index in which])
                 ids = torch.stack([prompts[index] for index in which])
                 read = self.base(input_ids=ids, mm_encoder_outputs={"image": seen}, use_cache=False)
                 for index, of_page in zip(which, read.last_hidden_state.float(), strict=True):
-                    states[index] = of_page
-        return states
+                    around[index] = of_page[prompts[index] != self.model.config.image_token_id]
+        return around
 
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
@@ -198,11 +216,16 @@ class Learner:
         return states, inputs["attention_mask"].bool(), places
 
     def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
-        """So many steps of AdamW, down a cosine."""
+        """So many steps, down a cosine: adapters' by Muon, the others' by AdamW."""
         steps, rate = self.settings.steps, self.settings.rate
         met = [parameter for parameter in self.meeting.parameters() if parameter.requires_grad]
-        groups = [{"params": self.trained, "rate": rate}, {"params": met, "rate": 3 * rate}]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+        parts = [(self.trained, rate, True), (met, OTHERS * rate, False)]
+        groups = [
+            {"params": parameters, "rate": of_group, "matrices": matrices, "lr": 0.0, "weight_decay": 0.0}
+            for parameters, of_group, matrices in parts
+            if parameters
+        ]
+        optimizer = Muon(groups)
         log, started = [], time.perf_counter()
         for step in range(steps):
             share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -220,71 +243,71 @@ class Learner:
         self.save()
 
 
-def naming_terms(learner: Learner, pages: list[Page], positions, states, dense) -> dict[str, torch.Tensor]:
+def naming_terms(
+    learner: Learner,
+    pages: list[Page],
+    positions: list[torch.Tensor],
+    images: list[torch.Tensor],
+    around: list[torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
     """Pages are found by the vectors of facts, of each alone and of several; each token is told what it shows.
-    `states` are those of each page's image tokens, `dense` [pages, hidden] are pages' dense vectors."""
+
+    Args:
+        images: States [tokens, hidden] of each page's image tokens.
+        around: Of those around them, which show nothing; by default there are none.
+    """
     meeting = learner.meeting
     asked = Asked.of_facts(pages, learner.rng)
     sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
-    named = meeting.vectors([numbers for facts in sought for numbers in facts])
+    named = meeting.project(meeting.vectors([numbers for facts in sought for numbers in facts]))
     owners = owners_of(torch.tensor([len(facts) for facts in sought]))
-    tokens = [meeting.project(state) for state in states]
-    labels = torch.cat([tile_labels(page, place, learner) for page, place in zip(pages, positions, strict=True)])
+    around = around or [image[:0] for image in images]
+    states = [torch.cat(both) for both in zip(images, around, strict=True)]
+    tokens, dense = [meeting.project(state) for state in states], torch.stack([state.mean(0) for state in states])
+    found, parts, nothing = [shown(page) for page in pages], [], []
+    for each, place, image, others in zip(found, positions, images, around, strict=True):
+        parts.append(F.pad(learner.shares([middle for _, middle in each], place), (0, 0, 0, len(others))))
+        nothing += [F.normalize(image[:, -2:].detach(), dim=-1), two_sides(len(others))]
+    facts = pad([attributes(fact) for each in found for fact, _ in each])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
-        "tokens": meeting.name(torch.cat([page[learner.thumbnail :] for page in tokens]), labels),
-        "dense facts": matryoshka(meeting.dense(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
+        "dense facts": matryoshka(meeting.vectors.sums(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
+        **meeting.name(states, facts, torch.block_diag(*parts), torch.cat(nothing)),
     }
 
 
-def tile_labels(page: Page, positions: torch.Tensor, learner: Learner) -> torch.Tensor:
-    """[tokens of its tiles, questions], see `token_labels`."""
-    rows, columns = learner.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
-    return token_labels(page, *((torch.arange(size) + 0.5) / size for size in (columns, rows)))
-
-
-def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, list[int]]]:
-    """What tokens of queries say: (query, token, attributes). The last of a fact's phrase all of it, one within its
-    text the characters up to there."""
+def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, Fact]]:
+    """What tokens of queries say: (query, token, fact), the last token of each fact's phrase."""
     for number, query in enumerate(asked.queries):
-        spans = places[number].tolist()
         for fact in query.facts:
             phrase = say(fact, query.language)
-            start = query.text.find(phrase)
-            inside = [
-                (token, end)
-                for token, (begin, end) in enumerate(spans)
-                if start < end <= start + len(phrase) and end > begin
-            ]
-            yield number, inside[-1][0], attributes(fact)
-            if fact.text:
-                # A cell's comes first, in "42 in cell B2"; others are the phrase's only capitals or digits.
-                written = start + phrase.index(fact.text)
-                spelled = attributes(Fact(fact.kind, text=fact.text))
-                for token, end in inside[:-1]:
-                    if 0 < (known := end - written) <= len(fact.text):
-                        yield number, token, spelled[:known]
+            end = query.text.find(phrase) + len(phrase)
+            last = [token for token, (begin, to) in enumerate(places[number].tolist()) if begin < end <= to]
+            yield number, last[0], fact
 
 
 def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
     """Queries' words are near what they say, or near nothing; pages that are not drawn are found by them: the vectors
     of their facts stand for them."""
     meeting, words = learner.meeting, learner.meeting.project(states)
-    nothing = meeting.vectors([[NOTHING]])
     whole = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
-    flat = meeting.vectors([numbers for page in whole for numbers in [[NOTHING], *page]])
-    virtual = list(flat.split([1 + len(page) for page in whole]))
+    flat = meeting.project(meeting.vectors([numbers for page in whole for numbers in page]))
+    virtual = list(flat.split([len(page) for page in whole]))
+    nothing = meeting.near_nothing(words)
+    found = best_matches(words[mask], owners_of(mask.sum(1)), virtual, nothing[mask])
     known = list(told(asked, places))
     at = [query for query, _, _ in known], [token for _, token, _ in known]
     others = mask.index_put([torch.tensor(each) for each in at], torch.tensor(False))
-    said, which = different([tuple(numbers) for _, _, numbers in known])
+    said, which = different([fact for _, _, fact in known])
     sought, own = different([query.facts for query in asked.queries])
-    dense, targets = pool(states, mask), meeting.dense([[attributes(fact) for fact in facts] for facts in sought])
+    dense, targets = pool(states, mask), meeting.vectors.sums([[*map(attributes, facts)] for facts in sought])
+    pages = meeting.vectors.sums(whole)
     return {
-        "told": info_nce(best_matches(words[mask], owners_of(mask.sum(1)), virtual), asked.own, asked.relevant, SHARP),
-        "words": distance(words[at], meeting.vectors([list(each) for each in said]), which),
-        "others": (1 - words[others] @ nothing.T).mean(),
-        "dense words": torch.stack([distance(cut(dense, dim), cut(targets, dim), own) for dim in DIMS]).mean(),
+        "told": info_nce(found, asked.own, asked.relevant, SHARP),
+        "words": distance(words[at] @ meeting.project(meeting.vectors([*map(attributes, said)])).T, which),
+        "others": (1 - nothing[others]).mean(),
+        "dense told": matryoshka(dense, pages, asked.own, asked.relevant, DIMS, DENSE),
+        "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
     }
 
 
@@ -300,15 +323,46 @@ def is_whole(fact: Fact) -> bool:
     return bool(fact.place) or fact.kind in ("cell", "bar")
 
 
+def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None:
+    learner = Learner(model, processor, MEETING_FACTS, output, args.seed)
+    vectors = learner.meeting.vectors
+
+    def terms(step: int) -> dict[str, torch.Tensor]:
+        asked = Asked.about(draw_pages(MEETING_FACTS, step, args.searches), learner.rng)
+        sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
+        pages = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
+        found = [vectors(page) for page in pages]
+        named = vectors([numbers for facts in sought for numbers in facts])
+        owners = owners_of(torch.tensor([len(facts) for facts in sought]))
+        dense = matryoshka(vectors.sums(sought), vectors.sums(pages), asked.own, asked.relevant, DIMS, TEMPERATURE)
+        return {
+            "facts": info_nce(best_matches(named, owners, found), asked.own, asked.relevant, TEMPERATURE),
+            "dense facts": dense,
+        }
+
+    learner.learn(terms)
+    held = held_out(500, 1000)
+    sought = [[attributes(fact) for fact in query.facts] for query in held.queries]
+    pages = [[attributes(fact) for fact, _ in shown(page)] for page in held.pages]
+    with torch.no_grad():
+        scores = cut(vectors.sums(sought)) @ cut(vectors.sums(pages)).T
+    print(f"Fresh pages and queries made of their facts: nDCG@5 {ndcg(scores.numpy(), held.relevant).mean():.1%}")
+
+
+def draw_pages(settings: Settings, step: int, first_seed: int) -> list[Page]:
+    """A step's pages, which no other step has."""
+    drawn = Searches(settings.pairs, first_seed=first_seed + step * settings.pairs)
+    return [page for index in range(len(drawn)) for page in drawn.pages(index)]
+
+
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
     learner = Learner(model, processor, NAMING, output, args.seed)
-    learner.load(args.output / "seeing")
+    learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions, _ = looked.next(NAMING.pairs)
-        states = learner.look(features, positions)
-        return naming_terms(learner, pages, positions, states, torch.stack([state.mean(0) for state in states]))
+        return naming_terms(learner, pages, positions, learner.look(features, positions))
 
     learner.learn(terms)
 
@@ -320,8 +374,7 @@ def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> No
     learner.meeting.requires_grad_(False)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        drawn = Searches(TELLING.pairs, first_seed=args.searches + step * TELLING.pairs)
-        asked = Asked.about([page for index in range(len(drawn)) for page in drawn.pages(index)], learner.rng)
+        asked = Asked.about(draw_pages(TELLING, step, args.searches), learner.rng)
         return telling_terms(learner, asked, *learner.read(asked.queries))
 
     learner.learn(terms)
@@ -335,18 +388,19 @@ def search_pages(args: argparse.Namespace, output: Path, model, processor) -> No
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions, prompts = looked.next(SEARCHING.pairs)
         asked = Asked.about(pages, learner.rng)
-        shown = learner.read_pages(features, positions, prompts)
+        images = learner.look(features, positions)
+        read = learner.read_around(features, positions[:READ], prompts[:READ])
+        around = [read[index % READ] for index in range(len(images))]
+        wholes = [torch.cat(both) for both in zip(images, around, strict=True)]
         states, mask, places = learner.read(asked.queries)
-        tokens = [learner.meeting.project(page) for page in shown]
+        tokens = [learner.meeting.project(page) for page in wholes]
         late = best_matches(learner.meeting.project(states[mask]), owners_of(mask.sum(1)), tokens)
-        dense, of_pages = pool(states, mask), torch.stack([page.mean(0) for page in shown])
-        image = model.config.image_token_id
-        of_images = [page[prompt == image] for page, prompt in zip(shown, prompts, strict=True)]
+        dense, of_pages = pool(states, mask), torch.stack([page.mean(0) for page in wholes])
         return {
             "late": info_nce(late, asked.own, asked.relevant, SHARP),
             "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, DENSE),
             "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, DENSE),
-            **naming_terms(learner, pages, positions, of_images, of_pages),
+            **naming_terms(learner, pages, positions, images, around),
             **telling_terms(learner, asked, states, mask, places),
         }
 

@@ -172,9 +172,9 @@ class PageReader(nn.Module):
         features = self.vision_model(pixel_values).last_hidden_state
         # As thumbnail or as tile, which the connector marks: half of them each
         is_tile = torch.arange(len(features), device=features.device) % 2 == 1
-        characters = self.patch_head(_unit(features))
+        characters = self.patch_head(unit(features))
         states = self.connector(features, is_tile)
-        tokens = self.head(_unit(states)).split(list(TOKEN_CLASSES.values()), dim=-1)
+        tokens = self.head(self.asked(features, states)).split(list(TOKEN_CLASSES.values()), dim=-1)
         is_text = patch_labels > 0
         # Most patches are empty: both kinds count alike.
         losses = [F.cross_entropy(characters[where], patch_labels[where]) for where in (is_text, ~is_text)]
@@ -183,8 +183,12 @@ class PageReader(nn.Module):
         loss = torch.stack(losses).nan_to_num().sum()
         return {"loss": loss, "characters": characters, "tokens": tokens, "states": states}
 
+    def asked(self, features: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """What tokens' labels are read off, of the tower's features and the connector's states."""
+        return unit(states)
 
-def _unit(features: torch.Tensor) -> torch.Tensor:
+
+def unit(features: torch.Tensor) -> torch.Tensor:
     """Of root mean square 1, as the text model's norms make them."""
     return features / features.pow(2).mean(dim=-1, keepdim=True).sqrt().add(1e-6)
 

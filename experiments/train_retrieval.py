@@ -1,10 +1,10 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
-All learn by adapters, and its own weights stay. It has never seen a letter: first the adapters of tower and connector
-learn what lies where on a page, and to bring its tokens to the vectors of that (`seeing`). Then pages are looked at
-once (`looking`), and learn to be found by what they show (`naming`), queries learn to say what they ask for
-(`telling`), and both learn from each other, by the joint loss of jina-embeddings-v4's paper (`searching`). What is
-written lies in `writing/tiny-retrieval`.
+All learn by adapters, and its own weights stay. Facts have vectors, which learn first to find pages made of them
+(`meeting`). It has never seen a letter: so the adapters of tower and connector learn what lies where on a page, and to
+bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and learn to be found by
+what they show (`naming`), queries learn to say what they ask for (`telling`), and both learn from each other, by the
+joint loss of jina-embeddings-v4's paper (`searching`). What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
 them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
@@ -25,6 +25,7 @@ from jina_vlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -32,22 +33,32 @@ from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
 from jina_vlm_tools.retrieval.inputs import prepare
 from jina_vlm_tools.retrieval.training import Searches
-from jina_vlm_tools.synthetic.pages import draw_page
+from jina_vlm_tools.synthetic.pages import Page, draw_page
 from jina_vlm_tools.synthetic.questions import EVALUATION_SEEDS
 from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
-from .fact_vectors import Meeting
-from .searching import ADAPTER, MEETING, WIDTH, name_pages, search_pages, tell_queries, train_only
-from .seeing import PageCollator, PageReader, PagesDataset, measure
+from .fact_vectors import PADDING, Meeting, attributes, once_around, pad, shares, shown
+from .searching import (
+    ADAPTER,
+    MEETING,
+    WIDTH,
+    meet_facts,
+    name_pages,
+    search_pages,
+    tell_queries,
+    train_only,
+)
+from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 
 
 RANK = {"vision_model": 28, "connector": 40, "language_model": 12}
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 8  # pages
-NAMED = 3.0  # of the loss: as much as so many of the reader's questions
+# Of the loss: each of `Meeting.name`'s is as much as so many of the reader's questions.
+NAMED = {"tokens": 3.0, "states": 1.0, "sums": 1.0}
 MAX_TILES = 4
 
 
@@ -62,20 +73,49 @@ def make_model(checkpoint: str):
     return get_peft_model(model, config)
 
 
+class NamingCollator(PageCollator):
+    """As [`PageCollator`], with what each page shows: `facts` [pages, most, attributes], filled up with `PADDING`, and
+    `shares` [pages, tokens, most], see `fact_vectors.shares`."""
+
+    def __call__(self, pages: list[Page]) -> dict[str, torch.Tensor]:
+        found = [shown(page) for page in pages]
+        most = max(map(len, found))
+        facts = pad([attributes(fact) for things in found for fact, _ in things])
+        counts = [len(things) for things in found]
+        return {
+            **super().__call__(pages),
+            "facts": torch.stack(
+                [F.pad(each, (0, 0, 0, most - len(each)), value=PADDING) for each in facts.split(counts)]
+            ),
+            "shares": torch.stack(
+                [F.pad(shares([middle for _, middle in things]), (0, most - len(things))) for things in found]
+            ),
+        }
+
+
 class PageNamer(PageReader):
-    """Tells tokens what they show, by the vectors of facts too."""
+    """Tells tokens what they show by the vectors of facts. As only those at the middle of a thing show it, labels are
+    read off the tower's features."""
 
     def __init__(self, model, meeting: Meeting):
         super().__init__(model)
+        self.head = nn.Linear(self.patch_head.in_features, self.head.out_features)
         self.norm, self.meeting = model.model.language_model.norm, meeting
+        self.nothing = once_around(TOKEN_MIDDLES).repeat(len(TOKEN_MIDDLES), 1)
 
-    def forward(self, pixel_values: torch.Tensor, patch_labels: torch.Tensor, labels: torch.Tensor):
+    def forward(self, pixel_values, patch_labels, labels, facts, shares):
         outputs = super().forward(pixel_values, patch_labels, labels)
         with torch.autocast(pixel_values.device.type, enabled=False):
-            tokens = self.meeting.project(self.norm(outputs["states"].float()))
-            named = self.meeting.name(tokens.flatten(0, 1), labels.flatten(0, 1))
-            outputs["loss"] = outputs["loss"] + NAMED * named
+            states = self.norm(outputs["states"].float())
+            named = self.meeting.name(
+                list(states), facts.flatten(0, 1), torch.block_diag(*shares), self.nothing.repeat(len(states), 1)
+            )
+            outputs["loss"] = outputs["loss"] + sum(NAMED[name] * each for name, each in named.items())
         return outputs
+
+    def asked(self, features: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        grid = unit(features).unflatten(1, (SIDE, SIDE)).movedim(-1, 1)
+        return F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).mT
 
 
 def train(
@@ -111,27 +151,28 @@ def see(args: argparse.Namespace, output: Path) -> None:
     base = model.get_base_model()
     base.set_attn_implementation("eager")  # compiled, with bfloat16: 0.7 of sdpa's time
     meeting = Meeting(base.config.get_text_config().hidden_size, WIDTH)
-    meeting.dense.requires_grad_(False)  # which no token has
+    meeting.load_state_dict(load_file(args.output / "meeting" / MEETING))
+    meeting.requires_grad_(False)
     reader = PageNamer(base, meeting)
     for part in (reader.vision_model, reader.connector):
         part.compile()
-    collator = PageCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
+    collator = NamingCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
     optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
     trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed)
     if not trainer.is_world_process_zero():
         return
     save_file(get_peft_model_state_dict(model), output / ADAPTER)
-    save_file(meeting.state_dict(), output / MEETING)
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
 
 
-def seen(args: argparse.Namespace, stage: str = "seeing"):
-    """The model after a stage, and its processor."""
+def seen(args: argparse.Namespace, stage: str | None = "seeing"):
+    """The model after a stage, or at the start, and its processor."""
     model = make_model(args.model)
-    set_peft_model_state_dict(model, load_file(args.output / stage / ADAPTER))
+    if stage:
+        set_peft_model_state_dict(model, load_file(args.output / stage / ADAPTER))
     return model, JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
 
 
@@ -145,14 +186,18 @@ def look(args: argparse.Namespace, output: Path) -> None:
     for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
         for half, page in enumerate(searches.pages(index)):
             inputs = prepare(processor, [draw_page(page)], "document")
-            features = tower(inputs["pixel_values"]).last_hidden_state
+            # A page of one tile is its thumbnail once more.
+            different, which = inputs["pixel_values"].unique_consecutive(dim=0, return_inverse=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = tower(different).last_hidden_state
             tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
+            tensors[f"{index}.{half}.which"] = which
             tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
             tensors[f"{index}.{half}.prompt"] = inputs["input_ids"][0]
     save_file(tensors, output / f"pages-{state.process_index}.safetensors")
 
 
-def meet(stage: Callable, before: str, args: argparse.Namespace, output: Path) -> None:
+def meet(stage: Callable, before: str | None, args: argparse.Namespace, output: Path) -> None:
     """One of the stages of `searching`, after the stage `before`."""
     stage(args, output, *seen(args, before))
 
@@ -171,6 +216,7 @@ def write(args: argparse.Namespace, output: Path) -> None:
 
 
 STAGES = {
+    "meeting": functools.partial(meet, meet_facts, None),
     "seeing": see,
     "looking": look,
     "naming": functools.partial(meet, name_pages, "seeing"),
@@ -185,7 +231,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pages", type=int, default=50_000, help="to see (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=45_000, help="to see (default: %(default)s)")
     parser.add_argument(
         "--searches", type=int, default=3000, help="pages, and as many like them (default: %(default)s)"
     )

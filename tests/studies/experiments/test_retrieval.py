@@ -1,26 +1,42 @@
 """What the small retriever is trained on and measured by: queries, relevance, measures, documents to answer from."""
 
+import dataclasses
 import random
+import sys
 
 import jina_vlm
 import numpy as np
 import pytest
 import torch
 
-from experiments.eval_retrieval import first_is_relevant, held_out, interval, ndcg, rank_again
-from experiments.fact_vectors import NOTHING, DenseVectors, FactVectors, attributes, distance
+from experiments import searching, train_retrieval
+from experiments.eval_retrieval import evaluate, first_is_relevant, held_out, interval, ndcg, rank_again
+from experiments.fact_vectors import (
+    AMOUNT,
+    FactVectors,
+    Meeting,
+    attributes,
+    distance,
+    once_around,
+    pad,
+    shares,
+    shown,
+    two_sides,
+)
 from experiments.searching import TELLING, Asked, Learner, best_matches, different, is_whole, told
-from experiments.seeing import token_labels
-from experiments.train_retrieval import make_model
+from experiments.seeing import unit
+from experiments.train_retrieval import NamingCollator, PageNamer, make_model
 from experiments.visual_rag import make_documents, make_questions
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
 from jina_vlm_tools.retrieval.inputs import prepare
-from jina_vlm_tools.retrieval.scores import late_scores
+from jina_vlm_tools.retrieval.scores import cut, late_scores
 from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS, draw_page
+from jina_vlm_tools.synthetic.pages_data import task_page
 from jina_vlm_tools.synthetic.searches import Query, facts_of, near_miss, query_about, say
-from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, TRAINING_PAIRS
+from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, PLACES, TRAINING_PAIRS
 
 
 def test_a_query_finds_its_page_and_not_the_one_that_nearly_shows_it():
@@ -74,36 +90,112 @@ def test_best_matches_of_pages_one_by_one_are_late_interaction():
     expected = late_scores(tokens, mask, padded, torch.tensor([[1] * 4 + [0] * 3, [1] * 7]))
     owners = torch.arange(3).repeat_interleave(mask.sum(1))
     assert torch.allclose(best_matches(tokens[mask.bool()], owners, pages), expected, atol=1e-6)
+    everywhere = torch.full((int(mask.sum()),), 100.0)
+    assert (best_matches(tokens[mask.bool()], owners, pages, everywhere) == 100).all()
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_tokens_have_the_vectors_of_what_they_show(task):
-    """Of all that a page shows as a whole, and of nothing, some token has the vector; and no token has any other."""
-    torch.manual_seed(0)
-    vectors, middles = FactVectors(16), (torch.arange(28) + 0.5) / 28
+def test_what_a_page_shows_is_its_facts_and_where_they_are(task):
     for index in range(6):
         page = Searches(1, (task,), first_seed=index)[0][0]["page"]
-        facts = [fact for fact in facts_of(page) if is_whole(fact)]
-        assert facts
-        of_tokens = vectors.of_labels(token_labels(page, middles))
-        similar = of_tokens @ vectors([[NOTHING], *(attributes(fact) for fact in facts)]).T
-        assert (similar.amax(0) > 0.9999).all()
-        if not page.labels:  # which nobody asks for
-            assert (similar.amax(1) > 0.9999).float().mean() > 0.9  # the rest lie in a place's neighbor
+        found = shown(page)
+        assert {fact for fact, _ in found} == {fact for fact in facts_of(page) if is_whole(fact)}
+        for fact, (x, y) in found:
+            assert 0 <= x <= 1 and 0 <= y <= 1
+            assert not fact.place or fact.place == PLACES[3 * int(3 * y) + int(3 * x)]
 
 
-def test_a_dense_vector_is_a_sum_over_facts():
+def test_each_thing_has_as_many_tokens_in_sum_around_its_middle():
+    across, down = (torch.arange(20) + 0.5) / 20, (torch.arange(10) + 0.5) / 10
+    each = shares([(0.525, 0.45), (0.28, 0.71), (0.9, 0.1)], across, down)
+    assert each.shape == (200, 3)
+    assert torch.allclose(each.sum(0), torch.tensor([AMOUNT] * 3), atol=0.2)
+    assert each.argmax(0)[:2].tolist() == [4 * 20 + 10, 7 * 20 + 5]
+
+
+def test_states_of_what_is_shown_have_no_distance_and_their_mean_is_the_facts():
+    """Nothing goes once around, from left to right."""
     torch.manual_seed(0)
-    vectors, facts = DenseVectors(8), [[1, 40], [2], [3, 70, 80]]
-    alone = vectors([[fact] for fact in facts])
-    assert torch.allclose(vectors([facts, facts[1:2]]), torch.stack([alone.sum(0), alone[1]]), atol=1e-6)
+    meeting, rng = Meeting(32, 32), random.Random(0)
+    pages = [shown(task_page(task, rng, TRAINING_PAIRS)) for task in ("shapes", "tables")]
+    facts = pad([attributes(fact) for page in pages for fact, _ in page])
+    parts = torch.block_diag(*(shares([middle for _, middle in page]) for page in pages))
+    nothing = once_around((torch.arange(14) + 0.5) / 14).repeat(28, 1)
+    states = (parts @ meeting.vectors(facts))[:, :-2]
+    states = states / (states.norm(dim=-1, keepdim=True) / 0.98).clamp(min=1)
+    states = torch.cat([states, (1 - states.square().sum(-1, keepdim=True)).sqrt() * nothing], 1)
+    losses = meeting.name(list((5 * states).split(196)), facts, parts, nothing)
+    assert losses["states"] < 1e-6 and losses["sums"] < 0.2  # what shows something is missing in the round
+    assert losses["tokens"] < 0.5
+    turned = meeting.name(list(states.flip(0).split(196)), facts, parts, nothing)
+    assert all(turned[name] > 2 * losses[name] + 0.5 for name in losses)
+    dense = torch.stack([page.mean(0) for page in states.split(196)])
+    expected = meeting.vectors.sums([[attributes(fact) for fact, _ in page] for page in pages])
+    assert (cut(dense) * cut(expected)).sum(-1).min() > 0.9
+
+
+def test_what_is_near_nothing_needs_no_direction():
+    torch.manual_seed(0)
+    meeting = Meeting(16, 8)
+    meeting.projector.weight.data += 0.1 * torch.randn(8, 16)
+    round_about = torch.nn.functional.pad(torch.nn.functional.normalize(torch.randn(50, 2), dim=-1), (14, 0))
+    assert torch.allclose(meeting.near_nothing(meeting.project(round_about)), torch.ones(50), atol=1e-5)
+    facts = meeting.project(meeting.vectors([[1], [2, 40]]))
+    many = meeting.project(
+        torch.nn.functional.pad(
+            torch.stack([torch.arange(0, 6.3, 1e-3).cos(), torch.arange(0, 6.3, 1e-3).sin()], 1), (14, 0)
+        )
+    )
+    assert torch.allclose(meeting.near_nothing(facts), (facts @ many.T).amax(1), atol=1e-4)
+
+
+def test_a_page_of_one_tile_is_named_by_its_own_things():
+    """Of pages that show more than others too, none is told another's."""
+    processor = jina_vlm.JinaVLMProcessor.from_pretrained(TINY, max_tiles=1)
+    collator, rng = NamingCollator(processor.image_processor), random.Random(1)
+    pages = [task_page(task, rng, TRAINING_PAIRS) for task in ("tables", "charts")]
+    batch = collator(pages)
+    model = make_model(str(TINY)).get_base_model()
+    namer = PageNamer(model, Meeting(model.config.get_text_config().hidden_size, 128)).eval()
+    with torch.no_grad():
+        both = namer(**batch)["loss"]
+        assert batch["facts"].shape[:2] == (2, batch["shares"].shape[2])
+        alone = [namer.meeting.vectors(pad([attributes(fact) for fact, _ in shown(page)])) for page in pages]
+        for page, vectors in enumerate(alone):
+            of_batch = namer.meeting.vectors(batch["facts"][page])
+            assert torch.allclose(of_batch[: len(vectors)], vectors) and not of_batch[len(vectors) :].any()
+            assert torch.allclose(
+                batch["shares"][page] @ of_batch, shares([middle for _, middle in shown(pages[page])]) @ vectors
+            )
+        features = torch.randn(1, 27 * 27, namer.head.in_features)
+        asked, patches = namer.asked(features, None), unit(features)
+    assert both.isfinite() and asked.shape == (1, 196, namer.head.in_features)
+    assert torch.allclose(
+        asked[0, 15], patches[0, [2 * 27 + 2, 2 * 27 + 3, 3 * 27 + 2, 3 * 27 + 3]].mean(0), atol=1e-6
+    )
+    assert torch.allclose(asked[0, -1], patches[0, -1], atol=1e-6)
+
+
+def test_facts_vectors_leave_the_last_two_dimensions_to_nothing():
+    vectors = FactVectors(8)
+    facts = [[1, 40], [2], [3, 70, 80]]
+    each = vectors(facts)
+    assert torch.allclose(each.norm(dim=-1), torch.ones(3)) and not each[:, -2:].any()
+    assert torch.allclose(vectors.sums([facts, facts[1:2]]), torch.stack([each.sum(0), each[1]]), atol=1e-6)
+
+
+def test_nothing_goes_around_or_lies_on_two_sides_and_is_nothing_in_sum():
+    around = once_around((torch.arange(7) + 0.5) / 7)
+    assert torch.allclose(around.norm(dim=-1), torch.ones(7)) and around.sum(0).abs().max() < 1e-5
+    assert torch.allclose(two_sides(4), torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]), atol=1e-6)
+    assert two_sides(0).shape == (0, 2)
 
 
 def test_vectors_at_their_targets_have_next_to_no_distance():
     targets = torch.eye(4)
     which = torch.tensor([2, 0, 2])
-    assert distance(targets[which], targets, which) < 1e-6
-    assert distance(targets[which], targets, which.roll(1)) > 1
+    assert distance(targets[which], which) < 1e-6
+    assert distance(targets[which], which.roll(1)) > 1
 
 
 def test_each_fact_of_a_page_is_asked_for_alone_too():
@@ -140,41 +232,37 @@ def test_queries_are_read_as_they_are_embedded(learner):
 
 
 def test_pages_are_read_as_they_are_embedded(learner):
-    """Those of one length together, among others."""
+    """Image tokens, and those around them, of pages of one length and another."""
     images = [draw_page(Searches(1, ("shapes",), first_seed=seed)[0][0]["page"]) for seed in range(3)]
     images[1] = images[1].resize((800, 400))
     tower = make_model(str(TINY)).get_base_model().model
     each = [dict(prepare(learner.processor, [image], "document", max_tiles=4)) for image in images]
     assert [len(inputs["pixel_values"]) > 2 for inputs in each] == [False, True, False]
+    positions, prompts = ([inputs[name] for inputs in each] for name in ("tile_positions", "input_ids"))
+    prompts = [prompt[0] for prompt in prompts]
     with torch.no_grad():
         features = torch.cat([tower.vision_model(inputs["pixel_values"]).last_hidden_state for inputs in each])
-        states = learner.read_pages(
-            features, [inputs["tile_positions"] for inputs in each], [inputs["input_ids"][0] for inputs in each]
-        )
+        looked = learner.look(features, positions)
+        around = learner.read_around(features, positions[:2], prompts[:2])
+        assert len(looked) == 3 and len(around) == 2
         for index, inputs in enumerate(each):
             expected = tower(**inputs, use_cache=False).last_hidden_state[0]
-            assert states[index].shape == expected.shape
-            assert (states[index] - expected).abs().max() < 0.05 * expected.abs().max()  # bfloat16
+            are_image = prompts[index] == learner.model.config.image_token_id
+            for states, where in zip((looked, around)[: 1 + (index < 2)], (are_image, ~are_image), strict=False):
+                assert states[index].shape == expected[where].shape
+                assert (states[index] - expected[where]).abs().max() < 0.05 * expected.abs().max()  # bfloat16
 
 
-def test_tokens_of_queries_are_told_what_is_said_up_to_them(learner):
+def test_the_last_token_of_each_phrase_is_told_what_it_says(learner):
     rng = random.Random(0)
     pages = [Searches(1, (task,), first_seed=seed)[0][0]["page"] for task in TASKS for seed in range(4)]
     asked = Asked.about(pages, rng)
     _, _, places = learner.read(asked.queries)
-    wholes = {
-        (number, tuple(sorted(attributes(fact)))) for number, query in enumerate(asked.queries) for fact in query.facts
-    }
-    for number, token, said in told(asked, places):
-        end, query = places[number, token, 1].item(), asked.queries[number]
-        text = query.text[:end]
-        if (number, tuple(sorted(said))) in wholes:
-            matching = [fact for fact in query.facts if say(fact, query.language) in text]
-            assert any(text.endswith(say(fact, query.language)) for fact in matching)
-            wholes.discard((number, tuple(sorted(said))))
-        else:
-            assert any(text.endswith(fact.text[: len(said)]) for fact in query.facts if fact.text)
-    assert not wholes
+    found = list(told(asked, places))
+    for number, token, fact in found:
+        query, end = asked.queries[number], places[number, token, 1].item()
+        assert fact in query.facts and query.text[:end].endswith(say(fact, query.language))
+    assert len({(number, fact) for number, _, fact in found}) == sum(len(query.facts) for query in asked.queries)
 
 
 def test_measures_by_hand():
@@ -205,3 +293,21 @@ def test_a_near_miss_keeps_what_it_must():
         other = near_miss(page, rng)
         assert sorted(bar.color for bar in other.bars) == sorted(bar.color for bar in page.bars)
         assert [bar.height for bar in other.bars] == [bar.height for bar in page.bars]
+
+
+def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
+    """A few steps each: what comes out is a retrieval folder."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)  # for speed alone, after minutes
+    for name in ("MEETING_FACTS", "NAMING", "TELLING", "SEARCHING"):
+        monkeypatch.setattr(searching, name, dataclasses.replace(getattr(searching, name), steps=2, pairs=2))
+    for stage in train_retrieval.STAGES:
+        arguments = [stage, "--output", str(tmp_path), "--pages", "16", "--searches", "4"]
+        monkeypatch.setattr(sys, "argv", ["train_retrieval", *arguments])
+        train_retrieval.main()
+    assert "nDCG@5" in capsys.readouterr().out
+    folder = tmp_path / "writing" / "tiny-retrieval"
+    assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 1_000_000
+    embedder = JinaVLMEmbedder.from_pretrained(folder)
+    held = held_out(6, 6)
+    measured, _ = evaluate(embedder, held)
+    assert 0 <= measured["late"]["nDCG@5"].mean() <= 1
