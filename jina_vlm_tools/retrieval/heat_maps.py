@@ -29,7 +29,8 @@ class HeatMap:
         image (`Image.Image`): RGB, upright.
         words (`list[str]`): Of the query.
         similarity (`torch.Tensor` [words, rows, columns]): The best cosine of a word's tokens with each token of the
-            image's tiles, which are one grid.
+            image's tiles, which are one grid. Those that match the prompt around the image better are left out: a word
+            of no others has 0 everywhere.
     """
 
     image: Image.Image
@@ -82,13 +83,17 @@ def compare(
     ids = processor.apply_chat_template(
         [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt", **settings
     )["input_ids"][0]
-    patches = shown[ids == embedder.model.config.image_token_id]
+    is_image = ids == embedder.model.config.image_token_id
+    patches = shown[is_image]
     rows, columns = processor.image_processor.get_token_grid(
         *processor.image_processor.get_tiling(image.height, image.width, **settings)[1]
     )
     grid = patches[-rows * columns :]  # after the thumbnail's
-    similarity = torch.stack([(asked[tokens] @ grid.T).amax(0).unflatten(0, (rows, columns)) for tokens in tokens_of])
-    return HeatMap(image, words, similarity)
+    # Late interaction counts a token's best match alone, and words like "the" have it outside the image.
+    is_seen = (asked @ patches.T).amax(1) >= (asked @ shown[~is_image].T).amax(1)
+    maps = torch.where(is_seen[:, None], asked @ grid.T, -torch.inf)
+    similarity = torch.stack([maps[tokens].amax(0) for tokens in tokens_of])
+    return HeatMap(image, words, similarity.nan_to_num(neginf=0.0).unflatten(1, (rows, columns)))
 
 
 def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:

@@ -12,7 +12,8 @@ from torch import nn
 from jina_vlm_tools.files import ROOT, TINY
 from jina_vlm_tools.retrieval import folder
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
-from jina_vlm_tools.retrieval.heat_maps import HeatMap
+from jina_vlm_tools.retrieval.heat_maps import HeatMap, compare
+from jina_vlm_tools.retrieval.inputs import to_chat
 from jina_vlm_tools.retrieval.loading import load_embedder
 
 
@@ -222,6 +223,23 @@ def test_heat_maps_have_a_word_for_each_of_the_query(embedder, image):
     assert heat.draw().size == image.size and heat.draw([1, 2]) != heat.draw([3])
     with pytest.raises(ValueError, match="from 0 to 5"):
         heat.draw([6])
+
+
+def test_a_word_whose_best_match_lies_outside_the_image_has_no_color(embedder, image):
+    length = len(embedder.embed(["a"], role="query", kind="multi").multi[0])
+    ids = embedder.processor.apply_chat_template(
+        [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt"
+    )["input_ids"][0]
+    is_image = ids == embedder.model.config.image_token_id
+    around, corner, empty = torch.eye(3)
+    shown = torch.where(is_image[:, None], empty, around)
+    shown[is_image.nonzero()[-1]] = corner  # the last of the tiles'
+    outside, inside = (
+        compare(embedder, "a", image, word.expand(length, 3), shown)
+        for word in (0.8 * around + 0.6 * corner, 0.6 * around + 0.8 * corner)
+    )
+    assert not outside.similarity.any() and outside.draw() == image
+    assert inside.similarity[0, -1, -1] == inside.similarity.sum() == 0.8 and inside.draw() != image
 
 
 def test_a_word_that_matches_everywhere_alike_has_little_color(image):
