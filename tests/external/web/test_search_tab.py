@@ -126,8 +126,8 @@ def page_image(path, number=1) -> Image.Image:
 
 
 def test_drop_ask_see_answer(searcher, files, embedder, tmp_path, expected, model_work):
-    """Two images and a PDF: pages in the order of the embedder's scores, heat maps by word, an answer that streams
-    and is the chat's, and one from another page."""
+    """Two images and a PDF: pages in the order of the embedder's scores, an answer that streams and is the chat's, and
+    one from another page."""
     dropped = [files[0], files[2], files[-1]]
     searcher.drop(*dropped)
     searcher.wait_read(8)
@@ -162,22 +162,28 @@ def test_drop_ask_see_answer(searcher, files, embedder, tmp_path, expected, mode
     assert answer == chat_answer(right[0])
 
     before = searcher.images
-    word = searcher.page.locator("#words").get_by_role("button", name="picture.", exact=True)
-    assert searcher.page.locator("#words [aria-pressed=true]").inner_text() == "All words"
-    word.click()
-    searcher.page.wait_for_function("src => document.querySelector('#chosen img').src !== src", arg=before[-1])
-    assert searcher.page.locator("#words [aria-pressed=true]").inner_text() == "picture."
-    assert all(one != other for one, other in zip(before, searcher.images, strict=True))
-    assert word.evaluate("element => element === document.activeElement") and searcher.answer == answer
-    searcher.page.locator("#words").get_by_role("button", name="All words").click()
-    searcher.page.wait_for_function("src => document.querySelector('#chosen img').src === src", arg=before[-1])
-    assert searcher.images == before
-
     searcher.page.locator(".hits button").nth(3).click()
     searcher.page.locator("#source .source").get_by_text(right[3].split()[0]).wait_for()
     searcher.page.wait_for_function("src => document.querySelector('#chosen img').src !== src", arg=before[-1])
     assert searcher.wait_answer() == chat_answer(right[3]) and searcher.source == f"Answered from {right[3]}"
     assert searcher.page.locator(".hits button[aria-pressed=true]").count() == 1
+
+
+def test_a_word_chooses_what_is_shown(searcher, files):
+    searcher.drop(files[0], files[-1])
+    searcher.wait_read(7)
+    answer, before = searcher.search(QUESTION), searcher.images
+    words = searcher.page.locator("#words")
+    word = words.get_by_role("button", name="pink", exact=True)
+    assert words.locator("[aria-pressed=true]").inner_text() == "All words"
+    word.click()
+    searcher.page.wait_for_function("src => document.querySelector('#chosen img').src !== src", arg=before[-1])
+    assert words.locator("[aria-pressed=true]").inner_text() == "pink"
+    assert all(one != other for one, other in zip(before, searcher.images, strict=True))
+    assert word.evaluate("element => element === document.activeElement") and searcher.answer == answer
+    words.get_by_role("button", name="All words").click()
+    searcher.page.wait_for_function("src => document.querySelector('#chosen img').src === src", arg=before[-1])
+    assert searcher.images == before
 
 
 def test_the_chat_is_as_it_was(searcher, files, image_file, expected):
