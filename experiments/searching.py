@@ -103,6 +103,16 @@ class Asked:
     own: torch.Tensor
     relevant: torch.Tensor
 
+    @property
+    def sought(self) -> list[list[list[int]]]:
+        """Of each query, its facts' attributes."""
+        return [[attributes(fact) for fact in query.facts] for query in self.queries]
+
+    @property
+    def things(self) -> list[list[list[int]]]:
+        """Of each page, the attributes of all that it shows, each thing as a whole."""
+        return [[attributes(fact) for fact in facts if is_whole(fact)] for facts in self.shown]
+
     @classmethod
     def about(cls, pages: list[Page], rng: random.Random) -> "Asked":
         """`QUERIES` about each page."""
@@ -174,10 +184,13 @@ class Learner:
         save_file({**self.adapters, **get_peft_model_state_dict(self.model)}, self.output / ADAPTER)
         save_file(self.meeting.state_dict(), self.output / MEETING)
 
-    def look(self, features: torch.Tensor, positions: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Last states [tokens, hidden] of each page's image tokens, which this decoder leaves as they are."""
+    def connect(self, features: torch.Tensor, positions: list[torch.Tensor]) -> list[torch.Tensor]:
+        """[tokens, hidden] of each page's image, as the decoder is given them."""
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
+            return self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
+
+    def look(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Last states [tokens, hidden] of each page's image tokens, which this decoder leaves as they are."""
         return [self.base.language_model.norm(image.float()) for image in images]
 
     def shares(self, middles: list[tuple[float, float]], positions: torch.Tensor) -> torch.Tensor:
@@ -186,15 +199,11 @@ class Learner:
         grid = [(torch.arange(size) + 0.5) / size for size in (columns, rows)]
         return torch.cat([shares(middles), shares(middles, *grid)])
 
-    def read_around(
-        self, features: torch.Tensor, positions: list[torch.Tensor], prompts: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
+    def read_around(self, images: list[torch.Tensor], prompts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Last states of all that is no image token, of each page. Pages of one length are read together: padding
         would double the time."""
         around: list = [None] * len(prompts)
-        features = features[: sum(map(len, positions)), None]
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.base.get_image_features(features, torch.cat(positions)).pooler_output
             for length in sorted({len(prompt) for prompt in prompts}):
                 which = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
                 seen = BaseModelOutputWithPooling(pooler_output=[images[index] for index in which])
@@ -219,13 +228,9 @@ class Learner:
         """So many steps, down a cosine: adapters' by Muon, the others' by AdamW."""
         steps, rate = self.settings.steps, self.settings.rate
         met = [parameter for parameter in self.meeting.parameters() if parameter.requires_grad]
-        parts = [(self.trained, rate, True), (met, OTHERS * rate, False)]
-        groups = [
-            {"params": parameters, "rate": of_group, "matrices": matrices, "lr": 0.0, "weight_decay": 0.0}
-            for parameters, of_group, matrices in parts
-            if parameters
-        ]
-        optimizer = Muon(groups)
+        by_muon = {"params": self.trained, "rate": rate, "matrices": True}
+        by_adamw = {"params": met, "rate": OTHERS * rate, "matrices": False}
+        optimizer = Muon([{**group, "lr": 0.0, "weight_decay": 0.0} for group in (by_muon, by_adamw)])
         log, started = [], time.perf_counter()
         for step in range(steps):
             share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -258,7 +263,7 @@ def naming_terms(
     """
     meeting = learner.meeting
     asked = Asked.of_facts(pages, learner.rng)
-    sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
+    sought = asked.sought
     named = meeting.project(meeting.vectors([numbers for facts in sought for numbers in facts]))
     owners = owners_of(torch.tensor([len(facts) for facts in sought]))
     around = around or [image[:0] for image in images]
@@ -290,9 +295,9 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     """Queries' words are near what they say, or near nothing; pages that are not drawn are found by them: the vectors
     of their facts stand for them."""
     meeting, words = learner.meeting, learner.meeting.project(states)
-    whole = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
-    flat = meeting.project(meeting.vectors([numbers for page in whole for numbers in page]))
-    virtual = list(flat.split([len(page) for page in whole]))
+    things = asked.things
+    flat = meeting.project(meeting.vectors([numbers for page in things for numbers in page]))
+    virtual = list(flat.split([len(page) for page in things]))
     nothing = meeting.near_nothing(words)
     found = best_matches(words[mask], owners_of(mask.sum(1)), virtual, nothing[mask])
     known = list(told(asked, places))
@@ -301,7 +306,7 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     said, which = different([fact for _, _, fact in known])
     sought, own = different([query.facts for query in asked.queries])
     dense, targets = pool(states, mask), meeting.vectors.sums([[*map(attributes, facts)] for facts in sought])
-    pages = meeting.vectors.sums(whole)
+    pages = meeting.vectors.sums(things)
     return {
         "told": info_nce(found, asked.own, asked.relevant, SHARP),
         "words": distance(words[at] @ meeting.project(meeting.vectors([*map(attributes, said)])).T, which),
@@ -329,8 +334,7 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         asked = Asked.about(draw_pages(MEETING_FACTS, step, args.searches), learner.rng)
-        sought = [[attributes(fact) for fact in query.facts] for query in asked.queries]
-        pages = [[attributes(fact) for fact in facts if is_whole(fact)] for facts in asked.shown]
+        sought, pages = asked.sought, asked.things
         found = [vectors(page) for page in pages]
         named = vectors([numbers for facts in sought for numbers in facts])
         owners = owners_of(torch.tensor([len(facts) for facts in sought]))
@@ -362,7 +366,7 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions, _ = looked.next(NAMING.pairs)
-        return naming_terms(learner, pages, positions, learner.look(features, positions))
+        return naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
 
     learner.learn(terms)
 
@@ -388,8 +392,9 @@ def search_pages(args: argparse.Namespace, output: Path, model, processor) -> No
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions, prompts = looked.next(SEARCHING.pairs)
         asked = Asked.about(pages, learner.rng)
-        images = learner.look(features, positions)
-        read = learner.read_around(features, positions[:READ], prompts[:READ])
+        connected = learner.connect(features, positions)
+        images = learner.look(connected)
+        read = learner.read_around(connected[:READ], prompts[:READ])
         around = [read[index % READ] for index in range(len(images))]
         wholes = [torch.cat(both) for both in zip(images, around, strict=True)]
         states, mask, places = learner.read(asked.queries)

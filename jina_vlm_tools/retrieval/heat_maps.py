@@ -83,15 +83,15 @@ def compare(
     ids = processor.apply_chat_template(
         [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt", **settings
     )["input_ids"][0]
-    is_image = ids == embedder.model.config.image_token_id
-    patches = shown[is_image]
     rows, columns = processor.image_processor.get_token_grid(
         *processor.image_processor.get_tiling(image.height, image.width, **settings)[1]
     )
-    grid = patches[-rows * columns :]  # after the thumbnail's
+    is_image = ids == embedder.model.config.image_token_id
+    matches = asked @ shown.T
+    on_image, around = matches[:, is_image], matches[:, ~is_image]
     # Late interaction counts a token's best match alone, and words like "the" have it outside the image.
-    is_seen = (asked @ patches.T).amax(1) >= (asked @ shown[~is_image].T).amax(1)
-    maps = torch.where(is_seen[:, None], asked @ grid.T, -torch.inf)
+    is_seen = on_image.amax(1) >= around.amax(1)
+    maps = torch.where(is_seen[:, None], on_image[:, -rows * columns :], -torch.inf)  # after the thumbnail's
     similarity = torch.stack([maps[tokens].amax(0) for tokens in tokens_of])
     return HeatMap(image, words, similarity.nan_to_num(neginf=0.0).unflatten(1, (rows, columns)))
 

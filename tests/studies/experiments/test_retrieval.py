@@ -242,8 +242,8 @@ def test_pages_are_read_as_they_are_embedded(learner):
     prompts = [prompt[0] for prompt in prompts]
     with torch.no_grad():
         features = torch.cat([tower.vision_model(inputs["pixel_values"]).last_hidden_state for inputs in each])
-        looked = learner.look(features, positions)
-        around = learner.read_around(features, positions[:2], prompts[:2])
+        connected = learner.connect(features, positions)
+        looked, around = learner.look(connected), learner.read_around(connected[:2], prompts[:2])
         assert len(looked) == 3 and len(around) == 2
         for index, inputs in enumerate(each):
             expected = tower(**inputs, use_cache=False).last_hidden_state[0]
