@@ -7,7 +7,8 @@ so words can be learned without pages, and pages without words. A page's dense v
 of its facts'.
 
 All states are of one length, and most tokens of a page show nothing. So vectors leave the states' last two dimensions
-free: there lie states of nothing, which from a page's left to its right go once around, so that their mean is nothing.
+free: there lie states of nothing, which from a tile's left to its right go around a few times, so that their mean is
+nothing, and so is that of the few in whose place something is shown.
 """
 
 import math
@@ -16,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jina_vlm_tools.synthetic.pages import CHARACTERS, COLUMNS, LONGEST, Page
+from jina_vlm_tools.synthetic.pages import COLUMNS, Page
 from jina_vlm_tools.synthetic.searches import Fact
 from jina_vlm_tools.synthetic.shapes import COLORS, KINDS, PLACES
 
-from .seeing import TOKEN_CLASSES, TOKEN_MIDDLES, WORD_END
+from .seeing import TOKEN_CLASSES, TOKEN_MIDDLES, spelled
 
 
 STARTS = dict(zip(TOKEN_CLASSES, torch.tensor([0, *TOKEN_CLASSES.values()]).cumsum(0).tolist(), strict=False))
@@ -30,6 +31,7 @@ AMOUNT = 3.0  # tokens of an image that show a fact, in sum
 SPREAD = 0.7  # of these around its middle, in tokens: a Gaussian's standard deviation
 TOLD, EMPTY = 0.5, 0.05  # shares of a fact from which a token is told what it shows, and to which that it is nothing
 EMPTY_TOKENS = 200  # of a step's pages, that are told so
+TURNS = 4  # of nothing, from a tile's left to its right
 FAINT = 0.3  # what multi-vectors have, at first, of the plane of nothing
 
 
@@ -47,8 +49,7 @@ def attributes(fact: Fact) -> list[int]:
     if fact.cell:
         found["column"], found["row"] = 1 + COLUMNS.index(fact.cell[0]), int(fact.cell[1:])
     if fact.text:
-        spelled = [1 + CHARACTERS.index(character) for character in fact.text] + [WORD_END]
-        found |= {f"character {index}": number for index, number in enumerate(spelled[:LONGEST])}
+        found |= {f"character {index}": number for index, number in enumerate(spelled(fact.text))}
     return [STARTS[name] + number for name, number in found.items()]
 
 
@@ -173,15 +174,15 @@ class Meeting(nn.Module):
         }
 
 
-def once_around(parts: torch.Tensor) -> torch.Tensor:
-    """[parts, 2], of length 1: where nothing lies, of parts of the way from 0 to 1."""
-    angles = 2 * math.pi * parts
+def around(turns: torch.Tensor) -> torch.Tensor:
+    """[turns, 2], of length 1: what lies so many turns around the plane of nothing."""
+    angles = 2 * math.pi * turns
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def two_sides(number: int) -> torch.Tensor:
     """[number, 2]: half of them opposite to the others."""
-    return once_around((2 * torch.arange(number) >= number) / 2)
+    return around((2 * torch.arange(number) >= number) / 2)
 
 
 def distance(similar: torch.Tensor, which: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
 READ = 6  # pages of a step that the decoder reads, for the words around an image: all pages' are nearly the same
+READ_TOGETHER = 48  # queries
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Settings:
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
 NAMING = Settings(600, 12, 1e-2, ("connector",))
-TELLING = Settings(1000, 24, 2e-2, ("language_model",))
+TELLING = Settings(1600, 24, 2e-2, ("language_model",))
 SEARCHING = Settings(400, 12, 4e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
@@ -214,18 +215,26 @@ class Learner:
         return around
 
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2]."""
+        """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2].
+        Queries of about one length are read together: else three tokens of five would be padding."""
         inputs = self.processor.tokenizer(
             [self.before + query.text + self.after for query in queries], add_special_tokens=False, padding=True,
             padding_side="right", return_tensors="pt", return_offsets_mapping=True,
         )  # fmt: skip
         places = inputs.pop("offset_mapping") - len(self.before)
+        ids, mask, states = inputs["input_ids"], inputs["attention_mask"], []
+        order = mask.sum(1).argsort()
         with torch.autocast("cpu", torch.bfloat16):
-            states = self.base(**inputs, use_cache=False).last_hidden_state.float()
-        return states, inputs["attention_mask"].bool(), places
+            for which in order.split(READ_TOGETHER):
+                length = int(mask[which].sum(1).max())
+                read = self.base(input_ids=ids[which, :length], attention_mask=mask[which, :length], use_cache=False)
+                states.append(F.pad(read.last_hidden_state.float(), (0, 0, 0, ids.shape[1] - length)))
+        return torch.cat(states)[order.argsort()], mask.bool(), places
 
     def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
         """So many steps, down a cosine: adapters' by Muon, the others' by AdamW."""
+        for layer in self.base.language_model.layers:
+            layer.compile(dynamic=True)
         steps, rate = self.settings.steps, self.settings.rate
         met = [parameter for parameter in self.meeting.parameters() if parameter.requires_grad]
         by_muon = {"params": self.trained, "rate": rate, "matrices": True}

@@ -43,7 +43,7 @@ from jina_vlm_tools.training.train import joined_processes
 
 IGNORED = -100  # by the loss
 SIDE = 27  # patches of a tile; tokens are made of two by two, the last row and column of one by two
-WORD_END = len(CHARACTERS) + 1
+NO_CHARACTER = len(CHARACTERS) + 1
 # How many answers each question about a token has, "nothing" included.
 TOKEN_CLASSES = {
     "color": 1 + len(COLORS),
@@ -52,7 +52,7 @@ TOKEN_CLASSES = {
     "height": 1 + HIGHEST,
     "column": 1 + len(COLUMNS),
     "row": 5,
-} | {f"character {index}": 1 + WORD_END for index in range(LONGEST)}
+} | {f"character {index}": 1 + NO_CHARACTER for index in range(LONGEST)}
 
 
 SHARES = {"shapes": 25, "board": 20, "lines": 40, "table": 8, "chart": 7}
@@ -118,6 +118,14 @@ def patch_labels(page: Page) -> torch.Tensor:
 TOKEN_MIDDLES = ((2 * torch.arange((SIDE + 1) // 2) + 1) / SIDE).clamp(max=0.999)  # as parts of a tile's side
 
 
+def spelled(text: str) -> list[int]:
+    """The numbers of a text's characters, around its middle, which is where tokens know it from: [`LONGEST`], with
+    `NO_CHARACTER` on both sides."""
+    before = (LONGEST - len(text) + 1) // 2
+    numbers = [1 + CHARACTERS.index(character) for character in text]
+    return [NO_CHARACTER] * before + numbers + [NO_CHARACTER] * (LONGEST - len(text) - before)
+
+
 def token_labels(page: Page, across: torch.Tensor = TOKEN_MIDDLES, down: torch.Tensor | None = None) -> torch.Tensor:
     """[tokens, questions] int64, row by row, in the order of `TOKEN_CLASSES`: 0 where there is nothing, else 1 + the
     index; -100 where nobody could say. A shape reaches as far as the circle around it; a number or word half a token
@@ -137,8 +145,7 @@ def token_labels(page: Page, across: torch.Tensor = TOKEN_MIDDLES, down: torch.T
     token = size[0] * (across[1] - across[0]).item() / 2, size[1] * (down[1] - down[0]).item() / 2  # half of one
     for text in (*page.texts, *page.labels):
         inside = _inside(text.box, x, y, token)
-        numbers = [1 + CHARACTERS.index(character) for character in text.text]
-        labels[inside, columns["character 0"] :] = torch.tensor((numbers + LONGEST * [WORD_END])[:LONGEST])
+        labels[inside, columns["character 0"] :] = torch.tensor(spelled(text.text))
         if text.cell:
             labels[inside, columns["column"]], labels[inside, columns["row"]] = 1 + text.cell[0], 1 + text.cell[1]
     return labels.flatten(0, 1)

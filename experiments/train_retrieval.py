@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
@@ -39,7 +39,7 @@ from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
-from .fact_vectors import PADDING, Meeting, attributes, once_around, pad, shares, shown
+from .fact_vectors import PADDING, TURNS, Meeting, around, attributes, pad, shares, shown
 from .searching import (
     ADAPTER,
     MEETING,
@@ -51,12 +51,14 @@ from .searching import (
     train_only,
 )
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
+from .strips import cut_into_strips
 
 
 RANK = {"vision_model": 28, "connector": 40, "language_model": 12}
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
-SEEN_AT_ONCE = 8  # pages
+SEEN_AT_ONCE = 4  # pages
+IN_STRIPS = 0.7  # of the pages, see `strips`
 # Of the loss: each of `Meeting.name`'s is as much as so many of the reader's questions.
 NAMED = {"tokens": 3.0, "states": 1.0, "sums": 1.0}
 MAX_TILES = 4
@@ -101,7 +103,8 @@ class PageNamer(PageReader):
         super().__init__(model)
         self.head = nn.Linear(self.patch_head.in_features, self.head.out_features)
         self.norm, self.meeting = model.model.language_model.norm, meeting
-        self.nothing = once_around(TOKEN_MIDDLES).repeat(len(TOKEN_MIDDLES), 1)
+        across = (torch.arange(len(TOKEN_MIDDLES)) + 0.5) / len(TOKEN_MIDDLES)
+        self.nothing = around(TURNS * across).repeat(len(across), 1)
 
     def forward(self, pixel_values, patch_labels, labels, facts, shares):
         outputs = super().forward(pixel_values, patch_labels, labels)
@@ -118,8 +121,30 @@ class PageNamer(PageReader):
         return F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).mT
 
 
+class StripsFirst(TrainerCallback):
+    """A tower's attention is to strips, then to whole tiles."""
+
+    def __init__(self, vision_model: nn.Module):
+        self.vision_model = vision_model
+
+    def on_train_begin(self, args, state, control, **_):
+        cut_into_strips(self.vision_model)
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == int(IN_STRIPS * state.max_steps):
+            self.vision_model.set_attn_implementation("eager")
+
+
 def train(
-    trainer_class, module: nn.Module, optimizer, collator, dataset, output: Path, batch_size: int, seed: int
+    trainer_class,
+    module: nn.Module,
+    optimizer,
+    collator,
+    dataset,
+    output: Path,
+    batch_size: int,
+    seed: int,
+    callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Trainer:
     """Down a cosine; several processes each take their share of a step's samples."""
     on_cpu = not torch.accelerator.is_available()
@@ -136,6 +161,7 @@ def train(
         collator,
         dataset,
         optimizers=(optimizer, None),
+        callbacks=list(callbacks),
     )  # fmt: skip
     started = time.perf_counter()
     trainer.train()
@@ -159,7 +185,8 @@ def see(args: argparse.Namespace, output: Path) -> None:
     collator = NamingCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
     optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
-    trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed)
+    strips = StripsFirst(reader.vision_model)
+    trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed, (strips,))
     if not trainer.is_world_process_zero():
         return
     save_file(get_peft_model_state_dict(model), output / ADAPTER)

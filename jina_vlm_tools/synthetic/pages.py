@@ -199,15 +199,15 @@ def make_lines(rng: random.Random) -> Page:
     size = (rng.randint(300, 440), rng.randint(300, 440))
     texts, y = [], rng.uniform(14, 44)
     while y < size[1] - 14:
-        font_size, x = rng.randint(SIZES[0] - 2, SIZES[1]), rng.uniform(4, 60)
+        font_size, x = rng.randint(SIZES[0] - 2, SIZES[1]), rng.uniform(4, 40)
         while True:
             text = random_number(rng) if rng.random() < 0.4 else random_word(rng, None)
             width = ADVANCE * font_size * len(text)
             if x + width > size[0] - 2:
                 break
             texts.append(Text(text, (x + width / 2, y), font_size))
-            x += width + rng.uniform(34, 60)
-        y += rng.uniform(46, 60)
+            x += width + rng.uniform(18, 48)
+        y += rng.uniform(32, 48)
     return Page("lines", _empty(rng, size), tuple(texts))
 
 

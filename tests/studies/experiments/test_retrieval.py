@@ -3,21 +3,24 @@
 import dataclasses
 import random
 import sys
+import types
 
 import jina_vlm
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerState
 
 from experiments import searching, train_retrieval
 from experiments.eval_retrieval import evaluate, first_is_relevant, held_out, interval, ndcg, rank_again
 from experiments.fact_vectors import (
     AMOUNT,
+    TURNS,
     FactVectors,
     Meeting,
+    around,
     attributes,
     distance,
-    once_around,
     pad,
     shares,
     shown,
@@ -25,7 +28,8 @@ from experiments.fact_vectors import (
 )
 from experiments.searching import TELLING, Asked, Learner, best_matches, different, is_whole, told
 from experiments.seeing import unit
-from experiments.train_retrieval import NamingCollator, PageNamer, make_model
+from experiments.strips import attention_in_strips
+from experiments.train_retrieval import NamingCollator, PageNamer, StripsFirst, make_model
 from experiments.visual_rag import make_documents, make_questions
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.embedder import JinaVLMEmbedder
@@ -120,7 +124,7 @@ def test_states_of_what_is_shown_have_no_distance_and_their_mean_is_the_facts():
     pages = [shown(task_page(task, rng, TRAINING_PAIRS)) for task in ("shapes", "tables")]
     facts = pad([attributes(fact) for page in pages for fact, _ in page])
     parts = torch.block_diag(*(shares([middle for _, middle in page]) for page in pages))
-    nothing = once_around((torch.arange(14) + 0.5) / 14).repeat(28, 1)
+    nothing = around((torch.arange(14) + 0.5) / 14).repeat(28, 1)
     states = (parts @ meeting.vectors(facts))[:, :-2]
     states = states / (states.norm(dim=-1, keepdim=True) / 0.98).clamp(min=1)
     states = torch.cat([states, (1 - states.square().sum(-1, keepdim=True)).sqrt() * nothing], 1)
@@ -176,6 +180,32 @@ def test_a_page_of_one_tile_is_named_by_its_own_things():
     assert torch.allclose(asked[0, -1], patches[0, -1], atol=1e-6)
 
 
+def test_attention_in_strips_is_attention_to_what_lies_in_the_strip():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 27 * 27, 8)
+    rows = torch.arange(27 * 27) // 27
+    for shift in (0, 4):
+        strips = (rows - shift) % 27 // 9
+        module = types.SimpleNamespace(shift=shift)
+        found, _ = attention_in_strips(module, query, key, value, None, scaling=8**-0.5)
+        together = strips[:, None] == strips
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, together)
+        assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
+
+
+def test_a_tower_attends_to_strips_first_and_then_to_all():
+    tower = make_model(str(TINY)).get_base_model().model.vision_model
+    image = draw_page(Searches(1, ("tables",), first_seed=0)[0][0]["page"])
+    pixels = jina_vlm.JinaVLMImageProcessor()(image, max_tiles=1, return_tensors="pt")["pixel_values"][:1]
+    callback, whole = StripsFirst(tower), tower(pixels).last_hidden_state
+    callback.on_train_begin(None, None, None)
+    callback.on_step_begin(None, TrainerState(global_step=3, max_steps=10), None)
+    assert not torch.allclose(tower(pixels).last_hidden_state, whole, atol=1e-2)
+    last = int(10 * train_retrieval.IN_STRIPS)
+    callback.on_step_begin(None, TrainerState(global_step=last, max_steps=10), None)
+    assert torch.allclose(tower(pixels).last_hidden_state, whole, atol=1e-4)
+
+
 def test_facts_vectors_leave_the_last_two_dimensions_to_nothing():
     vectors = FactVectors(8)
     facts = [[1, 40], [2], [3, 70, 80]]
@@ -185,8 +215,10 @@ def test_facts_vectors_leave_the_last_two_dimensions_to_nothing():
 
 
 def test_nothing_goes_around_or_lies_on_two_sides_and_is_nothing_in_sum():
-    around = once_around((torch.arange(7) + 0.5) / 7)
-    assert torch.allclose(around.norm(dim=-1), torch.ones(7)) and around.sum(0).abs().max() < 1e-5
+    each = around(TURNS * (torch.arange(14) + 0.5) / 14)
+    assert torch.allclose(each.norm(dim=-1), torch.ones(14)) and each.sum(0).abs().max() < 1e-5
+    beside = shares([(0.3, 0.6)]).unflatten(0, (14, 14)).sum(0)[:, 0]  # columns' parts of one thing
+    assert (beside @ each).norm() < 0.5 * beside.sum()
     assert torch.allclose(two_sides(4), torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]), atol=1e-6)
     assert two_sides(0).shape == (0, 2)
 
@@ -219,8 +251,10 @@ def learner(tmp_path_factory):
     return Learner(make_model(str(TINY)), processor, TELLING, tmp_path_factory.mktemp("learner"))
 
 
-def test_queries_are_read_as_they_are_embedded(learner):
-    texts = ["a red star on the left and the word KATZE", "eine Zahl"]
+def test_queries_are_read_as_they_are_embedded(learner, monkeypatch):
+    """In their order, though the shortest are read first."""
+    monkeypatch.setattr(searching, "READ_TOGETHER", 2)
+    texts = ["a red star on the left and the word KATZE", "eine Zahl", "el número 7"]
     states, mask, places = learner.read([Query(frozenset(), "en", text) for text in texts])
     inputs = dict(prepare(learner.processor, texts, "query"))
     with torch.no_grad():
@@ -297,7 +331,7 @@ def test_a_near_miss_keeps_what_it_must():
 
 def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
     """A few steps each: what comes out is a retrieval folder."""
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)  # for speed alone, after minutes
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # for speed alone, after minutes
     for name in ("MEETING_FACTS", "NAMING", "TELLING", "SEARCHING"):
         monkeypatch.setattr(searching, name, dataclasses.replace(getattr(searching, name), steps=2, pairs=2))
     for stage in train_retrieval.STAGES:

@@ -203,14 +203,15 @@ def test_token_labels_of_shapes():
 
 
 def test_labels_of_texts():
-    """The patches under a character's middle have its number; the tokens about a word all of its characters."""
+    """The patches under a character's middle have its number; the tokens about a word all of its characters,
+    from its middle."""
     page = Page("board", Scene((378, 378), (255, 255, 255), ()), (Text("A7", (189.0, 63.0), 28, place="top"),))
     patches = patch_labels(page).unflatten(0, (27, 27))
     assert patches[4, 12] == 11 and patches[4, 14] == 8 and set(patches[:3].flatten().tolist()) == {0}
     labels = labels_of(page)
     there = labels["character 0"] > 0
     assert 4 <= there.sum() <= 12 and there[2, 6]
-    for index, number in enumerate((11, 8, 37, 37, 37, 37)):
+    for index, number in enumerate((37, 37, 11, 8, 37, 37)):
         assert set(labels[f"character {index}"][there].tolist()) == {number}
 
 
