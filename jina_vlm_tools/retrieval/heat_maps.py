@@ -28,18 +28,18 @@ class HeatMap:
     Args:
         image (`Image.Image`): RGB, upright.
         words (`list[str]`): Of the query.
-        similarity (`torch.Tensor` [words, rows, columns]): The best cosine of a word's tokens with each token of the
-            image's tiles, which are one grid. Those that match the prompt around the image better are left out: a word
-            of no others has 0 everywhere.
+        rise (`torch.Tensor` [words, rows, columns]): By how much the best cosine of a word's tokens with each token of
+            the image's tiles, which are one grid, is above their best with the prompt around the image; at least 0.
     """
 
     image: Image.Image
     words: list[str]
-    similarity: torch.Tensor
+    rise: torch.Tensor
 
     def draw(self, words: Sequence[int] | None = None) -> Image.Image:
         """The image, with color where these words, by their numbers, match best; all where none are named. What
-        matches as the image does on the whole has no color, and a word that matches everywhere alike has little.
+        matches as the image does on the whole has no color, and words that match little better than the prompt around
+        the image have little, alone too.
 
         Raises:
             ValueError: there is no such word.
@@ -47,9 +47,8 @@ class HeatMap:
         numbers = list(range(len(self.words))) if words is None else list(words)
         if wrong := [number for number in numbers if not 0 <= number < len(self.words)]:
             raise ValueError(f"`words` are numbers from 0 to {len(self.words) - 1}, got {wrong}.")
-        maps = self.similarity[numbers]
-        rise = maps - maps.flatten(1).median(1).values[:, None, None]
-        heat = (rise.amax(0) / rise.amax().clamp(min=1e-6)).clamp(0, 1).numpy()
+        rise = self.rise - self.rise.flatten(1).median(1).values[:, None, None]
+        heat = (rise[numbers].amax(0) / rise.amax().clamp(min=1e-6)).clamp(0, 1).numpy()
         size = self.image.size
         opacity = Image.fromarray(np.uint8(255 * STRONGEST * heat)).resize(size, Image.BICUBIC)
         return Image.composite(Image.new("RGB", size, WARM), self.image, opacity)
@@ -89,11 +88,10 @@ def compare(
     is_image = ids == embedder.model.config.image_token_id
     matches = asked @ shown.T
     on_image, around = matches[:, is_image], matches[:, ~is_image]
-    # Late interaction counts a token's best match alone, and words like "the" have it outside the image.
-    is_seen = on_image.amax(1) >= around.amax(1)
-    maps = torch.where(is_seen[:, None], on_image[:, -rows * columns :], -torch.inf)  # after the thumbnail's
-    similarity = torch.stack([maps[tokens].amax(0) for tokens in tokens_of])
-    return HeatMap(image, words, similarity.nan_to_num(neginf=0.0).unflatten(1, (rows, columns)))
+    # Late interaction counts a token's best match alone, and words like "the" have it outside the image, or nearly so.
+    maps = on_image[:, -rows * columns :] - around.amax(1, keepdim=True)  # after the thumbnail's
+    rise = torch.stack([maps[tokens].amax(0) for tokens in tokens_of]).clamp(min=0)
+    return HeatMap(image, words, rise.unflatten(1, (rows, columns)))
 
 
 def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:

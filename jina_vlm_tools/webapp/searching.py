@@ -270,7 +270,7 @@ class Library:
         heat_map = compare(self.embedder, question, image, asked, vectors)
         shown = image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        return Hit(file, page, score, HeatMap(shown, heat_map.words, heat_map.similarity))
+        return Hit(file, page, score, HeatMap(shown, heat_map.words, heat_map.rise))
 
     def choose(self, number: int) -> None:
         """Begin `chat`, a new one, in which the page with this number in `found` answers the question.

@@ -133,7 +133,7 @@ def _image(hit: Hit, word: int | None, side: int | None) -> str:
     image = hit.heat_map.image.copy()
     if side is not None:
         image.thumbnail((side, side))
-    drawn = HeatMap(image, hit.heat_map.words, hit.heat_map.similarity).draw(None if word is None else [word])
+    drawn = HeatMap(image, hit.heat_map.words, hit.heat_map.rise).draw(None if word is None else [word])
     what = "all words match" if word is None else f"“{hit.heat_map.words[word]}” matches"
     return (
         f'<img src="{image_uri(drawn)}" width="{drawn.width}" height="{drawn.height}" '

@@ -122,7 +122,7 @@ def test_heat_maps_are_the_embedders(full, embedder):
     hit = full.found.hits[0]
     expected = embedder.heat_map(QUESTION, hit.file.draw(hit.page))
     assert hit.heat_map.words == expected.words
-    torch.testing.assert_close(hit.heat_map.similarity, expected.similarity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(hit.heat_map.rise, expected.rise, atol=1e-5, rtol=0)
 
 
 def test_each_page_answers_as_the_chat_does(full, loaded):
