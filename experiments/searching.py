@@ -223,10 +223,11 @@ class Learner:
         )  # fmt: skip
         places = inputs.pop("offset_mapping") - len(self.before)
         ids, mask, states = inputs["input_ids"], inputs["attention_mask"], []
-        order = mask.sum(1).argsort()
+        lengths = mask.sum(1)
+        order = lengths.argsort()
         with torch.autocast("cpu", torch.bfloat16):
             for which in order.split(READ_TOGETHER):
-                length = int(mask[which].sum(1).max())
+                length = int(lengths[which[-1]])
                 read = self.base(input_ids=ids[which, :length], attention_mask=mask[which, :length], use_cache=False)
                 states.append(F.pad(read.last_hidden_state.float(), (0, 0, 0, ids.shape[1] - length)))
         return torch.cat(states)[order.argsort()], mask.bool(), places

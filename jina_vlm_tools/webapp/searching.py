@@ -1,6 +1,7 @@
 """Files of one user, found by a question page by page, with the weights that answer. Knows nothing of the page."""
 
 import copy
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -270,7 +271,7 @@ class Library:
         heat_map = compare(self.embedder, question, image, asked, vectors)
         shown = image.copy()
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        return Hit(file, page, score, HeatMap(shown, heat_map.words, heat_map.rise))
+        return Hit(file, page, score, dataclasses.replace(heat_map, image=shown))
 
     def choose(self, number: int) -> None:
         """Begin `chat`, a new one, in which the page with this number in `found` answers the question.

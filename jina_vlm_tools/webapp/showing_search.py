@@ -1,9 +1,8 @@
 """What the tab for searching shows, as HTML: what was read, a question's words, and pages with their heat maps."""
 
+import dataclasses
 import html
 from collections.abc import Iterator
-
-from jina_vlm_tools.retrieval.heat_maps import HeatMap
 
 from .searching import MAX_PAGES, Found, Hit, Library
 from .showing import image_uri
@@ -133,7 +132,7 @@ def _image(hit: Hit, word: int | None, side: int | None) -> str:
     image = hit.heat_map.image.copy()
     if side is not None:
         image.thumbnail((side, side))
-    drawn = HeatMap(image, hit.heat_map.words, hit.heat_map.rise).draw(None if word is None else [word])
+    drawn = dataclasses.replace(hit.heat_map, image=image).draw(None if word is None else [word])
     what = "all words match" if word is None else f"“{hit.heat_map.words[word]}” matches"
     return (
         f'<img src="{image_uri(drawn)}" width="{drawn.width}" height="{drawn.height}" '

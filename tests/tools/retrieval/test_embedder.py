@@ -252,3 +252,4 @@ def test_a_word_that_matches_the_image_little_better_than_the_prompt_has_little_
     drawn = [np.asarray(each, dtype=float) for each in (heat.draw(), heat.draw([1]), heat.draw([0]), image)]
     assert np.abs(drawn[0] - drawn[1]).max() < 10 < np.abs(drawn[1] - drawn[3]).max()
     assert np.abs(drawn[2] - drawn[3]).max() < 10
+    assert heat.draw([0]) != image
