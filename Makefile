@@ -115,7 +115,7 @@ train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from re
 train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (three quarters of an hour on a CPU)
 	$(RUN) -m experiments.train_retrieval meeting --output runs/retrieval
 	for stage in seeing looking; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
-	for stage in naming telling searching writing; do $(RUN) -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
+	for stage in naming telling writing; do $(RUN) -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
 	$(RUN) -m experiments.eval_retrieval runs/retrieval/writing/tiny-retrieval
 
 train-small: $(VENV)/ready  ## teach it to read: numbers, words, tables, charts, small print, six languages (hours on a CPU)

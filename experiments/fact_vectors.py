@@ -180,11 +180,6 @@ def around(turns: torch.Tensor) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def two_sides(number: int) -> torch.Tensor:
-    """[number, 2]: half of them opposite to the others."""
-    return around((2 * torch.arange(number) >= number) / 2)
-
-
 def distance(similar: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     """A loss that brings vectors to one target each, and away from the others, of their cosines [vectors, targets]."""
     return F.cross_entropy(similar / TEMPERATURE, which) + (1 - similar.gather(1, which[:, None])).mean()

@@ -2,8 +2,8 @@
 
 `meeting`: facts' vectors learn to find pages that are made of them. `naming`: pages, as the tower sees them, learn to
 be found by these vectors, by the adapter of the connector and the projector, and the vectors learn what can be told
-apart there. `telling`: the decoder's adapter learns to bring queries there; it needs no pages, whose facts' vectors
-stand for them. `searching`: all learn from each other, by the joint loss.
+apart there. `telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for pages, of which
+it reads only the words around an image, which learn to be nothing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from jina_vlm_tools.retrieval.inputs import to_chat
-from jina_vlm_tools.retrieval.losses import agreement, info_nce, matryoshka
+from jina_vlm_tools.retrieval.losses import info_nce, matryoshka
 from jina_vlm_tools.retrieval.scores import cut, pool
 from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
@@ -33,13 +33,14 @@ from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about
 from jina_vlm_tools.training.muon import OTHERS, Muon
 
 from .eval_retrieval import held_out, ndcg
-from .fact_vectors import TEMPERATURE, Meeting, attributes, distance, owners_of, pad, shares, shown, two_sides
+from .fact_vectors import TEMPERATURE, Meeting, around, attributes, distance, owners_of, pad, shares, shown
 
 
 WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
-READ = 6  # pages of a step that the decoder reads, for the words around an image: all pages' are nearly the same
+AROUND_FIRST = 300  # steps of telling, in which each token around an image learns where to be
+IN_SUM = 0.05  # of the loss: how long what shows nothing is in sum
 READ_TOGETHER = 48  # queries
 
 
@@ -54,9 +55,8 @@ class Settings:
 
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
-NAMING = Settings(600, 12, 1e-2, ("connector",))
+NAMING = Settings(900, 12, 1e-2, ("connector",))
 TELLING = Settings(1600, 24, 2e-2, ("language_model",))
-SEARCHING = Settings(400, 12, 4e-3, ("connector", "language_model"))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
@@ -78,20 +78,30 @@ class Pages:
         self.seen = {}
         for file in sorted(looked.glob("pages-*.safetensors")):
             self.seen |= load_file(file)
-        self.rng, self.left = rng, []
+        self.rng, self.left, self.by_length = rng, [], {}
+        for name, prompt in self.seen.items():
+            if name.endswith(".prompt"):
+                self.by_length.setdefault(len(prompt), []).append(name.removesuffix(".prompt"))
 
-    def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Pages in a random order, each once before any again: with their tiles' features, positions and prompts."""
+    def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
+        """Pages in a random order, each once before any again: with their tiles' features and positions."""
         if len(self.left) < pairs:
             self.left = self.rng.sample(range(len(self.pairs)), len(self.pairs))
         places = [(index, half) for index in [self.left.pop() for _ in range(pairs)] for half in range(2)]
         pages = [self.pairs[index][half] for index, half in places]
-        features, which, positions, prompts = (
-            [self.seen[f"{index}.{half}.{name}"] for index, half in places]
-            for name in ("features", "which", "positions", "prompt")
-        )
-        of_tiles = [of_page[tiles] for of_page, tiles in zip(features, which, strict=True)]
-        return pages, torch.cat(of_tiles).float(), positions, prompts
+        seen = [self._tiles(f"{index}.{half}") for index, half in places]
+        return pages, torch.cat([features for features, _ in seen]), [positions for _, positions in seen]
+
+    def of_each_length(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One page, of each length of a prompt in turn: its tiles' features, positions and prompt."""
+        lengths = sorted(self.by_length)
+        place = self.rng.choice(self.by_length[lengths[step % len(lengths)]])
+        return *self._tiles(place), self.seen[f"{place}.prompt"]
+
+    def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and positions of a page's tiles."""
+        features, which, positions = (self.seen[f"{place}.{name}"] for name in ("features", "which", "positions"))
+        return features[which].float(), positions
 
 
 @dataclass
@@ -200,19 +210,13 @@ class Learner:
         grid = [(torch.arange(size) + 0.5) / size for size in (columns, rows)]
         return torch.cat([shares(middles), shares(middles, *grid)])
 
-    def read_around(self, images: list[torch.Tensor], prompts: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Last states of all that is no image token, of each page. Pages of one length are read together: padding
-        would double the time."""
-        around: list = [None] * len(prompts)
+    def read_around(self, image: torch.Tensor, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last states [tokens, hidden] of all that is no image token of a page, and where in its prompt these are."""
+        seen = BaseModelOutputWithPooling(pooler_output=[image])
         with torch.autocast("cpu", torch.bfloat16):
-            for length in sorted({len(prompt) for prompt in prompts}):
-                which = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-                seen = BaseModelOutputWithPooling(pooler_output=[images[index] for index in which])
-                ids = torch.stack([prompts[index] for index in which])
-                read = self.base(input_ids=ids, mm_encoder_outputs={"image": seen}, use_cache=False)
-                for index, of_page in zip(which, read.last_hidden_state.float(), strict=True):
-                    around[index] = of_page[prompts[index] != self.model.config.image_token_id]
-        return around
+            read = self.base(input_ids=prompt[None], mm_encoder_outputs={"image": seen}, use_cache=False)
+        places = (prompt != self.model.config.image_token_id).nonzero()[:, 0]
+        return read.last_hidden_state[0, places].float(), places
 
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2].
@@ -259,35 +263,50 @@ class Learner:
 
 
 def naming_terms(
-    learner: Learner,
-    pages: list[Page],
-    positions: list[torch.Tensor],
-    images: list[torch.Tensor],
-    around: list[torch.Tensor] | None = None,
+    learner: Learner, pages: list[Page], positions: list[torch.Tensor], images: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Pages are found by the vectors of facts, of each alone and of several; each token is told what it shows.
 
     Args:
         images: States [tokens, hidden] of each page's image tokens.
-        around: Of those around them, which show nothing; by default there are none.
     """
     meeting = learner.meeting
     asked = Asked.of_facts(pages, learner.rng)
     sought = asked.sought
     named = meeting.project(meeting.vectors([numbers for facts in sought for numbers in facts]))
     owners = owners_of(torch.tensor([len(facts) for facts in sought]))
-    around = around or [image[:0] for image in images]
-    states = [torch.cat(both) for both in zip(images, around, strict=True)]
-    tokens, dense = [meeting.project(state) for state in states], torch.stack([state.mean(0) for state in states])
-    found, parts, nothing = [shown(page) for page in pages], [], []
-    for each, place, image, others in zip(found, positions, images, around, strict=True):
-        parts.append(F.pad(learner.shares([middle for _, middle in each], place), (0, 0, 0, len(others))))
-        nothing += [F.normalize(image[:, -2:].detach(), dim=-1), two_sides(len(others))]
+    tokens, dense = [meeting.project(image) for image in images], torch.stack([image.mean(0) for image in images])
+    found = [shown(page) for page in pages]
+    parts = [learner.shares([middle for _, middle in each], at) for each, at in zip(found, positions, strict=True)]
     facts = pad([attributes(fact) for each in found for fact, _ in each])
+    nothing = torch.cat([F.normalize(image[:, -2:].detach(), dim=-1) for image in images])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
         "dense facts": matryoshka(meeting.vectors.sums(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
-        **meeting.name(states, facts, torch.block_diag(*parts), torch.cat(nothing)),
+        "nothing": IN_SUM * in_sum(images)[1],
+        **meeting.name(images, facts, torch.block_diag(*parts), nothing),
+    }
+
+
+def in_sum(all_states: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """How long states [tokens, hidden] are in sum, in tokens: outside of the plane of nothing, and there."""
+    sums = torch.stack([F.normalize(states, dim=-1).sum(0) for states in all_states])
+    return sums[:, :-2].norm(dim=-1).mean(), sums[:, -2:].norm(dim=-1).mean()
+
+
+def around_terms(learner: Learner, looked: Pages, step: int) -> dict[str, torch.Tensor]:
+    """What is around an image shows nothing, and is nothing in sum, however much there is: from token to token it goes
+    around the plane of nothing. A decoder can learn that, as it turns by as much as the second pair of rotary
+    embeddings. By the first, a radian a token, all ends of rows of 24 tokens would lie on one side."""
+    features, positions, prompt = looked.of_each_length(step)
+    with torch.no_grad():
+        image = learner.connect(features, [positions])[0]
+    read, places = learner.read_around(image, prompt)
+    turn = learner.base.language_model.rotary_emb.inv_freq[1]
+    targets = F.pad(around(places * turn / (2 * math.pi)), (read.shape[1] - 2, 0))
+    return {
+        "around": (F.normalize(read, dim=-1) - targets).square().sum(-1).mean(),
+        "nothing around": (step >= AROUND_FIRST) * IN_SUM * sum(in_sum([read])),
     }
 
 
@@ -321,6 +340,7 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
         "told": info_nce(found, asked.own, asked.relevant, SHARP),
         "words": distance(words[at] @ meeting.project(meeting.vectors([*map(attributes, said)])).T, which),
         "others": (1 - nothing[others]).mean(),
+        "nothing": IN_SUM * in_sum([of_query[real] for of_query, real in zip(states, mask, strict=True)])[1],
         "dense told": matryoshka(dense, pages, asked.own, asked.relevant, DIMS, DENSE),
         "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
     }
@@ -375,7 +395,7 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions, _ = looked.next(NAMING.pairs)
+        pages, features, positions = looked.next(NAMING.pairs)
         return naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
 
     learner.learn(terms)
@@ -386,37 +406,10 @@ def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> No
     learner = Learner(model, processor, TELLING, output, args.seed)
     learner.load(args.output / "naming")
     learner.meeting.requires_grad_(False)
-
-    def terms(step: int) -> dict[str, torch.Tensor]:
-        asked = Asked.about(draw_pages(TELLING, step, args.searches), learner.rng)
-        return telling_terms(learner, asked, *learner.read(asked.queries))
-
-    learner.learn(terms)
-
-
-def search_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    learner = Learner(model, processor, SEARCHING, output, args.seed)
-    learner.load(args.output / "telling")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        pages, features, positions, prompts = looked.next(SEARCHING.pairs)
-        asked = Asked.about(pages, learner.rng)
-        connected = learner.connect(features, positions)
-        images = learner.look(connected)
-        read = learner.read_around(connected[:READ], prompts[:READ])
-        around = [read[index % READ] for index in range(len(images))]
-        wholes = [torch.cat(both) for both in zip(images, around, strict=True)]
-        states, mask, places = learner.read(asked.queries)
-        tokens = [learner.meeting.project(page) for page in wholes]
-        late = best_matches(learner.meeting.project(states[mask]), owners_of(mask.sum(1)), tokens)
-        dense, of_pages = pool(states, mask), torch.stack([page.mean(0) for page in wholes])
-        return {
-            "late": info_nce(late, asked.own, asked.relevant, SHARP),
-            "dense": matryoshka(dense, of_pages, asked.own, asked.relevant, DIMS, DENSE),
-            "agreement": 0.5 * agreement(cut(dense) @ cut(of_pages).T, late, DENSE),
-            **naming_terms(learner, pages, positions, images, around),
-            **telling_terms(learner, asked, states, mask, places),
-        }
+        asked = Asked.about(draw_pages(TELLING, step, args.searches), learner.rng)
+        return telling_terms(learner, asked, *learner.read(asked.queries)) | around_terms(learner, looked, step)
 
     learner.learn(terms)

@@ -3,12 +3,12 @@
 All learn by adapters, and its own weights stay. Facts have vectors, which learn first to find pages made of them
 (`meeting`). It has never seen a letter: so the adapters of tower and connector learn what lies where on a page, and to
 bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and learn to be found by
-what they show (`naming`), queries learn to say what they ask for (`telling`), and both learn from each other, by the
-joint loss of jina-embeddings-v4's paper (`searching`). What is written lies in `writing/tiny-retrieval`.
+what they show (`naming`), and queries learn to say what they ask for (`telling`). What is written lies in
+`writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
 them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
-decoder, and `searching` alone runs it on pages, for the words around an image.
+decoder, and `telling` runs it on one page a step, for the words around an image.
 """
 
 import argparse
@@ -46,7 +46,6 @@ from .searching import (
     WIDTH,
     meet_facts,
     name_pages,
-    search_pages,
     tell_queries,
     train_only,
 )
@@ -231,7 +230,7 @@ def meet(stage: Callable, before: str | None, args: argparse.Namespace, output: 
 
 def write(args: argparse.Namespace, output: Path) -> None:
     """The retrieval folder, in bfloat16."""
-    trained, model = args.output / "searching", make_model(args.model)
+    trained, model = args.output / "telling", make_model(args.model)
     set_peft_model_state_dict(model, load_file(trained / ADAPTER))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -248,7 +247,6 @@ STAGES = {
     "looking": look,
     "naming": functools.partial(meet, name_pages, "seeing"),
     "telling": functools.partial(meet, tell_queries, "naming"),
-    "searching": functools.partial(meet, search_pages, "telling"),
     "writing": write,
 }
 

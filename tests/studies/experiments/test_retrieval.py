@@ -1,6 +1,7 @@
 """What the small retriever is trained on and measured by: queries, relevance, measures, documents to answer from."""
 
 import dataclasses
+import functools
 import random
 import sys
 import types
@@ -24,9 +25,20 @@ from experiments.fact_vectors import (
     pad,
     shares,
     shown,
-    two_sides,
 )
-from experiments.searching import TELLING, Asked, Learner, best_matches, different, is_whole, told
+from experiments.searching import (
+    AROUND_FIRST,
+    TELLING,
+    Asked,
+    Learner,
+    Pages,
+    around_terms,
+    best_matches,
+    different,
+    in_sum,
+    is_whole,
+    told,
+)
 from experiments.seeing import unit
 from experiments.strips import attention_in_strips
 from experiments.train_retrieval import NamingCollator, PageNamer, StripsFirst, make_model
@@ -214,13 +226,11 @@ def test_facts_vectors_leave_the_last_two_dimensions_to_nothing():
     assert torch.allclose(vectors.sums([facts, facts[1:2]]), torch.stack([each.sum(0), each[1]]), atol=1e-6)
 
 
-def test_nothing_goes_around_or_lies_on_two_sides_and_is_nothing_in_sum():
+def test_nothing_goes_around_and_is_nothing_in_sum():
     each = around(TURNS * (torch.arange(14) + 0.5) / 14)
     assert torch.allclose(each.norm(dim=-1), torch.ones(14)) and each.sum(0).abs().max() < 1e-5
     beside = shares([(0.3, 0.6)]).unflatten(0, (14, 14)).sum(0)[:, 0]  # columns' parts of one thing
     assert (beside @ each).norm() < 0.5 * beside.sum()
-    assert torch.allclose(two_sides(4), torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]), atol=1e-6)
-    assert two_sides(0).shape == (0, 2)
 
 
 def test_vectors_at_their_targets_have_next_to_no_distance():
@@ -277,14 +287,52 @@ def test_pages_are_read_as_they_are_embedded(learner):
     with torch.no_grad():
         features = torch.cat([tower.vision_model(inputs["pixel_values"]).last_hidden_state for inputs in each])
         connected = learner.connect(features, positions)
-        looked, around = learner.look(connected), learner.read_around(connected[:2], prompts[:2])
-        assert len(looked) == 3 and len(around) == 2
+        looked = learner.look(connected)
+        assert len(looked) == 3
         for index, inputs in enumerate(each):
             expected = tower(**inputs, use_cache=False).last_hidden_state[0]
+            around, places = learner.read_around(connected[index], prompts[index])
             are_image = prompts[index] == learner.model.config.image_token_id
-            for states, where in zip((looked, around)[: 1 + (index < 2)], (are_image, ~are_image), strict=False):
-                assert states[index].shape == expected[where].shape
-                assert (states[index] - expected[where]).abs().max() < 0.05 * expected.abs().max()  # bfloat16
+            assert places.equal((~are_image).nonzero()[:, 0])
+            for states, where in ((looked[index], are_image), (around, ~are_image)):
+                assert states.shape == expected[where].shape
+                assert (states - expected[where]).abs().max() < 0.05 * expected.abs().max()  # bfloat16
+
+
+def test_what_is_around_an_image_goes_around_with_rotary_embeddings_and_is_nothing_in_sum(learner, monkeypatch):
+    """Pages of each length of a prompt have their turn."""
+    prompts = [torch.full((length,), learner.model.config.image_token_id) for length in (40, 60, 90)]
+    for prompt in prompts:
+        prompt[:20], prompt[-8::5] = 1, 2
+    looked = Pages.__new__(Pages)
+    looked.rng, looked.by_length = (
+        random.Random(0),
+        {len(prompt): [str(index)] for index, prompt in enumerate(prompts)},
+    )
+    looked.seen = {}
+    for index, prompt in enumerate(prompts):
+        looked.seen |= {f"{index}.features": torch.zeros(1, 4), f"{index}.which": torch.zeros(1, dtype=torch.int64)}
+        looked.seen |= {f"{index}.positions": torch.zeros(1, 4), f"{index}.prompt": prompt}
+    assert [len(looked.of_each_length(step)[2]) for step in range(4)] == [40, 60, 90, 40]
+
+    def read(turn, image, prompt):
+        places = (prompt < 3).nonzero()[:, 0]
+        return torch.stack([0 * places, (turn * places).cos(), (turn * places).sin()], 1), places
+
+    monkeypatch.setattr(learner, "connect", lambda features, positions: [features])
+    first, later = {}, {}
+    for turn in (10 ** (-6 / 32), 0.0):  # of 32 pairs, down to a millionth; on one side
+        monkeypatch.setattr(learner, "read_around", functools.partial(read, turn))
+        first[turn], later[turn] = (around_terms(learner, looked, step) for step in (0, AROUND_FIRST))
+        assert not first[turn]["nothing around"]
+    turned, on_one_side = later.values()
+    assert turned["around"] < 1e-9 and on_one_side["around"] > 1
+    assert on_one_side["nothing around"] > 5 * turned["nothing around"] > 0
+
+
+def test_what_is_nothing_in_sum_has_no_length():
+    facts, plane = in_sum([torch.tensor([[0.0, 0, 3], [0, 0, -5]]), torch.tensor([[2.0, 0, 0], [0, 1, 0]])])
+    assert torch.allclose(torch.stack([facts, plane]), torch.tensor([0.5, 0.5]))
 
 
 def test_the_last_token_of_each_phrase_is_told_what_it_says(learner):
@@ -332,7 +380,7 @@ def test_a_near_miss_keeps_what_it_must():
 def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
     """A few steps each: what comes out is a retrieval folder."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # for speed alone, after minutes
-    for name in ("MEETING_FACTS", "NAMING", "TELLING", "SEARCHING"):
+    for name in ("MEETING_FACTS", "NAMING", "TELLING"):
         monkeypatch.setattr(searching, name, dataclasses.replace(getattr(searching, name), steps=2, pairs=2))
     for stage in train_retrieval.STAGES:
         arguments = [stage, "--output", str(tmp_path), "--pages", "16", "--searches", "4"]
