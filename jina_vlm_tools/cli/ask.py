@@ -212,6 +212,12 @@ def answer_from_index(args: argparse.Namespace) -> None:
         with progress.step("image", "Drawing the page" if top == 1 else "Drawing the pages"):
             opened = [searcher.draw(one.page, finest) for one in found]
             described = describe_images(conversation.processor, opened, **settings)
+        tokens, most = sum(facts["tokens"] for facts in described), conversation.processor.tokenizer.model_max_length
+        if len(found) > 1 and tokens > most:
+            raise ValueError(
+                f"{len(found)} pages have {tokens:,} tokens, the model takes {most:,}. Ask about fewer (--top N) or "
+                "of fewer tiles each (--max-tiles N)."
+            )
         names = [str(one.page) for one in found]
         heading = "; ".join(names) + (f": {prompt}" if len(args.prompt) > 1 else "")
         named = [

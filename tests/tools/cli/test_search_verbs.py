@@ -1,6 +1,7 @@
 """`index`, `search` and `ask --index`: with the small checkpoint, an adapter and a projector that learned nothing."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -199,6 +200,17 @@ def test_ask_about_several_pages_and_questions(said, papers):
     assert headings[0].endswith(f": {QUESTION}") and headings[1].endswith(": Why?")
     report = json.loads(said("ask", "--index", papers, "--top", 3, QUESTION, "--json", "--max-tokens", 1)[0])
     assert [image["rank"] for image in report["images"]] == [1, 2, 3]
+
+
+def test_more_pages_than_the_model_takes_are_refused_by_its_options(said, retrieval, tmp_path):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number in range(3):
+        Image.new("RGB", (620, 877), (0, 0, 80 * number)).save(pages / f"{number}.pdf", resolution=75)
+    said("index", pages, "--model", retrieval, "--max-tiles", 1)
+    message = stopped("ask", "--index", pages, QUESTION, "--top", 3)
+    assert re.search(r"3 pages have 5,\d+ tokens, the model takes 4,096\. Ask about fewer \(--top N\) or", message)
+    said("ask", "--index", pages, QUESTION, "--top", 2, "--max-tokens", 1)
 
 
 def test_a_store_in_the_place_of_the_index(said, papers, tmp_path):
