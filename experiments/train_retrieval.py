@@ -40,15 +40,7 @@ from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
 from .fact_vectors import PADDING, TURNS, Meeting, around, attributes, pad, shares, shown
-from .searching import (
-    ADAPTER,
-    MEETING,
-    WIDTH,
-    meet_facts,
-    name_pages,
-    tell_queries,
-    train_only,
-)
+from .searching import ADAPTER, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 from .strips import cut_into_strips
 

@@ -10,6 +10,7 @@ import jina_vlm
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerState
 
 from experiments import searching, train_retrieval
@@ -299,20 +300,17 @@ def test_pages_are_read_as_they_are_embedded(learner):
                 assert (states - expected[where]).abs().max() < 0.05 * expected.abs().max()  # bfloat16
 
 
-def test_what_is_around_an_image_goes_around_with_rotary_embeddings_and_is_nothing_in_sum(learner, monkeypatch):
+def test_what_is_around_an_image_goes_around_with_rotary_embeddings_to_nothing_in_sum(learner, monkeypatch, tmp_path):
     """Pages of each length of a prompt have their turn."""
     prompts = [torch.full((length,), learner.model.config.image_token_id) for length in (40, 60, 90)]
     for prompt in prompts:
         prompt[:20], prompt[-8::5] = 1, 2
-    looked = Pages.__new__(Pages)
-    looked.rng, looked.by_length = (
-        random.Random(0),
-        {len(prompt): [str(index)] for index, prompt in enumerate(prompts)},
-    )
-    looked.seen = {}
+    seen = {}
     for index, prompt in enumerate(prompts):
-        looked.seen |= {f"{index}.features": torch.zeros(1, 4), f"{index}.which": torch.zeros(1, dtype=torch.int64)}
-        looked.seen |= {f"{index}.positions": torch.zeros(1, 4), f"{index}.prompt": prompt}
+        seen |= {f"{index}.0.features": torch.zeros(1, 4), f"{index}.0.which": torch.zeros(1, dtype=torch.int64)}
+        seen |= {f"{index}.0.positions": torch.zeros(1, 4), f"{index}.0.prompt": prompt}
+    save_file(seen, tmp_path / "pages-0.safetensors")
+    looked = Pages(tmp_path, len(prompts), random.Random(0))
     assert [len(looked.of_each_length(step)[2]) for step in range(4)] == [40, 60, 90, 40]
 
     def read(turn, image, prompt):
