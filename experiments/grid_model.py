@@ -30,6 +30,7 @@ from jina_vlm_tools.training.collator import JinaVLMCollator
 from jina_vlm_tools.training.muon import Muon, muon_groups
 
 from .grid_data import DOMAINS, LANGUAGES, MOST, SIDE, empty, make_page, texts
+from .precision import ATTENTION, reduced_precision
 from .seeing import IGNORED, TOKEN_CLASSES, match_sizes, token_labels
 from .small_model import make_config as make_small_config
 from .small_model import make_model
@@ -155,7 +156,7 @@ def mosaic(rng: random.Random) -> dict[str, list[dict]]:
 
 
 def learn(module: nn.Module, steps: int, rate: float, loss_of, name: str) -> None:
-    """Train by Muon, in bfloat16, down a cosine; `loss_of(step)` gives a batch's loss."""
+    """Train by Muon, down a cosine; `loss_of(step)` gives a batch's loss."""
     optimizer = Muon(muon_groups(module, rate, weight_decay=0.02))
     peaks = [group["lr"] for group in optimizer.param_groups]
     started = time.perf_counter()
@@ -163,7 +164,7 @@ def learn(module: nn.Module, steps: int, rate: float, loss_of, name: str) -> Non
         share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = share * peak
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
@@ -292,7 +293,7 @@ def teach(part: str, start: Path, steps: int) -> dict[str, float]:
     torch.manual_seed(PARTS.index(part))
     processor = make_processor()
     model = make_model(make_config(processor.tokenizer, None if part == "decoder" else [DEPTH - 1])).train()
-    model.set_attn_implementation("eager")  # with bfloat16 on a CPU: 1.6 times as fast as sdpa in float32
+    model.set_attn_implementation(ATTENTION)
     if part == "decoder":
         load_start(model, start, "reader")
     found = {"tower": teach_tower, "reader": teach_reader, "decoder": teach_to_look}[part](model, processor, steps)

@@ -34,6 +34,7 @@ from jina_vlm_tools.training.muon import OTHERS, Muon
 
 from .eval_retrieval import held_out, ndcg
 from .fact_vectors import TEMPERATURE, Meeting, around, attributes, distance, owners_of, pad, shares, shown
+from .precision import reduced_precision
 
 
 WIDTH = 128  # of multi-vectors
@@ -197,7 +198,7 @@ class Learner:
 
     def connect(self, features: torch.Tensor, positions: list[torch.Tensor]) -> list[torch.Tensor]:
         """[tokens, hidden] of each page's image, as the decoder is given them."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             return self.base.get_image_features(features[:, None], torch.cat(positions)).pooler_output
 
     def look(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -213,7 +214,7 @@ class Learner:
     def read_around(self, image: torch.Tensor, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Last states [tokens, hidden] of all that is no image token of a page, and where in its prompt these are."""
         seen = BaseModelOutputWithPooling(pooler_output=[image])
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             read = self.base(input_ids=prompt[None], mm_encoder_outputs={"image": seen}, use_cache=False)
         places = (prompt != self.model.config.image_token_id).nonzero()[:, 0]
         return read.last_hidden_state[0, places].float(), places
@@ -229,7 +230,7 @@ class Learner:
         ids, mask, states = inputs["input_ids"], inputs["attention_mask"], []
         lengths = mask.sum(1)
         order = lengths.argsort()
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision():
             for which in order.split(READ_TOGETHER):
                 length = int(lengths[which[-1]])
                 read = self.base(input_ids=ids[which, :length], attention_mask=mask[which, :length], use_cache=False)

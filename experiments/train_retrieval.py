@@ -40,6 +40,7 @@ from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
 from .fact_vectors import PADDING, TURNS, Meeting, around, attributes, pad, shares, shown
+from .precision import ATTENTION, IN_BF16, reduced_precision
 from .searching import ADAPTER, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 from .strips import cut_into_strips
@@ -123,7 +124,7 @@ class StripsFirst(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == int(IN_STRIPS * state.max_steps):
-            self.vision_model.set_attn_implementation("eager")
+            self.vision_model.set_attn_implementation(ATTENTION)
 
 
 def train(
@@ -145,7 +146,7 @@ def train(
         TrainingArguments(
             str(output), num_train_epochs=1, per_device_train_batch_size=batch_size // processes,
             lr_scheduler_type="cosine", warmup_steps=30, logging_steps=25, save_strategy="no", use_cpu=on_cpu,
-            remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=["labels"], bf16=True,
+            remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=["labels"], bf16=IN_BF16,
             train_sampling_strategy="sequential", dataloader_pin_memory=False, seed=seed,
             ddp_backend="gloo" if on_cpu and processes > 1 else None,
         ),
@@ -166,7 +167,7 @@ def see(args: argparse.Namespace, output: Path) -> None:
     model = make_model(args.model)
     train_only(model, ("vision_model", "connector"))
     base = model.get_base_model()
-    base.set_attn_implementation("eager")  # compiled, with bfloat16: 0.7 of sdpa's time
+    base.set_attn_implementation(ATTENTION)
     meeting = Meeting(base.config.get_text_config().hidden_size, WIDTH)
     meeting.load_state_dict(load_file(args.output / "meeting" / MEETING))
     meeting.requires_grad_(False)
@@ -206,7 +207,7 @@ def look(args: argparse.Namespace, output: Path) -> None:
             inputs = prepare(processor, [draw_page(page)], "document")
             # A page of one tile is its thumbnail once more.
             different, which = inputs["pixel_values"].unique_consecutive(dim=0, return_inverse=True)
-            with torch.autocast("cpu", torch.bfloat16):
+            with reduced_precision():
                 features = tower(different).last_hidden_state
             tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
             tensors[f"{index}.{half}.which"] = which

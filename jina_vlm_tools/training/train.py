@@ -24,6 +24,7 @@ from .collator import JinaVLMCollator
 from .curves import draw_curves
 from .lora import add_adapters
 from .mixture import MixtureSettings, Place, Plan, Source, SourceSettings, TooManyBadSamples, padding_share, shares
+from .precision import cpu_multiplies_in_bf16
 from .settings import SettingsError
 from .stages import Stage, beside, read_stage
 from .trainer import JinaVLMTrainer, freeze, see_blank_images
@@ -177,6 +178,11 @@ def training_arguments(stage: Stage, run: Path, processes: int) -> TrainingArgum
 def shared_arguments(stage: Any, run: Path, processes: int) -> dict[str, Any]:
     """The Trainer's that all of our trainings have, by a [`Stage`] or by another that has these settings."""
     on_cpu = not torch.accelerator.is_available()
+    if stage.precision == "bf16" and on_cpu and not cpu_multiplies_in_bf16():
+        logger.warning(
+            "This CPU has no instructions for bfloat16, and takes several times as long in it as in float32. Unless "
+            "memory is short, set `precision: fp32`."
+        )
     return {
         "output_dir": str(run),
         "max_steps": stage.steps,

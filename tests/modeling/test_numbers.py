@@ -14,8 +14,9 @@ if not TINY.is_dir():
     pytest.skip("checkpoints/tiny has not been trained yet", allow_module_level=True)
 
 HALF = [torch.bfloat16, torch.float16]
-# Of logits from float32's, as a part of their norm; measured: 0.4 % and 0.05 %
-NEAR = {torch.bfloat16: 0.01, torch.float16: 0.002}
+# Of logits from float32's, as a part of their norm; measured: 0.4 % (on a CPU that has no instructions for bfloat16,
+# with sdpa: 1.6 %) and 0.05 %
+NEAR = {torch.bfloat16: 0.025, torch.float16: 0.002}
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from jina_vlm_tools.cli.main import main
 from jina_vlm_tools.cli.train import RECIPES, find_recipe
 from jina_vlm_tools.training import train as command
 from jina_vlm_tools.training.mixture import shares
+from jina_vlm_tools.training.precision import cpu_multiplies_in_bf16
 from jina_vlm_tools.training.settings import SettingsError
 from jina_vlm_tools.training.stages import PartSettings, read_stage
 from jina_vlm_tools.training.trainer import cosine, part_of, see_blank_images
@@ -615,6 +616,27 @@ local = sum(parameter.to_local().numel() for parameter in sharded.parameters())
 share = local / whole.num_parameters()
 leave({"whole": losses[:3], "sharded": losses[3:], "furthest": furthest, "share": share})
 """
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_it", "told"), [("bf16", False, True), ("fp32", False, False), ("bf16", True, False)]
+)
+def test_a_cpu_without_bfloat16_is_told_of(precision, has_it, told, write, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(command, "cpu_multiplies_in_bf16", lambda: has_it)
+    stage, _ = read_stage(write(precision=precision))
+    assert command.training_arguments(stage, tmp_path, 1).bf16 == (precision == "bf16")
+    assert ("set `precision: fp32`" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("found", "has_it"), [({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"neon": True, "bf16": True}, True)]
+)
+def test_instructions_for_bfloat16(found, has_it, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert cpu_multiplies_in_bf16() == has_it
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cpu_multiplies_in_bf16()
 
 
 def test_fsdp2_through_the_trainer(write, tmp_path, monkeypatch):
