@@ -206,8 +206,8 @@ def open_tower(start: Path):
 
 @torch.no_grad()
 def see(batch: dict[str, torch.Tensor], start: Path) -> dict[str, torch.Tensor]:
-    """A batch with what the tower makes of its tiles, in bfloat16, in which the model computes anyway. Pages are of
-    one tile, which is their thumbnail once more: it is seen once."""
+    """A batch with what the tower makes of its tiles, kept in bfloat16. Pages are of one tile, which is their
+    thumbnail once more: it is seen once."""
     if "pixel_values" not in batch:
         return batch
     with reduced_precision():

@@ -8,15 +8,16 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from benchmarks import numbers
 from jina_vlm_tools.files import TINY
+from jina_vlm_tools.training.precision import cpu_multiplies_in_bf16
 
 
 if not TINY.is_dir():
     pytest.skip("checkpoints/tiny has not been trained yet", allow_module_level=True)
 
 HALF = [torch.bfloat16, torch.float16]
-# Of logits from float32's, as a part of their norm; measured: 0.4 % (on a CPU that has no instructions for bfloat16,
-# with sdpa: 1.6 %) and 0.05 %
-NEAR = {torch.bfloat16: 0.025, torch.float16: 0.002}
+# Of logits from float32's, as a part of their norm; measured: 0.4 % and 0.05 %; in bfloat16, on a CPU that has no
+# instructions for it, 1.6 %
+NEAR = {torch.bfloat16: 0.01 if cpu_multiplies_in_bf16() else 0.025, torch.float16: 0.002}
 
 
 @pytest.fixture(scope="module")
