@@ -1,14 +1,15 @@
 """Vectors of what a page can show: where queries and pages meet while they are learned.
 
 A fact is its attributes, those that `seeing` reads off an image's tokens: "a red star on the left" has a color, a kind
-of shape and a place, "47 in cell B2" two characters, a column and a row. Its vector is the sum of theirs, of length 1.
+of shape and a place, "47 in cell B2" two characters, a column and a row. Its vector is the sum of theirs, and half as
+long are products of these, as a sum of all that a page shows does not say what belongs together. It is of length 1.
 The states of a page's tokens learn to be the vectors of what they show, and queries' words those of what they ask for:
 so words can be learned without pages, and pages without words. A page's dense vector, and a query's, is then the sum
 of its facts'.
 
 All states are of one length, and most tokens of a page show nothing. So vectors leave the states' last two dimensions
-free: there lie states of nothing, which from a tile's left to its right go around a few times, so that their mean is
-nothing, and so is that of the few in whose place something is shown.
+free: there lie states of nothing, those of every second column on the other side. So their mean is nothing, and nearly
+so is that of the few in whose place something is shown.
 """
 
 import math
@@ -31,7 +32,8 @@ AMOUNT = 3.0  # tokens of an image that show a fact, in sum
 SPREAD = 0.7  # of these around its middle, in tokens: a Gaussian's standard deviation
 TOLD, EMPTY = 0.5, 0.05  # shares of a fact from which a token is told what it shows, and to which that it is nothing
 EMPTY_TOKENS = 200  # of a step's pages, that are told so
-TURNS = 4  # of nothing, from a tile's left to its right
+PRODUCTS = 64  # of attributes
+TOGETHER = 0.5  # how long these are: words and tokens learn the sum first
 FAINT = 0.3  # what multi-vectors have, at first, of the plane of nothing
 
 
@@ -99,11 +101,15 @@ class FactVectors(nn.Module):
         super().__init__()
         self.table = nn.EmbeddingBag(PADDING + 1, hidden - 2, mode="sum", padding_idx=PADDING)
         nn.init.normal_(self.table.weight, std=hidden**-0.5)
+        self.left, self.right = (nn.Linear(hidden - 2, PRODUCTS, bias=False) for _ in range(2))
+        self.together = nn.Linear(PRODUCTS, hidden - 2, bias=False)
 
     def forward(self, numbers: torch.Tensor | list[list[int]]) -> torch.Tensor:
         """[facts, hidden] of length 1, of the attributes of each: lists, or [facts, most] filled up with `PADDING`."""
         numbers = numbers if isinstance(numbers, torch.Tensor) else pad(numbers)
-        return F.pad(F.normalize(self.table(numbers), dim=-1), (0, 2))
+        alone = F.normalize(self.table(numbers), dim=-1)
+        together = F.normalize(self.together(self.left(alone) * self.right(alone)), dim=-1)
+        return F.pad(F.normalize(alone + TOGETHER * together, dim=-1), (0, 2))
 
     def sums(self, lists: list[list[list[int]]]) -> torch.Tensor:
         """[lists, hidden], of the attributes of several facts each."""
@@ -172,6 +178,12 @@ class Meeting(nn.Module):
             "states": (states - targets).square().sum(-1).mean() / size.mean(),
             "sums": errors.square().sum(-1).mean() / sums.square().sum(-1).mean(),
         }
+
+
+def nothing(rows: int, columns: int) -> torch.Tensor:
+    """[tokens, 2], row by row: where nothing lies, which is on the other side for every second column. Tiles and what
+    is left of them where they overlap have an even number of columns: so it is nothing in sum."""
+    return around(torch.arange(columns) / 2).repeat(rows, 1)
 
 
 def around(turns: torch.Tensor) -> torch.Tensor:

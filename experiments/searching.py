@@ -1,9 +1,9 @@
 """Queries and pages learn to meet: the stages of `train_retrieval` that need no tower.
 
 `meeting`: facts' vectors learn to find pages that are made of them. `naming`: pages, as the tower sees them, learn to
-be found by these vectors, by the adapter of the connector and the projector, and the vectors learn what can be told
-apart there. `telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for pages, of which
-it reads only the words around an image, which learn to be nothing.
+be found by these vectors, by a new connector and the projector, and the vectors learn what can be told apart there.
+`telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for pages, of which it reads only
+the words around an image, which learn to be nothing.
 """
 
 import argparse
@@ -33,14 +33,27 @@ from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about
 from jina_vlm_tools.training.muon import OTHERS, Muon
 
 from .eval_retrieval import held_out, ndcg
-from .fact_vectors import TEMPERATURE, Meeting, around, attributes, distance, owners_of, pad, shares, shown
+from .fact_vectors import (
+    TEMPERATURE,
+    Meeting,
+    around,
+    attributes,
+    distance,
+    nothing,
+    owners_of,
+    pad,
+    shares,
+    shown,
+)
 from .precision import reduced_precision
+from .whole_weights import WholeWeights
 
 
 WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
-AROUND_FIRST = 300  # steps of telling, in which each token around an image learns where to be
+PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
+AROUND_FIRST = 300  # pages of telling, in which each token around an image learns where to be
 IN_SUM = 0.05  # of the loss: how long what shows nothing is in sum
 READ_TOGETHER = 48  # queries
 
@@ -56,8 +69,8 @@ class Settings:
 
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
-NAMING = Settings(900, 12, 1e-2, ("connector",))
-TELLING = Settings(1600, 24, 2e-2, ("language_model",))
+NAMING = Settings(1000, 12, 2e-2, ())
+TELLING = Settings(2000, 24, 2e-2, ("language_model",))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
@@ -83,6 +96,8 @@ class Pages:
         for name, prompt in self.seen.items():
             if name.endswith(".prompt"):
                 self.by_length.setdefault(len(prompt), []).append(name.removesuffix(".prompt"))
+        some = self._tiles(next(iter(self.by_length.values()))[0])[0]
+        self.size = some.square().mean().sqrt()  # of features
 
     def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
         """Pages in a random order, each once before any again: with their tiles' features and positions."""
@@ -93,10 +108,10 @@ class Pages:
         seen = [self._tiles(f"{index}.{half}") for index, half in places]
         return pages, torch.cat([features for features, _ in seen]), [positions for _, positions in seen]
 
-    def of_each_length(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def of_each_length(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One page, of each length of a prompt in turn: its tiles' features, positions and prompt."""
         lengths = sorted(self.by_length)
-        place = self.rng.choice(self.by_length[lengths[step % len(lengths)]])
+        place = self.rng.choice(self.by_length[lengths[number % len(lengths)]])
         return *self._tiles(place), self.seen[f"{place}.prompt"]
 
     def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,8 +192,8 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
 class Learner:
     """What learns: a model with adapters, and what they meet in."""
 
-    def __init__(self, model, processor: JinaVLMProcessor, settings: Settings, output: Path, seed: int = 0):
-        self.model, self.processor, self.settings, self.output = model, processor, settings, output
+    def __init__(self, model, processor: JinaVLMProcessor, output: Path, seed: int = 0):
+        self.model, self.processor, self.output = model, processor, output
         self.rng = random.Random(seed)
         self.base = model.get_base_model().model
         self.adapters = get_peft_model_state_dict(model)  # with the tower's, which is left out from here on
@@ -186,8 +201,7 @@ class Learner:
         self.meeting = Meeting(model.config.get_text_config().hidden_size, WIDTH)
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
-        train_only(model, settings.parts)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.log: list[dict] = []
 
     def load(self, folder: Path) -> None:
         self.meeting.load_state_dict(load_file(folder / MEETING))
@@ -207,9 +221,18 @@ class Learner:
 
     def shares(self, middles: list[tuple[float, float]], positions: torch.Tensor) -> torch.Tensor:
         """`fact_vectors.shares` of a page's image tokens: of its thumbnail, then of its tiles."""
-        rows, columns = self.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
-        grid = [(torch.arange(size) + 0.5) / size for size in (columns, rows)]
-        return torch.cat([shares(middles), shares(middles, *grid)])
+        rows, columns = self.grid(positions)
+        middles_of_tokens = [(torch.arange(size) + 0.5) / size for size in (columns, rows)]
+        return torch.cat([shares(middles), shares(middles, *middles_of_tokens)])
+
+    def nothing(self, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens, 2]: `fact_vectors.nothing` of a page's image tokens."""
+        thumbnail = self.processor.image_processor.get_token_grid(1, 1)
+        return torch.cat([nothing(*thumbnail), nothing(*self.grid(positions))])
+
+    def grid(self, positions: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens of all of an image's tiles."""
+        return self.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
 
     def read_around(self, image: torch.Tensor, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Last states [tokens, hidden] of all that is no image token of a page, and where in its prompt these are."""
@@ -237,16 +260,26 @@ class Learner:
                 states.append(F.pad(read.last_hidden_state.float(), (0, 0, 0, ids.shape[1] - length)))
         return torch.cat(states)[order.argsort()], mask.bool(), places
 
-    def learn(self, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
-        """So many steps, down a cosine: adapters' by Muon, the others' by AdamW."""
+    def learn(
+        self,
+        settings: Settings,
+        terms_of: Callable[[int], dict[str, torch.Tensor]],
+        matrices: list[nn.Parameter] | None = None,
+    ) -> None:
+        """So many steps, down a cosine: `matrices`, or else the adapters of the settings' parts, by Muon; vectors and
+        projector by AdamW."""
+        train_only(self.model, () if matrices else settings.parts)
+        for matrix in matrices or ():
+            matrix.requires_grad_(True)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for layer in self.base.language_model.layers:
             layer.compile(dynamic=True)
-        steps, rate = self.settings.steps, self.settings.rate
+        steps, rate = settings.steps, settings.rate
         met = [parameter for parameter in self.meeting.parameters() if parameter.requires_grad]
-        by_muon = {"params": self.trained, "rate": rate, "matrices": True}
+        by_muon = {"params": trained, "rate": rate, "matrices": True}
         by_adamw = {"params": met, "rate": OTHERS * rate, "matrices": False}
         optimizer = Muon([{**group, "lr": 0.0, "weight_decay": 0.0} for group in (by_muon, by_adamw)])
-        log, started = [], time.perf_counter()
+        started = time.perf_counter()
         for step in range(steps):
             share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
@@ -254,13 +287,12 @@ class Learner:
             terms = terms_of(step)
             optimizer.zero_grad()
             sum(terms.values()).backward()
-            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            log.append({"step": step, **{name: round(term.item(), 4) for name, term in terms.items()}})
+            self.log.append({"step": step, **{name: round(term.item(), 4) for name, term in terms.items()}})
             if step % 25 == 24:
-                print(json.dumps(log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
-        (self.output / "log.json").write_text(json.dumps(log))
-        self.save()
+                print(json.dumps(self.log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
+        (self.output / "log.json").write_text(json.dumps(self.log))
 
 
 def naming_terms(
@@ -280,12 +312,12 @@ def naming_terms(
     found = [shown(page) for page in pages]
     parts = [learner.shares([middle for _, middle in each], at) for each, at in zip(found, positions, strict=True)]
     facts = pad([attributes(fact) for each in found for fact, _ in each])
-    nothing = torch.cat([F.normalize(image[:, -2:].detach(), dim=-1) for image in images])
+    empty = torch.cat([learner.nothing(at) for at in positions])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
         "dense facts": matryoshka(meeting.vectors.sums(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
         "nothing": IN_SUM * in_sum(images)[1],
-        **meeting.name(images, facts, torch.block_diag(*parts), nothing),
+        **meeting.name(images, facts, torch.block_diag(*parts), empty),
     }
 
 
@@ -295,11 +327,11 @@ def in_sum(all_states: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return sums[:, :-2].norm(dim=-1).mean(), sums[:, -2:].norm(dim=-1).mean()
 
 
-def around_terms(learner: Learner, looked: Pages, step: int) -> dict[str, torch.Tensor]:
+def around_terms(learner: Learner, looked: Pages, number: int) -> dict[str, torch.Tensor]:
     """What is around an image shows nothing, and is nothing in sum, however much there is: from token to token it goes
     around the plane of nothing. A decoder can learn that, as it turns by as much as the second pair of rotary
     embeddings. By the first, a radian a token, all ends of rows of 24 tokens would lie on one side."""
-    features, positions, prompt = looked.of_each_length(step)
+    features, positions, prompt = looked.of_each_length(number)
     with torch.no_grad():
         image = learner.connect(features, [positions])[0]
     read, places = learner.read_around(image, prompt)
@@ -307,7 +339,7 @@ def around_terms(learner: Learner, looked: Pages, step: int) -> dict[str, torch.
     targets = F.pad(around(places * turn / (2 * math.pi)), (read.shape[1] - 2, 0))
     return {
         "around": (F.normalize(read, dim=-1) - targets).square().sum(-1).mean(),
-        "nothing around": (step >= AROUND_FIRST) * IN_SUM * sum(in_sum([read])),
+        "nothing around": (number >= AROUND_FIRST) * IN_SUM * sum(in_sum([read])),
     }
 
 
@@ -328,8 +360,8 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     things = asked.things
     flat = meeting.project(meeting.vectors([numbers for page in things for numbers in page]))
     virtual = list(flat.split([len(page) for page in things]))
-    nothing = meeting.near_nothing(words)
-    found = best_matches(words[mask], owners_of(mask.sum(1)), virtual, nothing[mask])
+    near_nothing = meeting.near_nothing(words)
+    found = best_matches(words[mask], owners_of(mask.sum(1)), virtual, near_nothing[mask])
     known = list(told(asked, places))
     at = [query for query, _, _ in known], [token for _, token, _ in known]
     others = mask.index_put([torch.tensor(each) for each in at], torch.tensor(False))
@@ -340,7 +372,7 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     return {
         "told": info_nce(found, asked.own, asked.relevant, SHARP),
         "words": distance(words[at] @ meeting.project(meeting.vectors([*map(attributes, said)])).T, which),
-        "others": (1 - nothing[others]).mean(),
+        "others": (1 - near_nothing[others]).mean(),
         "nothing": IN_SUM * in_sum([of_query[real] for of_query, real in zip(states, mask, strict=True)])[1],
         "dense told": matryoshka(dense, pages, asked.own, asked.relevant, DIMS, DENSE),
         "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
@@ -360,7 +392,7 @@ def is_whole(fact: Fact) -> bool:
 
 
 def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None:
-    learner = Learner(model, processor, MEETING_FACTS, output, args.seed)
+    learner = Learner(model, processor, output, args.seed)
     vectors = learner.meeting.vectors
 
     def terms(step: int) -> dict[str, torch.Tensor]:
@@ -375,7 +407,8 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
             "dense facts": dense,
         }
 
-    learner.learn(terms)
+    learner.learn(MEETING_FACTS, terms)
+    learner.save()
     held = held_out(500, 1000)
     sought = [[attributes(fact) for fact in query.facts] for query in held.queries]
     pages = [[attributes(fact) for fact, _ in shown(page)] for page in held.pages]
@@ -391,26 +424,35 @@ def draw_pages(settings: Settings, step: int, first_seed: int) -> list[Page]:
 
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    learner = Learner(model, processor, NAMING, output, args.seed)
+    """The connector learns by its whole weights, of which adapters are made at the end."""
+    learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
+    connector = learner.base.connector
+    anew = WholeWeights(connector)
+    for projection in (connector.q_proj, connector.k_proj, connector.v_proj):
+        projection.weight.data /= looked.size
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(NAMING.pairs)
         return naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
 
-    learner.learn(terms)
+    learner.learn(NAMING, terms, anew.weights)
+    anew.to_adapters(lambda: learner.connect(*looked.next(NAMING.pairs)[1:]))
+    learner.save()
 
 
 def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> None:
     model.get_base_model().set_attn_implementation("eager")  # of texts this short: two thirds of sdpa's time
-    learner = Learner(model, processor, TELLING, output, args.seed)
+    learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "naming")
     learner.meeting.requires_grad_(False)
     looked = Pages(args.output / "looking", args.searches, learner.rng)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         asked = Asked.about(draw_pages(TELLING, step, args.searches), learner.rng)
-        return telling_terms(learner, asked, *learner.read(asked.queries)) | around_terms(learner, looked, step)
+        found = telling_terms(learner, asked, *learner.read(asked.queries))
+        return found if step % PAGE_EVERY else found | around_terms(learner, looked, step // PAGE_EVERY)
 
-    learner.learn(terms)
+    learner.learn(TELLING, terms)
+    learner.save()

@@ -3,12 +3,12 @@
 All learn by adapters, and its own weights stay. Facts have vectors, which learn first to find pages made of them
 (`meeting`). It has never seen a letter: so the adapters of tower and connector learn what lies where on a page, and to
 bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and learn to be found by
-what they show (`naming`), and queries learn to say what they ask for (`telling`). What is written lies in
-`writing/tiny-retrieval`.
+what they show, by a connector that starts anew (`naming`), and queries learn to say what they ask for (`telling`).
+What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
 them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
-decoder, and `telling` runs it on one page a step, for the words around an image.
+decoder, and `telling` runs it on a page every second step, for the words around an image.
 """
 
 import argparse
@@ -39,14 +39,17 @@ from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
-from .fact_vectors import PADDING, TURNS, Meeting, around, attributes, pad, shares, shown
+from .fact_vectors import PADDING, Meeting, attributes, nothing, pad, shares, shown
 from .precision import ATTENTION, IN_BF16, reduced_precision
 from .searching import ADAPTER, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 from .strips import cut_into_strips
 
 
-RANK = {"vision_model": 28, "connector": 40, "language_model": 12}
+RANK = {  # of adapters
+    "vision_model.*": 28, r"connector\.[qk]_proj": 20, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
+    r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72, "language_model.*": 12,
+}  # fmt: skip
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 4  # pages
@@ -59,7 +62,7 @@ MAX_TILES = 4
 def make_model(checkpoint: str):
     """The base in float32 with new adapters, as a `PeftModel`."""
     model = JinaVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    patterns = {rf".*{part}.*": rank for part, rank in RANK.items()}
+    patterns = {rf".*{layers}": rank for layers, rank in RANK.items()}
     config = LoraConfig(
         r=max(RANK.values()), lora_alpha=max(RANK.values()), rank_pattern=patterns, alpha_pattern=patterns,
         target_modules=target_modules(["encoder", "connector", "decoder"]), bias="none",
@@ -95,8 +98,7 @@ class PageNamer(PageReader):
         super().__init__(model)
         self.head = nn.Linear(self.patch_head.in_features, self.head.out_features)
         self.norm, self.meeting = model.model.language_model.norm, meeting
-        across = (torch.arange(len(TOKEN_MIDDLES)) + 0.5) / len(TOKEN_MIDDLES)
-        self.nothing = around(TURNS * across).repeat(len(across), 1)
+        self.nothing = nothing(len(TOKEN_MIDDLES), len(TOKEN_MIDDLES))
 
     def forward(self, pixel_values, patch_labels, labels, facts, shares):
         outputs = super().forward(pixel_values, patch_labels, labels)
