@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +96,6 @@ class Pages:
         for name, prompt in self.seen.items():
             if name.endswith(".prompt"):
                 self.by_length.setdefault(len(prompt), []).append(name.removesuffix(".prompt"))
-        some = self._tiles(next(iter(self.by_length.values()))[0])[0]
-        self.size = some.square().mean().sqrt()  # of features
 
     def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
         """Pages in a random order, each once before any again: with their tiles' features and positions."""
@@ -113,6 +111,11 @@ class Pages:
         lengths = sorted(self.by_length)
         place = self.rng.choice(self.by_length[lengths[number % len(lengths)]])
         return *self._tiles(place), self.seen[f"{place}.prompt"]
+
+    def size(self) -> torch.Tensor:
+        """How large features are: the root mean square of one page's."""
+        first = next(iter(self.by_length.values()))[0]
+        return self._tiles(first)[0].square().mean().sqrt()
 
     def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and positions of a page's tiles."""
@@ -201,7 +204,6 @@ class Learner:
         self.meeting = Meeting(model.config.get_text_config().hidden_size, WIDTH)
         template = processor.apply_chat_template(to_chat("WORDS", "query"), tokenize=False)
         self.before, self.after = template.split("WORDS")
-        self.log: list[dict] = []
 
     def load(self, folder: Path) -> None:
         self.meeting.load_state_dict(load_file(folder / MEETING))
@@ -264,12 +266,12 @@ class Learner:
         self,
         settings: Settings,
         terms_of: Callable[[int], dict[str, torch.Tensor]],
-        matrices: list[nn.Parameter] | None = None,
+        matrices: Sequence[nn.Parameter] = (),
     ) -> None:
-        """So many steps, down a cosine: `matrices`, or else the adapters of the settings' parts, by Muon; vectors and
-        projector by AdamW."""
-        train_only(self.model, () if matrices else settings.parts)
-        for matrix in matrices or ():
+        """So many steps, down a cosine: adapters of the settings' parts and `matrices` by Muon; vectors and projector
+        by AdamW."""
+        train_only(self.model, settings.parts)
+        for matrix in matrices:
             matrix.requires_grad_(True)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for layer in self.base.language_model.layers:
@@ -279,7 +281,7 @@ class Learner:
         by_muon = {"params": trained, "rate": rate, "matrices": True}
         by_adamw = {"params": met, "rate": OTHERS * rate, "matrices": False}
         optimizer = Muon([{**group, "lr": 0.0, "weight_decay": 0.0} for group in (by_muon, by_adamw)])
-        started = time.perf_counter()
+        log, started = [], time.perf_counter()
         for step in range(steps):
             share = min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
@@ -289,10 +291,10 @@ class Learner:
             sum(terms.values()).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            self.log.append({"step": step, **{name: round(term.item(), 4) for name, term in terms.items()}})
+            log.append({"step": step, **{name: round(term.item(), 4) for name, term in terms.items()}})
             if step % 25 == 24:
-                print(json.dumps(self.log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
-        (self.output / "log.json").write_text(json.dumps(self.log))
+                print(json.dumps(log[-1] | {"seconds": round(time.perf_counter() - started)}), flush=True)
+        (self.output / "log.json").write_text(json.dumps(log))
 
 
 def naming_terms(
@@ -428,10 +430,10 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
     learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
-    connector = learner.base.connector
+    connector, size = learner.base.connector, looked.size()
     anew = WholeWeights(connector)
     for projection in (connector.q_proj, connector.k_proj, connector.v_proj):
-        projection.weight.data /= looked.size
+        projection.weight.data /= size  # orthogonal weights keep sizes: the others are given what is about 1
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(NAMING.pairs)
