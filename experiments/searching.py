@@ -1,9 +1,9 @@
 """Queries and pages learn to meet: the stages of `train_retrieval` that need no tower.
 
 `meeting`: facts' vectors learn to find pages that are made of them. `naming`: pages, as the tower sees them, learn to
-be found by these vectors, by a new connector and the projector, and the vectors learn what can be told apart there.
-`telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for pages, of which it reads only
-the words around an image, which learn to be nothing.
+be found by these vectors, by the connector and the projector, and the vectors learn what can be told apart there.
+`telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for most pages, of which it reads
+only the words around an image, which learn to be nothing.
 """
 
 import argparse
@@ -54,7 +54,10 @@ DIMS = [16, 32, 64, 128]
 QUERIES = 3  # about each page of a step
 PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
 AROUND_FIRST = 300  # pages of telling, in which each token around an image learns where to be
-IN_SUM = 0.05  # of the loss: how long what shows nothing is in sum
+IN_SUM = 0.1  # of the loss: how long what shows nothing is in sum
+SUMS = 0.3  # of the loss: how far queries' states are in sum from their facts'
+SAID = 1.5  # tokens of a query that say a fact, in sum
+SEEN = 1000  # pages among which queries find one that was looked at
 READ_TOGETHER = 48  # queries
 
 
@@ -69,10 +72,10 @@ class Settings:
 
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
-NAMING = Settings(1000, 12, 2e-2, ())
+NAMING = Settings(1000, 12, 1e-2, ())
 TELLING = Settings(2000, 24, 2e-2, ("language_model",))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
-ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
+ADAPTER, CONNECTOR, MEETING = "adapter.safetensors", "connector.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
 
 
@@ -99,11 +102,18 @@ class Pages:
 
     def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
         """Pages in a random order, each once before any again: with their tiles' features and positions."""
+        return self.at(self.draw(pairs))
+
+    def draw(self, pairs: int) -> list[int]:
+        """Pairs in a random order, each once before any again."""
         if len(self.left) < pairs:
             self.left = self.rng.sample(range(len(self.pairs)), len(self.pairs))
-        places = [(index, half) for index in [self.left.pop() for _ in range(pairs)] for half in range(2)]
-        pages = [self.pairs[index][half] for index, half in places]
-        seen = [self._tiles(f"{index}.{half}") for index, half in places]
+        return [self.left.pop() for _ in range(pairs)]
+
+    def at(self, drawn: list[int]) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
+        """Both pages of each pair, with their tiles' features and positions."""
+        seen = [self._tiles(f"{index}.{half}") for index in drawn for half in range(2)]
+        pages = [page for index in drawn for page in self.pairs[index]]
         return pages, torch.cat([features for features, _ in seen]), [positions for _, positions in seen]
 
     def of_each_length(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,11 +121,6 @@ class Pages:
         lengths = sorted(self.by_length)
         place = self.rng.choice(self.by_length[lengths[number % len(lengths)]])
         return *self._tiles(place), self.seen[f"{place}.prompt"]
-
-    def size(self) -> torch.Tensor:
-        """How large features are: the root mean square of one page's."""
-        first = next(iter(self.by_length.values()))[0]
-        return self._tiles(first)[0].square().mean().sqrt()
 
     def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and positions of a page's tiles."""
@@ -297,6 +302,30 @@ class Learner:
         (self.output / "log.json").write_text(json.dumps(log))
 
 
+class SeenPages:
+    """Single vectors of all pages that were looked at, [pairs, 2, hidden], and what each shows."""
+
+    @torch.no_grad()
+    def __init__(self, learner: Learner, looked: Pages):
+        self.rng, self.pairs = learner.rng, looked.pairs
+        vectors = []
+        for index in range(len(self.pairs)):
+            _, features, positions = looked.at([index])
+            images = learner.look(learner.connect(features, positions))
+            vectors.append(torch.stack([image.mean(0) for image in images]))
+        self.vectors = torch.stack(vectors)
+        self.shown = [[facts_of(page) for page in pair] for pair in self.pairs]
+
+    def pages(self, drawn: list[int]) -> list[Page]:
+        return [page for index in drawn for page in self.pairs[index]]
+
+    def among(self, drawn: list[int]) -> tuple[torch.Tensor, list[frozenset[Fact]]]:
+        """Vectors [pages, hidden] of these pairs' pages, and of others up to `SEEN`; and what they show."""
+        others = self.rng.sample(sorted(set(range(len(self.pairs))) - set(drawn)), len(self.pairs) - len(drawn))
+        which = [*drawn, *others][: max(len(drawn), SEEN // 2)]
+        return self.vectors[which].flatten(0, 1), [shown for index in which for shown in self.shown[index]]
+
+
 def naming_terms(
     learner: Learner, pages: list[Page], positions: list[torch.Tensor], images: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -355,9 +384,8 @@ def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, Fact]]:
             yield number, last[0], fact
 
 
-def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
-    """Queries' words are near what they say, or near nothing; pages that are not drawn are found by them: the vectors
-    of their facts stand for them."""
+def word_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:
+    """Queries' words are near what they say, or near nothing, and find pages that are made of facts' vectors."""
     meeting, words = learner.meeting, learner.meeting.project(states)
     things = asked.things
     flat = meeting.project(meeting.vectors([numbers for page in things for numbers in page]))
@@ -368,17 +396,44 @@ def telling_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[
     at = [query for query, _, _ in known], [token for _, token, _ in known]
     others = mask.index_put([torch.tensor(each) for each in at], torch.tensor(False))
     said, which = different([fact for _, _, fact in known])
-    sought, own = different([query.facts for query in asked.queries])
-    dense, targets = pool(states, mask), meeting.vectors.sums([[*map(attributes, facts)] for facts in sought])
-    pages = meeting.vectors.sums(things)
     return {
         "told": info_nce(found, asked.own, asked.relevant, SHARP),
         "words": distance(words[at] @ meeting.project(meeting.vectors([*map(attributes, said)])).T, which),
         "others": (1 - near_nothing[others]).mean(),
-        "nothing": IN_SUM * in_sum([of_query[real] for of_query, real in zip(states, mask, strict=True)])[1],
-        "dense told": matryoshka(dense, pages, asked.own, asked.relevant, DIMS, DENSE),
-        "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
     }
+
+
+def sum_terms(
+    learner: Learner, asked: Asked, states, mask, seen: tuple[torch.Tensor, list[frozenset[Fact]]]
+) -> dict[str, torch.Tensor]:
+    """Queries' words are in sum what they ask for, and find pages by that: the first half of those asked about among
+    pages that were looked at, the others, which are not drawn, among each other by the vectors of their facts.
+
+    Args:
+        seen: Vectors [pages, hidden] of pages that were looked at, the first half of those asked about first, and what
+            each shows.
+    """
+    vectors, (documents, shown) = learner.meeting.vectors, seen
+    sought, own = different([query.facts for query in asked.queries])
+    dense, targets = pool(states, mask), vectors.sums([[*map(attributes, facts)] for facts in sought])
+    wanted = SAID * targets[own]
+    said = (F.normalize(states, dim=-1) * mask[..., None]).sum(1)
+    half = len(asked.shown) // 2
+    first = asked.own < half
+    in_seen = torch.tensor(
+        relevance([query for query, among in zip(asked.queries, first, strict=True) if among], shown)
+    )
+    return {
+        "nothing": IN_SUM * in_sum([of_query[real] for of_query, real in zip(states, mask, strict=True)])[1],
+        "sums": SUMS * (said - wanted).square().sum(-1).mean() / wanted.square().sum(-1).mean(),
+        "dense seen": 0.5 * matryoshka(dense[first], documents, asked.own[first], in_seen, DIMS, DENSE),
+        "dense told": 0.5
+        * matryoshka(
+            dense[~first], vectors.sums(asked.things[half:]), asked.own[~first] - half, asked.relevant[~first, half:],
+            DIMS, DENSE,
+        ),
+        "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
+    }  # fmt: skip
 
 
 def different(items: list[Hashable]) -> tuple[list[Hashable], torch.Tensor]:
@@ -398,7 +453,7 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
     vectors = learner.meeting.vectors
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        asked = Asked.about(draw_pages(MEETING_FACTS, step, args.searches), learner.rng)
+        asked = Asked.about(draw_pages(MEETING_FACTS.pairs, step, args.searches), learner.rng)
         sought, pages = asked.sought, asked.things
         found = [vectors(page) for page in pages]
         named = vectors([numbers for facts in sought for numbers in facts])
@@ -419,21 +474,19 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
     print(f"Fresh pages and queries made of their facts: nDCG@5 {ndcg(scores.numpy(), held.relevant).mean():.1%}")
 
 
-def draw_pages(settings: Settings, step: int, first_seed: int) -> list[Page]:
+def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
     """A step's pages, which no other step has."""
-    drawn = Searches(settings.pairs, first_seed=first_seed + step * settings.pairs)
+    drawn = Searches(pairs, first_seed=first_seed + step * pairs)
     return [page for index in range(len(drawn)) for page in drawn.pages(index)]
 
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    """The connector learns by its whole weights, of which adapters are made at the end."""
+    """The connector goes on to learn by its whole weights, of which adapters are made at the end."""
     learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
-    connector, size = learner.base.connector, looked.size()
-    anew = WholeWeights(connector)
-    for projection in (connector.q_proj, connector.k_proj, connector.v_proj):
-        projection.weight.data /= size  # orthogonal weights keep sizes: the others are given what is about 1
+    anew = WholeWeights(learner.base.connector)
+    anew.load(args.output / "seeing" / CONNECTOR)
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(NAMING.pairs)
@@ -450,10 +503,16 @@ def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> No
     learner.load(args.output / "naming")
     learner.meeting.requires_grad_(False)
     looked = Pages(args.output / "looking", args.searches, learner.rng)
+    seen, half = SeenPages(learner, looked), TELLING.pairs // 2
 
     def terms(step: int) -> dict[str, torch.Tensor]:
-        asked = Asked.about(draw_pages(TELLING, step, args.searches), learner.rng)
-        found = telling_terms(learner, asked, *learner.read(asked.queries))
+        drawn = looked.draw(half)
+        pages = seen.pages(drawn) + draw_pages(half, step, args.searches)
+        asked = Asked.about(pages, learner.rng)
+        states, mask, places = learner.read(asked.queries)
+        found = word_terms(learner, asked, states, mask, places) | sum_terms(
+            learner, asked, states, mask, seen.among(drawn)
+        )
         return found if step % PAGE_EVERY else found | around_terms(learner, looked, step // PAGE_EVERY)
 
     learner.learn(TELLING, terms)

@@ -1,10 +1,10 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 All learn by adapters, and its own weights stay. Facts have vectors, which learn first to find pages made of them
-(`meeting`). It has never seen a letter: so the adapters of tower and connector learn what lies where on a page, and to
-bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and learn to be found by
-what they show, by a connector that starts anew (`naming`), and queries learn to say what they ask for (`telling`).
-What is written lies in `writing/tiny-retrieval`.
+(`meeting`). It has never seen a letter: so the tower's adapters and a new connector learn what lies where on a page,
+and to bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and the connector
+learns to make them found by what they show, and becomes adapters (`naming`). Queries learn to say what they ask for
+(`telling`). What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
 them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from jina_vlm_tools.files import TINY
 from jina_vlm_tools.retrieval.folder import write_folder
@@ -41,18 +42,21 @@ from jina_vlm_tools.training.train import joined_processes
 
 from .fact_vectors import PADDING, Meeting, attributes, nothing, pad, shares, shown
 from .precision import ATTENTION, IN_BF16, reduced_precision
-from .searching import ADAPTER, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
+from .searching import ADAPTER, CONNECTOR, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 from .strips import cut_into_strips
+from .whole_weights import WholeWeights
 
 
 RANK = {  # of adapters
-    "vision_model.*": 28, r"connector\.[qk]_proj": 20, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
-    r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72, "language_model.*": 12,
+    r"vision_model.*\.[qk]_proj": 14, r"vision_model.*\.(v|out)_proj": 22, "vision_model.*mlp.*": 28,
+    r"connector\.[qk]_proj": 20, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
+    r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72, "language_model.*": 17,
 }  # fmt: skip
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 4  # pages
+SAVE_EVERY = 250  # steps of `seeing`
 IN_STRIPS = 0.7  # of the pages, see `strips`
 # Of the loss: each of `Meeting.name`'s is as much as so many of the reader's questions.
 NAMED = {"tokens": 3.0, "states": 1.0, "sums": 1.0}
@@ -123,10 +127,13 @@ class StripsFirst(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         cut_into_strips(self.vision_model)
+        self.in_strips = True
 
     def on_step_begin(self, args, state, control, **_):
-        if state.global_step == int(IN_STRIPS * state.max_steps):
+        # Of all steps from there: the first of a resumed training may be any.
+        if self.in_strips and state.global_step >= int(IN_STRIPS * state.max_steps):
             self.vision_model.set_attn_implementation(ATTENTION)
+            self.in_strips = False
 
 
 def train(
@@ -139,18 +146,20 @@ def train(
     batch_size: int,
     seed: int,
     callbacks: tuple[TrainerCallback, ...] = (),
+    resume: bool = False,
+    **arguments,
 ) -> Trainer:
-    """Down a cosine; several processes each take their share of a step's samples."""
+    """Down a cosine; several processes each take their share of a step's samples. `arguments` are the Trainer's."""
     on_cpu = not torch.accelerator.is_available()
     processes = PartialState(cpu=on_cpu).num_processes
     trainer = trainer_class(
         module,
         TrainingArguments(
             str(output), num_train_epochs=1, per_device_train_batch_size=batch_size // processes,
-            lr_scheduler_type="cosine", warmup_steps=30, logging_steps=25, save_strategy="no", use_cpu=on_cpu,
+            lr_scheduler_type="cosine", warmup_steps=30, logging_steps=25, use_cpu=on_cpu,
             remove_unused_columns=False, report_to="none", max_grad_norm=1.0, label_names=["labels"], bf16=IN_BF16,
             train_sampling_strategy="sequential", dataloader_pin_memory=False, seed=seed,
-            ddp_backend="gloo" if on_cpu and processes > 1 else None,
+            ddp_backend="gloo" if on_cpu and processes > 1 else None, **{"save_strategy": "no"} | arguments,
         ),
         collator,
         dataset,
@@ -158,7 +167,7 @@ def train(
         callbacks=list(callbacks),
     )  # fmt: skip
     started = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if resume else None)
     if trainer.is_world_process_zero():
         seconds = {"seconds": round(time.perf_counter() - started), "processes": processes}
         (output / "log.json").write_text(json.dumps(trainer.state.log_history + [seconds]))
@@ -167,23 +176,33 @@ def train(
 
 def see(args: argparse.Namespace, output: Path) -> None:
     model = make_model(args.model)
-    train_only(model, ("vision_model", "connector"))
+    train_only(model, ("vision_model",))
     base = model.get_base_model()
     base.set_attn_implementation(ATTENTION)
     meeting = Meeting(base.config.get_text_config().hidden_size, WIDTH)
     meeting.load_state_dict(load_file(args.output / "meeting" / MEETING))
     meeting.requires_grad_(False)
     reader = PageNamer(base, meeting)
-    for part in (reader.vision_model, reader.connector):
-        part.compile()
     collator = NamingCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
+    connector = WholeWeights(reader.connector)
+    with torch.no_grad():
+        features = reader.vision_model(collator([dataset[0]])["pixel_values"]).last_hidden_state
+        size = features.square().mean().sqrt()
+        for projection in (reader.connector.q_proj, reader.connector.k_proj, reader.connector.v_proj):
+            projection.weight.div_(size)  # orthogonal weights keep sizes: the others are given what is about 1
+    for part in (reader.vision_model, reader.connector):
+        part.compile()
     optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
     strips = StripsFirst(reader.vision_model)
-    trainer = train(Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed, (strips,))
+    trainer = train(
+        Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed, (strips,), args.resume,
+        save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1,
+    )  # fmt: skip
     if not trainer.is_world_process_zero():
         return
     save_file(get_peft_model_state_dict(model), output / ADAPTER)
+    connector.save(output / CONNECTOR)
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
@@ -256,6 +275,7 @@ def main() -> None:
         "--searches", type=int, default=3000, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with `seeing` from its last checkpoint")
     args = parser.parse_args()
     set_seed(args.seed)
     output = args.output / args.stage

@@ -5,9 +5,11 @@ whole come further in as many steps; and what they came to is the base's weight 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -22,12 +24,22 @@ class WholeWeights:
     """
 
     def __init__(self, module: nn.Module):
-        self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+        named = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+        self.names, self.layers = list(named), list(named.values())
         self.weights = [layer.get_base_layer().weight for layer in self.layers]
         self.before = [weight.detach().clone() for weight in self.weights]
         for layer, weight in zip(self.layers, self.weights, strict=True):
-            nn.init.zeros_(layer.lora_B["default"].weight)
-            nn.init.orthogonal_(weight)
+            layer.enable_adapters(False)
+            nn.init.orthogonal_(weight.requires_grad_(True))
+
+    def save(self, file: Path) -> None:
+        save_file(dict(zip(self.names, self.weights, strict=True)), file)
+
+    @torch.no_grad()
+    def load(self, file: Path) -> None:
+        learned = load_file(file)
+        for name, weight in zip(self.names, self.weights, strict=True):
+            weight.copy_(learned[name])
 
     @torch.no_grad()
     def to_adapters(self, use: Callable[[], object]) -> None:
@@ -43,6 +55,7 @@ class WholeWeights:
             up.copy_(left[:, : len(down)] * sizes)
             down.copy_(sizes[:, None] * right)
             weight.copy_(before)
+            layer.enable_adapters(True)
 
     def _given(self, use: Callable[[], object]) -> dict[nn.Module, torch.Tensor]:
         """Of each layer, the second moments of what it is given [inputs, inputs], with a mean of 1."""

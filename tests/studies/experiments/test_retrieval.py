@@ -13,6 +13,7 @@ import torch
 from jina_vlm.modeling_jina_vlm import get_image_token_indices
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional as F
 from transformers import TrainerState
 
 from experiments import searching, train_retrieval
@@ -34,11 +35,13 @@ from experiments.searching import (
     Asked,
     Learner,
     Pages,
+    SeenPages,
     around_terms,
     best_matches,
     different,
     in_sum,
     is_whole,
+    sum_terms,
     told,
 )
 from experiments.seeing import unit
@@ -221,6 +224,9 @@ def test_a_tower_attends_to_strips_first_and_then_to_all():
     last = int(10 * train_retrieval.IN_STRIPS)
     callback.on_step_begin(None, TrainerState(global_step=last, max_steps=10), None)
     assert torch.allclose(tower(pixels).last_hidden_state, whole, atol=1e-4)
+    callback.on_train_begin(None, None, None)  # again, after all steps in strips
+    callback.on_step_begin(None, TrainerState(global_step=last + 1, max_steps=10), None)
+    assert torch.allclose(tower(pixels).last_hidden_state, whole, atol=1e-4)
 
 
 def test_facts_vectors_leave_the_last_two_dimensions_to_nothing():
@@ -258,16 +264,21 @@ def test_facts_of_the_same_attributes_differ_by_what_belongs_together():
     assert (both[0] - both[1]).norm() > 0.2 * both[0].norm()
 
 
-def test_whole_weights_become_adapters_on_the_base_as_it_was():
+def test_whole_weights_become_adapters_on_the_base_as_it_was(tmp_path):
     """Nothing is lost where a layer is given less than its adapter's rank, whatever it would make of the rest."""
     torch.manual_seed(0)
     connector = make_model(str(TINY)).get_base_model().model.connector
     base = {name: weight.clone() for name, weight in connector.state_dict().items() if "lora_" not in name}
     features, is_last = torch.randn(1, 27 * 27, 3) @ torch.randn(3, 256), torch.tensor([False])
     before = connector(features, is_last)
-    anew = WholeWeights(connector)
+    saved = WholeWeights(connector)
     learned = connector(features, is_last)
     assert not torch.allclose(learned, before, atol=1e-2 * before.abs().max().item())
+    saved.save(tmp_path / "connector.safetensors")
+    connector = make_model(str(TINY)).get_base_model().model.connector
+    anew = WholeWeights(connector)
+    anew.load(tmp_path / "connector.safetensors")
+    assert connector(features, is_last).equal(learned)
     anew.to_adapters(lambda: connector(features, is_last))
     state = connector.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in base.items())
@@ -373,6 +384,58 @@ def test_what_is_nothing_in_sum_has_no_length():
     assert torch.allclose(torch.stack([facts, plane]), torch.tensor([0.5, 0.5]))
 
 
+def test_queries_that_are_their_facts_in_sum_have_no_distance_and_find_their_pages(learner):
+    """Two tokens each, of length 1, that are as long in sum as facts should be."""
+    pages = [page for index in range(4) for page in Searches(4, ("shapes",), first_seed=7).pages(index)]
+    asked = Asked.about(pages, random.Random(0))
+    vectors = learner.meeting.vectors
+    with torch.no_grad():
+        wanted = vectors.sums(asked.sought)
+        documents = vectors.sums(asked.things)
+    aside = torch.zeros_like(wanted)
+    aside[:, :-2] = torch.randn(aside[:, :-2].shape, generator=torch.Generator().manual_seed(0))
+    aside = aside - (aside * wanted).sum(1, keepdim=True) * wanted / wanted.square().sum(1, keepdim=True)
+    aside = aside * 10 / aside.norm(dim=1, keepdim=True)
+    half = searching.SAID * wanted / 2
+    aside = aside * (1 - half.square().sum(1, keepdim=True)).clamp(min=0).sqrt() / 10
+    states, mask = torch.stack([half + aside, half - aside], 1), torch.ones(len(half), 2, dtype=torch.bool)
+    one_fact = torch.tensor([len(query.facts) == 1 for query in asked.queries])
+    assert torch.allclose(states[one_fact].norm(dim=-1), torch.tensor(1.0), atol=1e-5)
+    seen = documents[:4], asked.shown[:4]
+    right = sum_terms(learner, asked, states, mask, seen)
+    wrong = sum_terms(learner, asked, states.roll(1, 0), mask, seen)
+    assert right["nothing"] < 1e-6
+    for name in ("sums", "dense seen", "dense told", "dense words"):
+        assert right[name] < 0.7 * wrong[name]
+    plane = F.pad(torch.ones(len(half), 2, 1), (states.shape[2] - 1, 0))
+    assert sum_terms(learner, asked, states + plane, mask, seen)["nothing"] > 0.5 * searching.IN_SUM
+
+
+def test_pages_that_were_seen_are_found_among_others(learner, monkeypatch, tmp_path):
+    monkeypatch.setattr(searching, "SEEN", 6)
+    drawn = Searches(5)
+    tensors, expected = {}, {}
+    for index in range(len(drawn)):
+        for half, page in enumerate(drawn.pages(index)):
+            inputs = prepare(learner.processor, [draw_page(page)], "document")
+            features = torch.randn(1, 27 * 27, 256, generator=torch.Generator().manual_seed(2 * index + half))
+            which = torch.zeros(len(inputs["pixel_values"]), dtype=torch.int64)
+            tensors |= {f"{index}.{half}.features": features, f"{index}.{half}.which": which}
+            tensors |= {f"{index}.{half}.positions": inputs["tile_positions"]}
+            tensors |= {f"{index}.{half}.prompt": inputs["input_ids"][0]}
+            with torch.no_grad():
+                image = learner.look(learner.connect(features[which], [inputs["tile_positions"]]))[0]
+            expected[facts_of(page)] = image.mean(0)
+    save_file(tensors, tmp_path / "pages-0.safetensors")
+    seen = SeenPages(learner, Pages(tmp_path, len(drawn), random.Random(0)))
+    vectors, shown = seen.among([3, 1])
+    assert len(vectors) == len(shown) == len({*shown}) == 6
+    assert shown[:4] == [facts_of(page) for page in seen.pages([3, 1])]
+    assert shown[:2] == [facts_of(page) for page in drawn.pages(3)]
+    for vector, facts in zip(vectors, shown, strict=True):
+        assert torch.allclose(vector, expected[facts], rtol=1e-3, atol=1e-3)
+
+
 def test_the_last_token_of_each_phrase_is_told_what_it_says(learner):
     rng = random.Random(0)
     pages = [Searches(1, (task,), first_seed=seed)[0][0]["page"] for task in TASKS for seed in range(4)]
@@ -413,6 +476,35 @@ def test_a_near_miss_keeps_what_it_must():
         other = near_miss(page, rng)
         assert sorted(bar.color for bar in other.bars) == sorted(bar.color for bar in page.bars)
         assert [bar.height for bar in other.bars] == [bar.height for bar in page.bars]
+
+
+def test_a_killed_seeing_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setattr(searching, "MEETING_FACTS", dataclasses.replace(searching.MEETING_FACTS, steps=1, pairs=2))
+    steps, forward = [], PageNamer.forward
+
+    @functools.wraps(forward)  # the Trainer asks for its arguments
+    def killed(reader, *args, **kwargs):
+        if reader.training:
+            steps.append(None)
+            if len(steps) == 4:
+                raise KeyboardInterrupt
+        return forward(reader, *args, **kwargs)
+
+    monkeypatch.setattr(PageNamer, "forward", killed)
+    monkeypatch.setattr(train_retrieval, "SAVE_EVERY", 2)
+
+    def run(*arguments):
+        arguments = ["train_retrieval", *arguments, "--output", str(tmp_path), "--pages", "20"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        train_retrieval.main()
+
+    run("meeting")
+    with pytest.raises(KeyboardInterrupt):
+        run("seeing")
+    run("seeing", "--resume")
+    assert len(steps) == 4 + 3  # of five steps, two were saved
+    assert {"adapter.safetensors", "connector.safetensors"} < {file.name for file in (tmp_path / "seeing").iterdir()}
 
 
 def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
