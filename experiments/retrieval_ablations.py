@@ -1,6 +1,6 @@
 """Choices of the training for retrieval, on small pages: `python -m experiments.retrieval_ablations runs/retrieval`.
 
-Each variant is trained with three seeds from the same adapters of tower and connector (stage `seeing` of
+Each variant is trained with three seeds from the same adapters of tower and connector (stage `naming` of
 `train_retrieval`), as long as the base and on the same pages in the same order, and compared with the base seed by
 seed. Intervals are of 95 %, by Student's t over the paired seeds: how far another seed might lie. Pages are of one
 tile and of all kinds but small print. A training that is done leaves a file, and is not done again.
@@ -34,7 +34,7 @@ from jina_vlm_tools.synthetic.pages import draw_page
 
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT
-from .searching import DIMS, WIDTH, train_only
+from .searching import ADAPTER, DIMS, WIDTH, train_only
 from .train_retrieval import make_model, train
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    start = args.start / "seeing" / "adapter.safetensors"
+    start = args.start / "naming" / ADAPTER
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         running = {
             (name, seed): pool.submit(run, name, seed, args.output, start, args.samples)

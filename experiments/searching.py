@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +113,10 @@ class Pages:
     def at(self, drawn: list[int]) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
         """Both pages of each pair, with their tiles' features and positions."""
         seen = [self._tiles(f"{index}.{half}") for index in drawn for half in range(2)]
-        pages = [page for index in drawn for page in self.pairs[index]]
-        return pages, torch.cat([features for features, _ in seen]), [positions for _, positions in seen]
+        return self.pages(drawn), torch.cat([features for features, _ in seen]), [positions for _, positions in seen]
+
+    def pages(self, drawn: list[int]) -> list[Page]:
+        return [page for index in drawn for page in self.pairs[index]]
 
     def of_each_length(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One page, of each length of a prompt in turn: its tiles' features, positions and prompt."""
@@ -193,8 +195,10 @@ def best_matches(
 
 
 def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Of its adapters, those of these parts."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name and any(f".{part}." in name for part in parts))
+        if "lora_" in name:
+            parameter.requires_grad_(any(f".{part}." in name for part in parts))
 
 
 class Learner:
@@ -267,17 +271,10 @@ class Learner:
                 states.append(F.pad(read.last_hidden_state.float(), (0, 0, 0, ids.shape[1] - length)))
         return torch.cat(states)[order.argsort()], mask.bool(), places
 
-    def learn(
-        self,
-        settings: Settings,
-        terms_of: Callable[[int], dict[str, torch.Tensor]],
-        matrices: Sequence[nn.Parameter] = (),
-    ) -> None:
-        """So many steps, down a cosine: adapters of the settings' parts and `matrices` by Muon; vectors and projector
-        by AdamW."""
+    def learn(self, settings: Settings, terms_of: Callable[[int], dict[str, torch.Tensor]]) -> None:
+        """So many steps, down a cosine: adapters of the settings' parts, and what has whole weights, by Muon; vectors
+        and projector by AdamW."""
         train_only(self.model, settings.parts)
-        for matrix in matrices:
-            matrix.requires_grad_(True)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for layer in self.base.language_model.layers:
             layer.compile(dynamic=True)
@@ -307,22 +304,20 @@ class SeenPages:
 
     @torch.no_grad()
     def __init__(self, learner: Learner, looked: Pages):
-        self.rng, self.pairs = learner.rng, looked.pairs
+        self.rng = learner.rng
         vectors = []
-        for index in range(len(self.pairs)):
+        for index in range(len(looked.pairs)):
             _, features, positions = looked.at([index])
             images = learner.look(learner.connect(features, positions))
             vectors.append(torch.stack([image.mean(0) for image in images]))
         self.vectors = torch.stack(vectors)
-        self.shown = [[facts_of(page) for page in pair] for pair in self.pairs]
-
-    def pages(self, drawn: list[int]) -> list[Page]:
-        return [page for index in drawn for page in self.pairs[index]]
+        self.shown = [[facts_of(page) for page in pair] for pair in looked.pairs]
 
     def among(self, drawn: list[int]) -> tuple[torch.Tensor, list[frozenset[Fact]]]:
         """Vectors [pages, hidden] of these pairs' pages, and of others up to `SEEN`; and what they show."""
-        others = self.rng.sample(sorted(set(range(len(self.pairs))) - set(drawn)), len(self.pairs) - len(drawn))
-        which = [*drawn, *others][: max(len(drawn), SEEN // 2)]
+        others = sorted({*range(len(self.shown))} - {*drawn})
+        number = max(0, min(len(others), SEEN // 2 - len(drawn)))
+        which = [*drawn, *self.rng.sample(others, number)]
         return self.vectors[which].flatten(0, 1), [shown for index in which for shown in self.shown[index]]
 
 
@@ -424,7 +419,7 @@ def sum_terms(
         relevance([query for query, among in zip(asked.queries, first, strict=True) if among], shown)
     )
     return {
-        "nothing": IN_SUM * in_sum([of_query[real] for of_query, real in zip(states, mask, strict=True)])[1],
+        "nothing": IN_SUM * said[:, -2:].norm(dim=-1).mean(),
         "sums": SUMS * (said - wanted).square().sum(-1).mean() / wanted.square().sum(-1).mean(),
         "dense seen": 0.5 * matryoshka(dense[first], documents, asked.own[first], in_seen, DIMS, DENSE),
         "dense told": 0.5
@@ -492,7 +487,7 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
         pages, features, positions = looked.next(NAMING.pairs)
         return naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
 
-    learner.learn(NAMING, terms, anew.weights)
+    learner.learn(NAMING, terms)
     anew.to_adapters(lambda: learner.connect(*looked.next(NAMING.pairs)[1:]))
     learner.save()
 
@@ -507,7 +502,7 @@ def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> No
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         drawn = looked.draw(half)
-        pages = seen.pages(drawn) + draw_pages(half, step, args.searches)
+        pages = looked.pages(drawn) + draw_pages(half, step, args.searches)
         asked = Asked.about(pages, learner.rng)
         states, mask, places = learner.read(asked.queries)
         found = word_terms(learner, asked, states, mask, places) | sum_terms(

@@ -146,7 +146,6 @@ def train(
     batch_size: int,
     seed: int,
     callbacks: tuple[TrainerCallback, ...] = (),
-    resume: bool = False,
     **arguments,
 ) -> Trainer:
     """Down a cosine; several processes each take their share of a step's samples. `arguments` are the Trainer's."""
@@ -167,7 +166,7 @@ def train(
         callbacks=list(callbacks),
     )  # fmt: skip
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if resume else None)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         seconds = {"seconds": round(time.perf_counter() - started), "processes": processes}
         (output / "log.json").write_text(json.dumps(trainer.state.log_history + [seconds]))
@@ -196,8 +195,9 @@ def see(args: argparse.Namespace, output: Path) -> None:
     optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
     strips = StripsFirst(reader.vision_model)
     trainer = train(
-        Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed, (strips,), args.resume,
+        Trainer, reader, optimizer, collator, dataset, output, SEEN_AT_ONCE, args.seed, (strips,),
         save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1,
+        resume_from_checkpoint=get_last_checkpoint(str(output)) if args.resume else None,
     )  # fmt: skip
     if not trainer.is_world_process_zero():
         return
@@ -277,6 +277,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with `seeing` from its last checkpoint")
     args = parser.parse_args()
+    if args.resume and args.stage != "seeing":
+        parser.error(f"--resume is for `seeing` alone, not for `{args.stage}`, which is over in minutes: leave it out")
     set_seed(args.seed)
     output = args.output / args.stage
     output.mkdir(parents=True, exist_ok=True)

@@ -394,10 +394,10 @@ def test_queries_that_are_their_facts_in_sum_have_no_distance_and_find_their_pag
         documents = vectors.sums(asked.things)
     aside = torch.zeros_like(wanted)
     aside[:, :-2] = torch.randn(aside[:, :-2].shape, generator=torch.Generator().manual_seed(0))
-    aside = aside - (aside * wanted).sum(1, keepdim=True) * wanted / wanted.square().sum(1, keepdim=True)
-    aside = aside * 10 / aside.norm(dim=1, keepdim=True)
+    along = F.normalize(wanted, dim=1)
+    aside = F.normalize(aside - (aside * along).sum(1, keepdim=True) * along, dim=1)
     half = searching.SAID * wanted / 2
-    aside = aside * (1 - half.square().sum(1, keepdim=True)).clamp(min=0).sqrt() / 10
+    aside = aside * (1 - half.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     states, mask = torch.stack([half + aside, half - aside], 1), torch.ones(len(half), 2, dtype=torch.bool)
     one_fact = torch.tensor([len(query.facts) == 1 for query in asked.queries])
     assert torch.allclose(states[one_fact].norm(dim=-1), torch.tensor(1.0), atol=1e-5)
@@ -427,10 +427,11 @@ def test_pages_that_were_seen_are_found_among_others(learner, monkeypatch, tmp_p
                 image = learner.look(learner.connect(features[which], [inputs["tile_positions"]]))[0]
             expected[facts_of(page)] = image.mean(0)
     save_file(tensors, tmp_path / "pages-0.safetensors")
-    seen = SeenPages(learner, Pages(tmp_path, len(drawn), random.Random(0)))
+    looked = Pages(tmp_path, len(drawn), random.Random(0))
+    seen = SeenPages(learner, looked)
     vectors, shown = seen.among([3, 1])
     assert len(vectors) == len(shown) == len({*shown}) == 6
-    assert shown[:4] == [facts_of(page) for page in seen.pages([3, 1])]
+    assert shown[:4] == [facts_of(page) for page in looked.pages([3, 1])]
     assert shown[:2] == [facts_of(page) for page in drawn.pages(3)]
     for vector, facts in zip(vectors, shown, strict=True):
         assert torch.allclose(vector, expected[facts], rtol=1e-3, atol=1e-3)
@@ -500,6 +501,8 @@ def test_a_killed_seeing_is_resumed(tmp_path, monkeypatch):
         train_retrieval.main()
 
     run("meeting")
+    with pytest.raises(SystemExit):
+        run("looking", "--resume")
     with pytest.raises(KeyboardInterrupt):
         run("seeing")
     run("seeing", "--resume")
