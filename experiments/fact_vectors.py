@@ -1,11 +1,12 @@
 """Vectors of what a page can show: where queries and pages meet while they are learned.
 
 A fact is its attributes, those that `seeing` reads off an image's tokens: "a red star on the left" has a color, a kind
-of shape and a place, "47 in cell B2" two characters, a column and a row. Its vector is the sum of theirs, and half as
-long are products of these, as a sum of all that a page shows does not say what belongs together. It is of length 1.
-The states of a page's tokens learn to be the vectors of what they show, and queries' words those of what they ask for:
-so words can be learned without pages, and pages without words. A page's dense vector, and a query's, is then the sum
-of its facts'.
+of shape and a place, "47 in cell B2" two characters, a column and a row. Each character is one more, wherever it
+stands: a query's words know their places, counted from the middle, only at their end. A fact's vector is the sum of
+its attributes', and half as long are products of these, as a sum of all that a page shows does not say what belongs
+together. It is of length 1. The states of a page's tokens learn to be the vectors of what they show, and queries'
+words those of what they ask for: so words can be learned without pages, and pages without words. A page's dense
+vector, and a query's, is then the sum of its facts'.
 
 All states are of one length, and most tokens of a page show nothing. So vectors leave the states' last two dimensions
 free: there lie states of nothing, those of every second column on the other side. So their mean is nothing, and nearly
@@ -22,11 +23,12 @@ from jina_vlm_tools.synthetic.pages import COLUMNS, Page
 from jina_vlm_tools.synthetic.searches import Fact
 from jina_vlm_tools.synthetic.shapes import COLORS, KINDS, PLACES
 
-from .seeing import TOKEN_CLASSES, TOKEN_MIDDLES, spelled
+from .seeing import NO_CHARACTER, TOKEN_CLASSES, TOKEN_MIDDLES, spelled
 
 
-STARTS = dict(zip(TOKEN_CLASSES, torch.tensor([0, *TOKEN_CLASSES.values()]).cumsum(0).tolist(), strict=False))
-PADDING = sum(TOKEN_CLASSES.values())  # of facts with fewer attributes than others
+CLASSES = TOKEN_CLASSES | {"character": NO_CHARACTER}
+STARTS = dict(zip(CLASSES, torch.tensor([0, *CLASSES.values()]).cumsum(0).tolist(), strict=False))
+PADDING = sum(CLASSES.values())  # of facts with fewer attributes than others
 TEMPERATURE = 0.05
 AMOUNT = 3.0  # tokens of an image that show a fact, in sum
 SPREAD = 0.7  # of these around its middle, in tokens: a Gaussian's standard deviation
@@ -38,7 +40,7 @@ FAINT = 0.3  # what multi-vectors have, at first, of the plane of nothing
 
 
 def attributes(fact: Fact) -> list[int]:
-    """The numbers of its attributes, of all classes of `TOKEN_CLASSES` in a row."""
+    """The numbers of its attributes, of all `CLASSES` in a row."""
     found = {}
     if fact.place:
         found["place"] = PLACES.index(fact.place)
@@ -50,9 +52,10 @@ def attributes(fact: Fact) -> list[int]:
         found["height"] = fact.height
     if fact.cell:
         found["column"], found["row"] = 1 + COLUMNS.index(fact.cell[0]), int(fact.cell[1:])
-    if fact.text:
-        found |= {f"character {index}": number for index, number in enumerate(spelled(fact.text))}
-    return [STARTS[name] + number for name, number in found.items()]
+    characters = spelled(fact.text) if fact.text else []
+    found |= {f"character {index}": number for index, number in enumerate(characters)}
+    anywhere = [STARTS["character"] + number for number in characters if number != NO_CHARACTER]
+    return [STARTS[name] + number for name, number in found.items()] + anywhere
 
 
 def shown(page: Page) -> list[tuple[Fact, tuple[float, float]]]:

@@ -7,6 +7,7 @@ only the words around an image, which learn to be nothing.
 """
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -55,6 +56,7 @@ QUERIES = 3  # about each page of a step
 PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
 AROUND_FIRST = 300  # pages of telling, in which each token around an image learns where to be
 IN_SUM = 0.1  # of the loss: how long what shows nothing is in sum
+AROUND_IN_SUM = 0.01  # of the loss: the square of how long what is around an image is; its length would outweigh all
 SUMS = 0.3  # of the loss: how far queries' states are in sum from their facts'
 SAID = 1.5  # tokens of a query that say a fact, in sum
 SEEN = 1000  # pages among which queries find one that was looked at
@@ -140,12 +142,12 @@ class Asked:
     own: torch.Tensor
     relevant: torch.Tensor
 
-    @property
+    @functools.cached_property
     def sought(self) -> list[list[list[int]]]:
         """Of each query, its facts' attributes."""
         return [[attributes(fact) for fact in query.facts] for query in self.queries]
 
-    @property
+    @functools.cached_property
     def things(self) -> list[list[list[int]]]:
         """Of each page, the attributes of all that it shows, each thing as a whole."""
         return [[attributes(fact) for fact in facts if is_whole(fact)] for facts in self.shown]
@@ -365,7 +367,7 @@ def around_terms(learner: Learner, looked: Pages, number: int) -> dict[str, torc
     targets = F.pad(around(places * turn / (2 * math.pi)), (read.shape[1] - 2, 0))
     return {
         "around": (F.normalize(read, dim=-1) - targets).square().sum(-1).mean(),
-        "nothing around": (number >= AROUND_FIRST) * IN_SUM * sum(in_sum([read])),
+        "nothing around": (number >= AROUND_FIRST) * AROUND_IN_SUM * sum(each.square() for each in in_sum([read])),
     }
 
 

@@ -49,9 +49,11 @@ from .whole_weights import WholeWeights
 
 
 RANK = {  # of adapters
-    r"vision_model.*\.[qk]_proj": 14, r"vision_model.*\.(v|out)_proj": 22, "vision_model.*mlp.*": 28,
-    r"connector\.[qk]_proj": 20, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
-    r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72, "language_model.*": 17,
+    "vision_model.*": 28,
+    r"connector\.[qk]_proj": 12, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
+    r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72,
+    r"language_model.*\.[qk]_proj": 8, r"language_model.*\.[vo]_proj": 14,
+    r"language_model.*\.(gate|up)_proj": 14, r"language_model.*\.down_proj": 16,
 }  # fmt: skip
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
@@ -201,7 +203,8 @@ def see(args: argparse.Namespace, output: Path) -> None:
     )  # fmt: skip
     if not trainer.is_world_process_zero():
         return
-    save_file(get_peft_model_state_dict(model), output / ADAPTER)
+    of_tower = {name: each for name, each in get_peft_model_state_dict(model).items() if ".vision_model." in name}
+    save_file(of_tower, output / ADAPTER)
     connector.save(output / CONNECTOR)
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():

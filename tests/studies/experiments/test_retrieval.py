@@ -20,6 +20,7 @@ from experiments import searching, train_retrieval
 from experiments.eval_retrieval import evaluate, first_is_relevant, held_out, interval, ndcg, rank_again
 from experiments.fact_vectors import (
     AMOUNT,
+    PADDING,
     FactVectors,
     Meeting,
     around,
@@ -32,6 +33,7 @@ from experiments.fact_vectors import (
 )
 from experiments.searching import (
     AROUND_FIRST,
+    AROUND_IN_SUM,
     Asked,
     Learner,
     Pages,
@@ -57,7 +59,7 @@ from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS, draw_page
 from jina_vlm_tools.synthetic.pages_data import task_page
-from jina_vlm_tools.synthetic.searches import Query, facts_of, near_miss, query_about, say
+from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, near_miss, query_about, say
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, PLACES, TRAINING_PAIRS
 
 
@@ -125,6 +127,16 @@ def test_what_a_page_shows_is_its_facts_and_where_they_are(task):
         for fact, (x, y) in found:
             assert 0 <= x <= 1 and 0 <= y <= 1
             assert not fact.place or fact.place == PLACES[3 * int(3 * y) + int(3 * x)]
+
+
+def test_each_character_is_an_attribute_where_it_stands_and_anywhere():
+    of_47, of_74, of_44 = (attributes(Fact("number", text=text)) for text in ("47", "74", "44"))
+    assert set(of_47[:-2]) - set(of_74) == set(of_47[2:4]) and sorted(of_47[-2:]) == sorted(of_74[-2:])
+    assert of_44[-2:] == [of_47[-2]] * 2
+    assert max(attributes(Fact("word", text="ZZZZZZ"))) < PADDING
+    vectors = FactVectors(16)
+    with torch.no_grad():
+        assert (vectors([of_47]) - vectors([of_74])).norm() > 0.01
 
 
 def test_each_thing_has_as_many_tokens_in_sum_around_its_middle():
@@ -377,6 +389,7 @@ def test_what_is_around_an_image_goes_around_with_rotary_embeddings_to_nothing_i
     turned, on_one_side = later.values()
     assert turned["around"] < 1e-9 and on_one_side["around"] > 1
     assert on_one_side["nothing around"] > 5 * turned["nothing around"] > 0
+    assert on_one_side["nothing around"].item() == pytest.approx(AROUND_IN_SUM * 22**2)  # tokens of the shortest
 
 
 def test_what_is_nothing_in_sum_has_no_length():
