@@ -112,7 +112,7 @@ train-grpo: $(VENV)/ready  ## teach checkpoints/tiny to count in Italian from re
 	$(RUN) -m jina_vlm_tools train experiments/recipes/grpo_counting.yaml --output runs/grpo_counting $(ARGS)
 	$(RUN) -m experiments.compare runs/grpo_counting
 
-train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (three quarters of an hour on a CPU)
+train-retrieval: $(VENV)/ready  ## teach checkpoints/tiny to find pages by an adapter and a projector, and search fresh ones (hours on a CPU)
 	$(RUN) -m experiments.train_retrieval meeting --output runs/retrieval
 	for stage in seeing looking; do $(RUN) -m torch.distributed.run --nproc-per-node 2 -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
 	for stage in naming telling writing; do $(RUN) -m experiments.train_retrieval $$stage --output runs/retrieval || exit 1; done
