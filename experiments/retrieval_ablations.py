@@ -32,9 +32,10 @@ from jina_vlm_tools.retrieval.scores import cut
 from jina_vlm_tools.retrieval.training import RetrievalTrainer, Retriever, SearchCollator, Searches, Weights
 from jina_vlm_tools.synthetic.pages import draw_page
 
+from .adapters import train_only
 from .eval_retrieval import Held, held_out, ndcg
 from .grid import STUDENT
-from .searching import ADAPTER, DIMS, WIDTH, train_only
+from .searching import ADAPTER, DIMS, WIDTH
 from .train_retrieval import make_model, train
 
 

@@ -1,7 +1,7 @@
 """Queries and pages learn to meet: the stages of `train_retrieval` that need no tower.
 
 `meeting`: facts' vectors learn to find pages that are made of them. `naming`: pages, as the tower sees them, learn to
-be found by these vectors, by the connector and the projector, and the vectors learn what can be told apart there.
+be found by these vectors, by a new connector and the projector, and the vectors learn what can be told apart there.
 `telling`: the decoder's adapter learns to bring queries there; facts' vectors stand for most pages, of which it reads
 only the words around an image, which learn to be nothing.
 """
@@ -33,9 +33,11 @@ from jina_vlm_tools.synthetic.pages import Page
 from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about, relevance, say
 from jina_vlm_tools.training.muon import OTHERS, Muon
 
+from .adapters import train_only
 from .eval_retrieval import held_out, ndcg
 from .fact_vectors import (
     TEMPERATURE,
+    FactVectors,
     Meeting,
     around,
     attributes,
@@ -61,6 +63,7 @@ SUMS = 0.3  # of the loss: how far queries' states are in sum from their facts'
 SAID = 1.5  # tokens of a query that say a fact, in sum
 SEEN = 1000  # pages among which queries find one that was looked at
 READ_TOGETHER = 48  # queries
+CUT_BY = 40  # steps' pages, from which the connector's adapters are made: by those of one, up to 2 points are lost
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class Settings:
 
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
-NAMING = Settings(1000, 12, 1e-2, ())
-TELLING = Settings(2000, 24, 2e-2, ("language_model",))
+NAMING = Settings(1500, 12, 2e-2, ())
+TELLING = Settings(1500, 24, 2e-2, ("language_model",))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
-ADAPTER, CONNECTOR, MEETING = "adapter.safetensors", "connector.safetensors", "meeting.safetensors"
+ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
 DENSE = 0.03  # temperature of single vectors
 
 
@@ -125,6 +128,10 @@ class Pages:
         lengths = sorted(self.by_length)
         place = self.rng.choice(self.by_length[lengths[number % len(lengths)]])
         return *self._tiles(place), self.seen[f"{place}.prompt"]
+
+    def size(self) -> torch.Tensor:
+        """How large features are: the root mean square of one page's."""
+        return self._tiles("0.0")[0].square().mean().sqrt()
 
     def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and positions of a page's tiles."""
@@ -194,13 +201,6 @@ def best_matches(
         best = torch.maximum(best, least[:, None])
     counts = owners.bincount()
     return torch.zeros(len(counts), len(pages)).index_add(0, owners, best) / counts[:, None]
-
-
-def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Of its adapters, those of these parts."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(any(f".{part}." in name for part in parts))
 
 
 class Learner:
@@ -451,14 +451,12 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         asked = Asked.about(draw_pages(MEETING_FACTS.pairs, step, args.searches), learner.rng)
-        sought, pages = asked.sought, asked.things
-        found = [vectors(page) for page in pages]
-        named = vectors([numbers for facts in sought for numbers in facts])
-        owners = owners_of(torch.tensor([len(facts) for facts in sought]))
-        dense = matryoshka(vectors.sums(sought), vectors.sums(pages), asked.own, asked.relevant, DIMS, TEMPERATURE)
+        found = [vectors(page) for page in asked.things]
+        named = vectors([numbers for facts in asked.sought for numbers in facts])
+        owners = owners_of(torch.tensor([len(facts) for facts in asked.sought]))
         return {
             "facts": info_nce(best_matches(named, owners, found), asked.own, asked.relevant, TEMPERATURE),
-            "dense facts": dense,
+            "dense facts": found_by_sums(vectors, asked, TEMPERATURE),
         }
 
     learner.learn(MEETING_FACTS, terms)
@@ -471,6 +469,12 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
     print(f"Fresh pages and queries made of their facts: nDCG@5 {ndcg(scores.numpy(), held.relevant).mean():.1%}")
 
 
+def found_by_sums(vectors: FactVectors, asked: Asked, temperature: float) -> torch.Tensor:
+    """A loss: sums of facts find the pages that are made of them."""
+    sought, pages = vectors.sums(asked.sought), vectors.sums(asked.things)
+    return matryoshka(sought, pages, asked.own, asked.relevant, DIMS, temperature)
+
+
 def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
     """A step's pages, which no other step has."""
     drawn = Searches(pairs, first_seed=first_seed + step * pairs)
@@ -478,19 +482,28 @@ def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
 
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    """The connector goes on to learn by its whole weights, of which adapters are made at the end."""
+    """The connector starts anew and learns by its whole weights, of which adapters are made at the end."""
     learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
-    anew = WholeWeights(learner.base.connector)
-    anew.load(args.output / "seeing" / CONNECTOR)
+    connector, size = learner.base.connector, looked.size()
+    anew = WholeWeights(connector)
+    for projection in (connector.q_proj, connector.k_proj, connector.v_proj):
+        projection.weight.data /= size  # orthogonal weights keep sizes: the others are given what is about 1
 
     def terms(step: int) -> dict[str, torch.Tensor]:
         pages, features, positions = looked.next(NAMING.pairs)
-        return naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
+        named = naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
+        asked = Asked.about(draw_pages(MEETING_FACTS.pairs, step, args.searches), learner.rng)
+        return named | {"dense drawn": found_by_sums(learner.meeting.vectors, asked, DENSE)}
 
     learner.learn(NAMING, terms)
-    anew.to_adapters(lambda: learner.connect(*looked.next(NAMING.pairs)[1:]))
+
+    def use() -> None:
+        for _ in range(CUT_BY):
+            learner.connect(*looked.next(NAMING.pairs)[1:])
+
+    anew.to_adapters(use)
     learner.save()
 
 

@@ -1,9 +1,9 @@
 """Teach `checkpoints/tiny` to find pages: `make train-retrieval`.
 
 All learn by adapters, and its own weights stay. Facts have vectors, which learn first to find pages made of them
-(`meeting`). It has never seen a letter: so the tower's adapters and a new connector learn what lies where on a page,
-and to bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and the connector
-learns to make them found by what they show, and becomes adapters (`naming`). Queries learn to say what they ask for
+(`meeting`). It has never seen a letter: so adapters of tower and connector learn what lies where on a page, and to
+bring its tokens to the vectors of that (`seeing`). Then pages are looked at once (`looking`), and learn to be found by
+what they show, by a connector that starts anew and becomes adapters (`naming`). Queries learn to say what they ask for
 (`telling`). What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
@@ -40,21 +40,22 @@ from jina_vlm_tools.training.lora import target_modules
 from jina_vlm_tools.training.muon import Muon, muon_groups
 from jina_vlm_tools.training.train import joined_processes
 
+from .adapters import train_only
 from .fact_vectors import PADDING, Meeting, attributes, nothing, pad, shares, shown
 from .precision import ATTENTION, IN_BF16, reduced_precision
-from .searching import ADAPTER, CONNECTOR, MEETING, WIDTH, meet_facts, name_pages, tell_queries, train_only
+from .searching import ADAPTER, MEETING, WIDTH, meet_facts, name_pages, tell_queries
 from .seeing import SIDE, TOKEN_MIDDLES, PageCollator, PageReader, PagesDataset, measure, unit
 from .strips import cut_into_strips
-from .whole_weights import WholeWeights
 
 
 RANK = {  # of adapters
     "vision_model.*": 28,
     r"connector\.[qk]_proj": 12, r"connector\.v_proj": 64, r"connector\.out_proj": 48,
     r"connector\.(gate|up)_proj": 44, r"connector\.down_proj": 72,
-    r"language_model.*\.[qk]_proj": 8, r"language_model.*\.[vo]_proj": 14,
-    r"language_model.*\.(gate|up)_proj": 14, r"language_model.*\.down_proj": 16,
+    "language_model.*": 56,
 }  # fmt: skip
+# What adapters of tower and decoder are kept in: twice the rank in as many bytes finds far more than rounding loses.
+KEPT_IN = torch.float8_e4m3fn
 # Of the pages that it learns to see from: tables and charts as often as searches have them.
 SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 4  # pages
@@ -177,7 +178,7 @@ def train(
 
 def see(args: argparse.Namespace, output: Path) -> None:
     model = make_model(args.model)
-    train_only(model, ("vision_model",))
+    train_only(model, ("vision_model", "connector"))
     base = model.get_base_model()
     base.set_attn_implementation(ATTENTION)
     meeting = Meeting(base.config.get_text_config().hidden_size, WIDTH)
@@ -186,12 +187,6 @@ def see(args: argparse.Namespace, output: Path) -> None:
     reader = PageNamer(base, meeting)
     collator = NamingCollator(JinaVLMProcessor.from_pretrained(args.model).image_processor)
     dataset = PagesDataset(args.pages, EVALUATION_SEEDS // 2, SHARES)
-    connector = WholeWeights(reader.connector)
-    with torch.no_grad():
-        features = reader.vision_model(collator([dataset[0]])["pixel_values"]).last_hidden_state
-        size = features.square().mean().sqrt()
-        for projection in (reader.connector.q_proj, reader.connector.k_proj, reader.connector.v_proj):
-            projection.weight.div_(size)  # orthogonal weights keep sizes: the others are given what is about 1
     for part in (reader.vision_model, reader.connector):
         part.compile()
     optimizer = Muon(muon_groups(reader, 4e-3, weight_decay=0.0))
@@ -203,9 +198,8 @@ def see(args: argparse.Namespace, output: Path) -> None:
     )  # fmt: skip
     if not trainer.is_world_process_zero():
         return
-    of_tower = {name: each for name, each in get_peft_model_state_dict(model).items() if ".vision_model." in name}
-    save_file(of_tower, output / ADAPTER)
-    connector.save(output / CONNECTOR)
+    adapters = get_peft_model_state_dict(model).items()
+    save_file({name: each.to(KEPT_IN) for name, each in adapters if ".vision_model." in name}, output / ADAPTER)
     fresh = PagesDataset(64, EVALUATION_SEEDS, SHARES)
     for name, share in measure(reader, collator, [fresh[index] for index in range(len(fresh))]).items():
         print(f"{name}: {share:.1%}", flush=True)
@@ -246,12 +240,12 @@ def meet(stage: Callable, before: str | None, args: argparse.Namespace, output: 
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
-    """The retrieval folder, in bfloat16."""
+    """The retrieval folder; the connector's adapters in bfloat16, as single tokens are read off what it makes."""
     trained, model = args.output / "telling", make_model(args.model)
     set_peft_model_state_dict(model, load_file(trained / ADAPTER))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(torch.bfloat16 if ".connector." in name else KEPT_IN)
     weight = load_file(trained / MEETING)["projector.weight"].to(torch.bfloat16)
     processor = JinaVLMProcessor.from_pretrained(args.model, max_tiles=MAX_TILES)
     base = os.path.relpath(args.model)

@@ -5,11 +5,9 @@ whole come further in as many steps; and what they came to is the base's weight 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -24,22 +22,12 @@ class WholeWeights:
     """
 
     def __init__(self, module: nn.Module):
-        named = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
-        self.names, self.layers = list(named), list(named.values())
+        self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
         self.weights = [layer.get_base_layer().weight for layer in self.layers]
         self.before = [weight.detach().clone() for weight in self.weights]
         for layer, weight in zip(self.layers, self.weights, strict=True):
             layer.enable_adapters(False)
             nn.init.orthogonal_(weight.requires_grad_(True))
-
-    def save(self, file: Path) -> None:
-        save_file(dict(zip(self.names, self.weights, strict=True)), file)
-
-    @torch.no_grad()
-    def load(self, file: Path) -> None:
-        learned = load_file(file)
-        for name, weight in zip(self.names, self.weights, strict=True):
-            weight.copy_(learned[name])
 
     @torch.no_grad()
     def to_adapters(self, use: Callable[[], object]) -> None:
@@ -59,15 +47,14 @@ class WholeWeights:
 
     def _given(self, use: Callable[[], object]) -> dict[nn.Module, torch.Tensor]:
         """Of each layer, the second moments of what it is given [inputs, inputs], with a mean of 1."""
-        found = {}
+        moments = dict.fromkeys(self.layers, 0.0)
 
-        def keep(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        def add(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
             states = inputs[0].flatten(0, -2).double()
-            moments = states.T @ states
-            found[layer] = moments / moments.diagonal().mean() + LEAST * torch.eye(len(moments))
+            moments[layer] += states.T @ states
 
-        hooks = [layer.register_forward_pre_hook(keep) for layer in self.layers]
+        hooks = [layer.register_forward_pre_hook(add) for layer in self.layers]
         use()
         for hook in hooks:
             hook.remove()
-        return found
+        return {layer: each / each.diagonal().mean() + LEAST * torch.eye(len(each)) for layer, each in moments.items()}

@@ -5,7 +5,8 @@ generating model, pooled and projected by our own few lines.
 
 writes both, for engines in other environments:
 
-all/, decoder/       retrieval folders: with an adapter of tower, connector and decoder, and of the decoder alone
+all/, decoder/       retrieval folders: with an adapter of tower, connector and decoder, partly in float8, and of the
+                     decoder alone
 dense/, multi/       the first, merged
 vectors.npz          "ADAPTER/CASE/dense" [hidden] and "ADAPTER/CASE/multi" [tokens, 128]; ADAPTER "none" is the base
 """
@@ -72,6 +73,8 @@ def write_folders(home: Path) -> None:
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:  # zeros, which change nothing
                 nn.init.normal_(parameter, std=0.02)
+            if name == ALL and "lora_" in parameter_name and "connector" not in parameter_name:
+                parameter.data = parameter.data.to(torch.float8_e4m3fn)  # as in checkpoints/tiny-retrieval
         write_folder(home / name, model, projector, processor, base=CHECKPOINT)
 
 

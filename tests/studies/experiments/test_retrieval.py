@@ -12,11 +12,12 @@ import pytest
 import torch
 from jina_vlm.modeling_jina_vlm import get_image_token_indices
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainerState
 
 from experiments import searching, train_retrieval
+from experiments.adapters import train_only
 from experiments.eval_retrieval import evaluate, first_is_relevant, held_out, interval, ndcg, rank_again
 from experiments.fact_vectors import (
     AMOUNT,
@@ -32,6 +33,7 @@ from experiments.fact_vectors import (
     shown,
 )
 from experiments.searching import (
+    ADAPTER,
     AROUND_FIRST,
     AROUND_IN_SUM,
     Asked,
@@ -276,21 +278,38 @@ def test_facts_of_the_same_attributes_differ_by_what_belongs_together():
     assert (both[0] - both[1]).norm() > 0.2 * both[0].norm()
 
 
-def test_whole_weights_become_adapters_on_the_base_as_it_was(tmp_path):
+def test_adapters_that_learn_are_added_to_their_weights_and_make_the_same():
+    torch.manual_seed(0)
+    model = make_model(str(TINY))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.arange(5, 25)[None]
+    expected = model.get_base_model().model(input_ids=ids).last_hidden_state
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if ".language_model." in name}
+    model.zero_grad(set_to_none=True)
+    train_only(model, ("language_model",))
+    states = model.get_base_model().model(input_ids=ids).last_hidden_state
+    states.square().sum().backward()
+    assert torch.allclose(states, expected, atol=1e-5)
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name in gradients if "lora_" in name}
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            assert torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * gradients[name].abs().max())
+
+
+def test_whole_weights_become_adapters_on_the_base_as_it_was():
     """Nothing is lost where a layer is given less than its adapter's rank, whatever it would make of the rest."""
     torch.manual_seed(0)
     connector = make_model(str(TINY)).get_base_model().model.connector
     base = {name: weight.clone() for name, weight in connector.state_dict().items() if "lora_" not in name}
     features, is_last = torch.randn(1, 27 * 27, 3) @ torch.randn(3, 256), torch.tensor([False])
     before = connector(features, is_last)
-    saved = WholeWeights(connector)
+    anew = WholeWeights(connector)
     learned = connector(features, is_last)
     assert not torch.allclose(learned, before, atol=1e-2 * before.abs().max().item())
-    saved.save(tmp_path / "connector.safetensors")
-    connector = make_model(str(TINY)).get_base_model().model.connector
-    anew = WholeWeights(connector)
-    anew.load(tmp_path / "connector.safetensors")
-    assert connector(features, is_last).equal(learned)
     anew.to_adapters(lambda: connector(features, is_last))
     state = connector.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in base.items())
@@ -520,7 +539,7 @@ def test_a_killed_seeing_is_resumed(tmp_path, monkeypatch):
         run("seeing")
     run("seeing", "--resume")
     assert len(steps) == 4 + 3  # of five steps, two were saved
-    assert {"adapter.safetensors", "connector.safetensors"} < {file.name for file in (tmp_path / "seeing").iterdir()}
+    assert (tmp_path / "seeing" / "adapter.safetensors").is_file()
 
 
 def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
@@ -535,6 +554,8 @@ def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
     assert "nDCG@5" in capsys.readouterr().out
     folder = tmp_path / "writing" / "tiny-retrieval"
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 1_000_000
+    seen, written = load_file(tmp_path / "seeing" / ADAPTER), load_file(folder / "adapter_model.safetensors")
+    assert seen and all(written[name].float().equal(tensor.float()) for name, tensor in seen.items())
     embedder = JinaVLMEmbedder.from_pretrained(folder)
     held = held_out(6, 6)
     measured, _ = evaluate(embedder, held)
