@@ -482,7 +482,8 @@ def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
 
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
-    """The connector starts anew and learns by its whole weights, of which adapters are made at the end."""
+    """The connector starts anew and learns by its whole weights, of which adapters are made at the end. Facts' vectors
+    go on to find pages that are made of them."""
     learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
