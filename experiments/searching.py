@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from jina_vlm import JinaVLMProcessor
 from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -53,7 +54,7 @@ from .whole_weights import WholeWeights
 
 
 WIDTH = 128  # of multi-vectors
-DIMS = [16, 32, 64, 128]
+DIMS = [16, 32, 64, 128]  # to which dense vectors are cut
 QUERIES = 3  # about each page of a step
 PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
 AROUND_FIRST = 300  # pages of telling, in which each token around an image learns where to be
@@ -92,18 +93,18 @@ class Seen(nn.Module):
 
 
 class Pages:
-    """Pages in pairs that show nearly the same, and what the tower saw of them."""
+    """Pages in pairs that show nearly the same, and what the tower saw of them, which is read when it is asked for."""
 
     def __init__(self, looked: Path, number: int, rng: random.Random):
         drawn = Searches(number)
         self.pairs = [drawn.pages(index) for index in range(number)]
-        self.seen = {}
-        for file in sorted(looked.glob("pages-*.safetensors")):
-            self.seen |= load_file(file)
+        files = [safe_open(file, "pt") for file in sorted(looked.glob("pages-*.safetensors"))]
+        self.files = {name: file for file in files for name in file.offset_keys()}
         self.rng, self.left, self.by_length = rng, [], {}
-        for name, prompt in self.seen.items():
+        for name, file in self.files.items():
             if name.endswith(".prompt"):
-                self.by_length.setdefault(len(prompt), []).append(name.removesuffix(".prompt"))
+                [length] = file.get_slice(name).get_shape()
+                self.by_length.setdefault(length, []).append(name.removesuffix(".prompt"))
 
     def next(self, pairs: int) -> tuple[list[Page], torch.Tensor, list[torch.Tensor]]:
         """Pages in a random order, each once before any again: with their tiles' features and positions."""
@@ -127,7 +128,7 @@ class Pages:
         """One page, of each length of a prompt in turn: its tiles' features, positions and prompt."""
         lengths = sorted(self.by_length)
         place = self.rng.choice(self.by_length[lengths[number % len(lengths)]])
-        return *self._tiles(place), self.seen[f"{place}.prompt"]
+        return *self._tiles(place), self._tensor(f"{place}.prompt")
 
     def size(self) -> torch.Tensor:
         """How large features are: the root mean square of one page's."""
@@ -135,8 +136,11 @@ class Pages:
 
     def _tiles(self, place: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and positions of a page's tiles."""
-        features, which, positions = (self.seen[f"{place}.{name}"] for name in ("features", "which", "positions"))
+        features, which, positions = (self._tensor(f"{place}.{name}") for name in ("features", "which", "positions"))
         return features[which].float(), positions
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        return self.files[name].get_tensor(name)
 
 
 @dataclass

@@ -61,6 +61,7 @@ SHARES = {"shapes": 15, "board": 18, "lines": 41, "table": 12, "chart": 14}
 SEEN_AT_ONCE = 4  # pages
 SAVE_EVERY = 250  # steps of `seeing`
 IN_STRIPS = 0.7  # of the pages, see `strips`
+IN_A_FILE = 100  # pairs that were looked at
 # Of the loss: each of `Meeting.name`'s is as much as so many of the reader's questions.
 NAMED = {"tokens": 3.0, "states": 1.0, "sums": 1.0}
 MAX_TILES = 4
@@ -219,19 +220,26 @@ def look(args: argparse.Namespace, output: Path) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = seen(args)
     tower = model.get_base_model().model.vision_model
-    searches, tensors = Searches(args.searches), {}
-    for index in tqdm(range(state.process_index, len(searches), state.num_processes), unit="pair"):
-        for half, page in enumerate(searches.pages(index)):
-            inputs = prepare(processor, [draw_page(page)], "document")
-            # A page of one tile is its thumbnail once more.
-            different, which = inputs["pixel_values"].unique_consecutive(dim=0, return_inverse=True)
-            with reduced_precision():
-                features = tower(different).last_hidden_state
-            tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
-            tensors[f"{index}.{half}.which"] = which
-            tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
-            tensors[f"{index}.{half}.prompt"] = inputs["input_ids"][0]
-    save_file(tensors, output / f"pages-{state.process_index}.safetensors")
+    if state.is_main_process:
+        for file in output.glob("pages-*.safetensors"):  # of an earlier run, by another tower
+            file.unlink()
+    state.wait_for_everyone()
+    searches = Searches(args.searches)
+    mine = range(state.process_index, len(searches), state.num_processes)
+    for first in tqdm(range(0, len(mine), IN_A_FILE), unit="file"):
+        tensors = {}
+        for index in mine[first : first + IN_A_FILE]:
+            for half, page in enumerate(searches.pages(index)):
+                inputs = prepare(processor, [draw_page(page)], "document")
+                # A page of one tile is its thumbnail once more.
+                different, which = inputs["pixel_values"].unique_consecutive(dim=0, return_inverse=True)
+                with reduced_precision():
+                    features = tower(different).last_hidden_state
+                tensors[f"{index}.{half}.features"] = features.to(torch.bfloat16)
+                tensors[f"{index}.{half}.which"] = which
+                tensors[f"{index}.{half}.positions"] = inputs["tile_positions"]
+                tensors[f"{index}.{half}.prompt"] = inputs["input_ids"][0]
+        save_file(tensors, output / f"pages-{mine[first]}.safetensors")
 
 
 def meet(stage: Callable, before: str | None, args: argparse.Namespace, output: Path) -> None:

@@ -547,11 +547,15 @@ def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # for speed alone, after minutes
     for name in ("MEETING_FACTS", "NAMING", "TELLING"):
         monkeypatch.setattr(searching, name, dataclasses.replace(getattr(searching, name), steps=2, pairs=2))
+    monkeypatch.setattr(train_retrieval, "IN_A_FILE", 3)
+    (tmp_path / "looking").mkdir()
+    save_file({"9.0.prompt": torch.zeros(1)}, tmp_path / "looking" / "pages-9.safetensors")  # of an earlier run
     for stage in train_retrieval.STAGES:
         arguments = [stage, "--output", str(tmp_path), "--pages", "16", "--searches", "4"]
         monkeypatch.setattr(sys, "argv", ["train_retrieval", *arguments])
         train_retrieval.main()
     assert "nDCG@5" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "looking").iterdir()} == {"pages-0.safetensors", "pages-3.safetensors"}
     folder = tmp_path / "writing" / "tiny-retrieval"
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 1_000_000
     seen, written = load_file(tmp_path / "seeing" / ADAPTER), load_file(folder / "adapter_model.safetensors")
