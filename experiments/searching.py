@@ -55,10 +55,14 @@ from .whole_weights import WholeWeights
 
 WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]  # to which dense vectors are cut
+# Of pages that are seen, 32 numbers lose most, and count more often than others.
+NAMED_DIMS = [16, *3 * [32], 64, 128]
+TOLD_DIMS = [16, *5 * [32], 64, 128]
 QUERIES = 3  # about each page of a step
 PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
+SHORT = 0.01  # of the median: image tokens less long than that are changed by the decoder
 AROUND_FIRST = 300  # pages of telling, in which each token around an image learns where to be
-IN_SUM = 0.1  # of the loss: how long what shows nothing is in sum
+IN_SUM = 0.3  # of the loss: how long what shows nothing is in sum
 AROUND_IN_SUM = 0.01  # of the loss: the square of how long what is around an image is; its length would outweigh all
 SUMS = 0.3  # of the loss: how far queries' states are in sum from their facts'
 SAID = 1.5  # tokens of a query that say a fact, in sum
@@ -79,6 +83,7 @@ class Settings:
 
 MEETING_FACTS = Settings(500, 48, 1.8e-2, ())
 NAMING = Settings(1500, 12, 2e-2, ())
+MAPPING = Settings(60, 80, 3e-3, ())
 TELLING = Settings(1500, 24, 2e-2, ("language_model",))
 SHARP = 0.01  # temperature of scores that are means over a query's words, of which few say anything
 ADAPTER, MEETING = "adapter.safetensors", "meeting.safetensors"
@@ -251,13 +256,12 @@ class Learner:
         """Rows and columns of tokens of all of an image's tiles."""
         return self.processor.image_processor.get_token_grid(*positions[0, 2:].tolist())
 
-    def read_around(self, image: torch.Tensor, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last states [tokens, hidden] of all that is no image token of a page, and where in its prompt these are."""
+    def read_page(self, image: torch.Tensor, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last states [tokens, hidden] of a page, and which of its tokens are the image's [tokens]."""
         seen = BaseModelOutputWithPooling(pooler_output=[image])
         with reduced_precision():
             read = self.base(input_ids=prompt[None], mm_encoder_outputs={"image": seen}, use_cache=False)
-        places = (prompt != self.model.config.image_token_id).nonzero()[:, 0]
-        return read.last_hidden_state[0, places].float(), places
+        return read.last_hidden_state[0].float(), prompt == self.model.config.image_token_id
 
     def read(self, queries: list[Query]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last states [queries, length, hidden], mask [queries, length], places in the text [queries, length, 2].
@@ -347,7 +351,7 @@ def naming_terms(
     empty = torch.cat([learner.nothing(at) for at in positions])
     return {
         "facts": info_nce(best_matches(named, owners, tokens), asked.own, asked.relevant, TEMPERATURE),
-        "dense facts": matryoshka(meeting.vectors.sums(sought), dense, asked.own, asked.relevant, DIMS, DENSE),
+        "dense facts": matryoshka(meeting.vectors.sums(sought), dense, asked.own, asked.relevant, NAMED_DIMS, DENSE),
         "nothing": IN_SUM * in_sum(images)[1],
         **meeting.name(images, facts, torch.block_diag(*parts), empty),
     }
@@ -362,16 +366,23 @@ def in_sum(all_states: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 def around_terms(learner: Learner, looked: Pages, number: int) -> dict[str, torch.Tensor]:
     """What is around an image shows nothing, and is nothing in sum, however much there is: from token to token it goes
     around the plane of nothing. A decoder can learn that, as it turns by as much as the second pair of rotary
-    embeddings. By the first, a radian a token, all ends of rows of 24 tokens would lie on one side."""
+    embeddings. By the first, a radian a token, all ends of rows of 24 tokens would lie on one side.
+
+    Image tokens that are too short for the decoder to leave them as they are learn to come out as they were."""
     features, positions, prompt = looked.of_each_length(number)
     with torch.no_grad():
         image = learner.connect(features, [positions])[0]
-    read, places = learner.read_around(image, prompt)
+    read, of_image = learner.read_page(image, prompt)
     turn = learner.base.language_model.rotary_emb.inv_freq[1]
-    targets = F.pad(around(places * turn / (2 * math.pi)), (read.shape[1] - 2, 0))
+    places = (~of_image).nonzero()[:, 0]
+    turned = F.pad(around(places * turn / (2 * math.pi)), (read.shape[1] - 2, 0))
+    lengths = image.norm(dim=-1)
+    short = lengths < SHORT * lengths.median()
+    words = read[~of_image]
+    states, targets = torch.cat([words, read[of_image][short]]), torch.cat([turned, *learner.look([image[short]])])
     return {
-        "around": (F.normalize(read, dim=-1) - targets).square().sum(-1).mean(),
-        "nothing around": (number >= AROUND_FIRST) * AROUND_IN_SUM * sum(each.square() for each in in_sum([read])),
+        "around": (F.normalize(states, dim=-1) - F.normalize(targets, dim=-1)).square().sum(-1).mean(),
+        "nothing around": (number >= AROUND_FIRST) * AROUND_IN_SUM * sum(each.square() for each in in_sum([words])),
     }
 
 
@@ -427,13 +438,13 @@ def sum_terms(
     return {
         "nothing": IN_SUM * said[:, -2:].norm(dim=-1).mean(),
         "sums": SUMS * (said - wanted).square().sum(-1).mean() / wanted.square().sum(-1).mean(),
-        "dense seen": 0.5 * matryoshka(dense[first], documents, asked.own[first], in_seen, DIMS, DENSE),
+        "dense seen": 0.5 * matryoshka(dense[first], documents, asked.own[first], in_seen, TOLD_DIMS, DENSE),
         "dense told": 0.5
         * matryoshka(
             dense[~first], vectors.sums(asked.things[half:]), asked.own[~first] - half, asked.relevant[~first, half:],
-            DIMS, DENSE,
+            TOLD_DIMS, DENSE,
         ),
-        "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in DIMS]).mean(),
+        "dense words": torch.stack([distance(cut(dense, dim) @ cut(targets, dim).T, own) for dim in TOLD_DIMS]).mean(),
     }  # fmt: skip
 
 
@@ -460,7 +471,7 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
         owners = owners_of(torch.tensor([len(facts) for facts in asked.sought]))
         return {
             "facts": info_nce(best_matches(named, owners, found), asked.own, asked.relevant, TEMPERATURE),
-            "dense facts": found_by_sums(vectors, asked, TEMPERATURE),
+            "dense facts": found_by_sums(vectors, asked, DIMS, TEMPERATURE),
         }
 
     learner.learn(MEETING_FACTS, terms)
@@ -473,10 +484,10 @@ def meet_facts(args: argparse.Namespace, output: Path, model, processor) -> None
     print(f"Fresh pages and queries made of their facts: nDCG@5 {ndcg(scores.numpy(), held.relevant).mean():.1%}")
 
 
-def found_by_sums(vectors: FactVectors, asked: Asked, temperature: float) -> torch.Tensor:
+def found_by_sums(vectors: FactVectors, asked: Asked, dims: list[int], temperature: float) -> torch.Tensor:
     """A loss: sums of facts find the pages that are made of them."""
     sought, pages = vectors.sums(asked.sought), vectors.sums(asked.things)
-    return matryoshka(sought, pages, asked.own, asked.relevant, DIMS, temperature)
+    return matryoshka(sought, pages, asked.own, asked.relevant, dims, temperature)
 
 
 def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
@@ -487,7 +498,7 @@ def draw_pages(pairs: int, step: int, first_seed: int) -> list[Page]:
 
 def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None:
     """The connector starts anew and learns by its whole weights, of which adapters are made at the end. Facts' vectors
-    go on to find pages that are made of them."""
+    go on to find pages that are made of them. At last, pages' states are mapped to where these find most."""
     learner = Learner(model, processor, output, args.seed)
     learner.load(args.output / "meeting")
     looked = Pages(args.output / "looking", args.searches, learner.rng)
@@ -500,16 +511,40 @@ def name_pages(args: argparse.Namespace, output: Path, model, processor) -> None
         pages, features, positions = looked.next(NAMING.pairs)
         named = naming_terms(learner, pages, positions, learner.look(learner.connect(features, positions)))
         asked = Asked.about(draw_pages(MEETING_FACTS.pairs, step, args.searches), learner.rng)
-        return named | {"dense drawn": found_by_sums(learner.meeting.vectors, asked, DENSE)}
+        return named | {"dense drawn": found_by_sums(learner.meeting.vectors, asked, NAMED_DIMS, DENSE)}
 
     learner.learn(NAMING, terms)
+    map_states(learner, looked)
 
-    def use() -> None:
-        for _ in range(CUT_BY):
-            learner.connect(*looked.next(NAMING.pairs)[1:])
+    def use(drawn: list[int]) -> None:
+        learner.connect(*looked.at(drawn)[1:])
 
-    anew.to_adapters(use)
+    anew.to_adapters([functools.partial(use, looked.draw(NAMING.pairs)) for _ in range(CUT_BY)])
     learner.save()
+
+
+def map_states(learner: Learner, looked: Pages) -> None:
+    """Multiply pages' states, but for the plane of nothing, by a matrix with which facts' vectors find more of them
+    among `SEEN` pages: as many as a step of `naming` has are too few to tell pages apart by. It is part of the
+    connector's last layer from then on, before the norm."""
+    seen, vectors, norm = SeenPages(learner, looked), learner.meeting.vectors, learner.base.language_model.norm.weight
+    mapping = nn.Parameter(torch.eye(len(norm) - 2))
+    optimizer = torch.optim.Adam([mapping], MAPPING.rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, MAPPING.steps)
+    for _ in range(MAPPING.steps):
+        drawn = looked.draw(MAPPING.pairs)
+        asked = Asked.about(looked.pages(drawn), learner.rng)
+        pages, shown = seen.among(drawn)
+        mapped = torch.cat([pages[:, :-2] @ mapping.T, pages[:, -2:]], 1)
+        relevant = torch.tensor(relevance(asked.queries, shown))
+        loss = matryoshka(vectors.sums(asked.sought).detach(), mapped, asked.own, relevant, NAMED_DIMS, DENSE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    whole = torch.block_diag(mapping.detach(), torch.eye(2))
+    last = learner.base.connector.down_proj.weight
+    last.data = (whole * norm / norm[:, None]) @ last.data
 
 
 def tell_queries(args: argparse.Namespace, output: Path, model, processor) -> None:

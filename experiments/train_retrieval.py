@@ -7,9 +7,9 @@ what they show, by a connector that starts anew and becomes adapters (`naming`).
 (`telling`). What is written lies in `writing/tiny-retrieval`.
 
 This model's image tokens are ten thousand times as large as its words, so that the decoder, which adds to them, leaves
-them as they are: their states are the final norm of what the connector makes, within 1e-3 (but for 0.3 tokens a page
-of the committed adapter, which are too short). So `naming` runs no decoder, and `telling` runs it on a page every
-second step, for the words around an image.
+them as they are: their states are the final norm of what the connector makes, within 1e-3. So `naming` runs no
+decoder, and `telling` runs it on a page every second step, for the words around an image, and for the few image tokens
+that are too short to be left as they are.
 """
 
 import argparse
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=45_000, help="to see (default: %(default)s)")
     parser.add_argument(
-        "--searches", type=int, default=3000, help="pages, and as many like them (default: %(default)s)"
+        "--searches", type=int, default=9000, help="pages, and as many like them (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with `seeing` from its last checkpoint")

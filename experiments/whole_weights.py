@@ -18,7 +18,7 @@ class WholeWeights:
     """Start the layers of a module anew: from orthogonal weights, without adapters.
 
     Args:
-        module (`nn.Module`): With adapters of PEFT, whose scale is 1.
+        module (`nn.Module`): With adapters of PEFT, whose scale is 1; its layers are in the order of their use.
     """
 
     def __init__(self, module: nn.Module):
@@ -30,31 +30,54 @@ class WholeWeights:
             nn.init.orthogonal_(weight.requires_grad_(True))
 
     @torch.no_grad()
-    def to_adapters(self, use: Callable[[], object]) -> None:
-        """Give the base's weights back, with the adapters that come nearest to what was learned: of their rank, those
-        whose outputs are, for what the layers are given when the module is in use (`use` runs it)."""
-        given = self._given(use)
-        for layer, weight, before in zip(self.layers, self.weights, self.before, strict=True):
-            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            root = torch.linalg.cholesky(given[layer])
-            left, sizes, right = torch.linalg.svd((weight - before).double() @ root, full_matrices=False)
-            sizes = sizes[: len(down)].sqrt()
-            right = torch.linalg.solve_triangular(root, right[: len(down)], upper=False, left=False)
-            up.copy_(left[:, : len(down)] * sizes)
-            down.copy_(sizes[:, None] * right)
-            weight.copy_(before)
-            layer.enable_adapters(True)
+    def to_adapters(self, uses: list[Callable[[], object]]) -> None:
+        """Give the base's weights back, with adapters that make nearly what was learned: layer by layer, each of what
+        it is given once those before it are adapters, so that it makes up for some of what these lose.
 
-    def _given(self, use: Callable[[], object]) -> dict[nn.Module, torch.Tensor]:
-        """Of each layer, the second moments of what it is given [inputs, inputs], with a mean of 1."""
-        moments = dict.fromkeys(self.layers, 0.0)
+        Args:
+            uses: Each runs the module, on the same inputs whenever it is called.
+        """
+        learned = [weight.clone() for weight in self.weights]
+        for number, layer in enumerate(self.layers):
+            given = wanted = 0.0
+            for use in uses:
+                self._adapt(0, learned)
+                then = _given_to(layer, use)
+                self._adapt(number, learned)
+                now = _given_to(layer, use)
+                given, wanted = given + now.T @ now, wanted + then.T @ now
+            mean = given.diagonal().mean()
+            least = LEAST * torch.eye(len(given))
+            given, wanted = given / mean + least, wanted / mean + least
+            nearest = learned[number].double() @ torch.linalg.solve(given, wanted, left=False)
+            self._fit(layer, nearest - self.before[number], torch.linalg.cholesky(given))
+        self._adapt(len(self.layers), learned)
 
-        def add(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            states = inputs[0].flatten(0, -2).double()
-            moments[layer] += states.T @ states
+    def _adapt(self, number: int, learned: list[torch.Tensor]) -> None:
+        """Use adapters of the first `number` layers, and what was learned of the others."""
+        for index, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            weight.copy_(self.before[index] if index < number else learned[index])
+            layer.enable_adapters(index < number)
 
-        hooks = [layer.register_forward_pre_hook(add) for layer in self.layers]
-        use()
-        for hook in hooks:
-            hook.remove()
-        return {layer: each / each.diagonal().mean() + LEAST * torch.eye(len(each)) for layer, each in moments.items()}
+    @staticmethod
+    def _fit(layer: LoraLayer, change: torch.Tensor, root: torch.Tensor) -> None:
+        """Make of a layer's adapter what comes nearest to a change of its weight, of all of its rank.
+
+        Args:
+            root: Cholesky's, of the second moments [inputs, inputs] of what the layer is given.
+        """
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        left, sizes, right = torch.linalg.svd(change @ root, full_matrices=False)
+        sizes = sizes[: len(down)].sqrt()
+        right = torch.linalg.solve_triangular(root, right[: len(down)], upper=False, left=False)
+        up.copy_(left[:, : len(down)] * sizes)
+        down.copy_(sizes[:, None] * right)
+
+
+def _given_to(layer: nn.Module, use: Callable[[], object]) -> torch.Tensor:
+    """What a layer is given [tokens, inputs] when its module is in use."""
+    given = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].flatten(0, -2).double()))
+    use()
+    hook.remove()
+    return torch.cat(given)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from jina_vlm.modeling_jina_vlm import get_image_token_indices
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -36,6 +37,7 @@ from experiments.searching import (
     ADAPTER,
     AROUND_FIRST,
     AROUND_IN_SUM,
+    MAPPING,
     Asked,
     Learner,
     Pages,
@@ -45,6 +47,7 @@ from experiments.searching import (
     different,
     in_sum,
     is_whole,
+    map_states,
     sum_terms,
     told,
 )
@@ -310,10 +313,60 @@ def test_whole_weights_become_adapters_on_the_base_as_it_was():
     anew = WholeWeights(connector)
     learned = connector(features, is_last)
     assert not torch.allclose(learned, before, atol=1e-2 * before.abs().max().item())
-    anew.to_adapters(lambda: connector(features, is_last))
+    anew.to_adapters([lambda: connector(features, is_last)])
     state = connector.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in base.items())
     assert (connector(features, is_last) - learned).norm() < 0.02 * learned.norm()
+
+
+def test_adapters_make_up_for_what_those_before_them_lose():
+    """The first layer's is of rank 1; by that of the second, of all ranks, nothing is lost."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(2)))
+    adapted = get_peft_model(
+        layers, LoraConfig(target_modules=["0", "1"], r=8, rank_pattern={"0": 1}, lora_alpha=8, alpha_pattern={"0": 1})
+    )
+    states = torch.randn(100, 8)
+    anew = WholeWeights(adapted)
+    first, learned = layers[0](states), layers(states)
+    anew.to_adapters([lambda: layers(states)])
+    assert (layers[0](states) - first).norm() > 0.5 * first.norm()
+    assert (layers(states) - learned).norm() < 0.02 * learned.norm()
+
+
+def test_pages_states_are_mapped_to_where_facts_find_them(learner, monkeypatch):
+    """Pages that are their facts' sums, with half of all dimensions confused; the plane of nothing stays."""
+    torch.manual_seed(0)
+    drawn, rng = Searches(60), random.Random(0)
+    pairs = [drawn.pages(index) for index in range(60)]
+    things = [[attributes(fact) for fact, _ in shown(page)] for pair in pairs for page in pair]
+    confused = torch.block_diag(torch.eye(126) + 0.12 * torch.randn(126, 126), torch.eye(2))
+    with torch.no_grad():
+        sums = learner.meeting.vectors.sums(things)
+    vectors = (sums @ confused.T).unflatten(0, (60, 2))
+    facts = [[facts_of(page) for page in pair] for pair in pairs]
+
+    class Seen:
+        def __init__(self, *_):
+            pass
+
+        def among(self, drawn):
+            return vectors[drawn].flatten(0, 1), [each for index in drawn for each in facts[index]]
+
+    def draw(number):
+        return rng.sample(range(60), number)
+
+    monkeypatch.setattr(searching, "SeenPages", Seen)
+    monkeypatch.setattr(searching, "MAPPING", dataclasses.replace(MAPPING, pairs=30))
+    looked = types.SimpleNamespace(draw=draw, pages=lambda drawn: [page for index in drawn for page in pairs[index]])
+    norm, last = learner.base.language_model.norm.weight, learner.base.connector.down_proj.weight
+    before = last.detach().clone()
+    map_states(learner, looked)
+    mapping = (last @ torch.linalg.pinv(before)).detach() * norm[:, None] / norm
+    last.data = before
+    assert torch.allclose(mapping[-2:], torch.eye(128)[-2:], atol=1e-4)
+    alike = [F.cosine_similarity(each, sums).mean() for each in (sums @ confused.T, sums @ (mapping @ confused).T)]
+    assert alike[1] > alike[0] + 0.03
 
 
 def test_vectors_at_their_targets_have_next_to_no_distance():
@@ -374,12 +427,11 @@ def test_pages_are_read_as_they_are_embedded(learner):
         assert len(looked) == 3
         for index, inputs in enumerate(each):
             expected = tower(**inputs, use_cache=False).last_hidden_state[0]
-            around, places = learner.read_around(connected[index], prompts[index])
-            are_image = prompts[index] == learner.model.config.image_token_id
-            assert places.equal((~are_image).nonzero()[:, 0])
-            for states, where in ((looked[index], are_image), (around, ~are_image)):
-                assert states.shape == expected[where].shape
-                assert (states - expected[where]).abs().max() < 0.05 * expected.abs().max()  # bfloat16
+            read, of_image = learner.read_page(connected[index], prompts[index])
+            assert of_image.equal(prompts[index] == learner.model.config.image_token_id)
+            for states, same in ((read, expected), (looked[index], expected[of_image])):
+                assert states.shape == same.shape
+                assert (states - same).abs().max() < 0.05 * expected.abs().max()  # bfloat16
 
 
 def test_what_is_around_an_image_goes_around_with_rotary_embeddings_to_nothing_in_sum(learner, monkeypatch, tmp_path):
@@ -396,19 +448,38 @@ def test_what_is_around_an_image_goes_around_with_rotary_embeddings_to_nothing_i
     assert [len(looked.of_each_length(step)[2]) for step in range(4)] == [40, 60, 90, 40]
 
     def read(turn, image, prompt):
-        places = (prompt < 3).nonzero()[:, 0]
-        return torch.stack([0 * places, (turn * places).cos(), (turn * places).sin()], 1), places
+        places = torch.arange(len(prompt))
+        turned = torch.stack([(turn * places).cos(), (turn * places).sin()], 1)
+        return F.pad(turned, (learner.meeting.projector.in_features - 2, 0)), prompt > 2
 
-    monkeypatch.setattr(learner, "connect", lambda features, positions: [features])
+    monkeypatch.setattr(learner, "connect", lambda features, positions: [torch.ones(18, 128)])
     first, later = {}, {}
     for turn in (10 ** (-6 / 32), 0.0):  # of 32 pairs, down to a millionth; on one side
-        monkeypatch.setattr(learner, "read_around", functools.partial(read, turn))
+        monkeypatch.setattr(learner, "read_page", functools.partial(read, turn))
         first[turn], later[turn] = (around_terms(learner, looked, step) for step in (0, AROUND_FIRST))
         assert not first[turn]["nothing around"]
     turned, on_one_side = later.values()
     assert turned["around"] < 1e-9 and on_one_side["around"] > 1
     assert on_one_side["nothing around"] > 5 * turned["nothing around"] > 0
     assert on_one_side["nothing around"].item() == pytest.approx(AROUND_IN_SUM * 22**2)  # tokens of the shortest
+
+
+@pytest.mark.parametrize("length, kept, changed", [(1e-4, True, 0), (1e-4, False, 2), (1.0, False, 0)])
+def test_image_tokens_too_short_for_the_decoder_learn_to_come_out_as_they_were(
+    learner, monkeypatch, length, kept, changed
+):
+    """Others are not asked for it. Beside them, one word, which is where it should be."""
+    image, image_token = torch.randn(9, 128), learner.model.config.image_token_id
+    image[4] *= length
+    word, states = F.pad(torch.tensor([[1.0, 0.0]]), (126, 0)), learner.look([image])[0].detach()
+    if not kept:
+        states[4] *= -1
+    looked = types.SimpleNamespace(
+        of_each_length=lambda number: (torch.zeros(1), torch.zeros(1, 4), torch.tensor([1, *[image_token] * 9]))
+    )
+    monkeypatch.setattr(learner, "connect", lambda features, positions: [image])
+    monkeypatch.setattr(learner, "read_page", lambda image, prompt: (torch.cat([word, states]), prompt == image_token))
+    assert around_terms(learner, looked, 0)["around"].item() == pytest.approx(changed, abs=1e-6)
 
 
 def test_what_is_nothing_in_sum_has_no_length():
@@ -545,7 +616,7 @@ def test_a_killed_seeing_is_resumed(tmp_path, monkeypatch):
 def test_all_stages_as_commands(tmp_path, monkeypatch, capsys):
     """A few steps each: what comes out is a retrieval folder."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # for speed alone, after minutes
-    for name in ("MEETING_FACTS", "NAMING", "TELLING"):
+    for name in ("MEETING_FACTS", "NAMING", "MAPPING", "TELLING"):
         monkeypatch.setattr(searching, name, dataclasses.replace(getattr(searching, name), steps=2, pairs=2))
     monkeypatch.setattr(train_retrieval, "IN_A_FILE", 3)
     (tmp_path / "looking").mkdir()
