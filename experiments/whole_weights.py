@@ -50,7 +50,7 @@ class WholeWeights:
             least = LEAST * torch.eye(len(given))
             given, wanted = given / mean + least, wanted / mean + least
             nearest = learned[number].double() @ torch.linalg.solve(given, wanted, left=False)
-            self._fit(layer, nearest - self.before[number], torch.linalg.cholesky(given))
+            _fit(layer, nearest - self.before[number], torch.linalg.cholesky(given))
         self._adapt(len(self.layers), learned)
 
     def _adapt(self, number: int, learned: list[torch.Tensor]) -> None:
@@ -58,20 +58,6 @@ class WholeWeights:
         for index, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
             weight.copy_(self.before[index] if index < number else learned[index])
             layer.enable_adapters(index < number)
-
-    @staticmethod
-    def _fit(layer: LoraLayer, change: torch.Tensor, root: torch.Tensor) -> None:
-        """Make of a layer's adapter what comes nearest to a change of its weight, of all of its rank.
-
-        Args:
-            root: Cholesky's, of the second moments [inputs, inputs] of what the layer is given.
-        """
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        left, sizes, right = torch.linalg.svd(change @ root, full_matrices=False)
-        sizes = sizes[: len(down)].sqrt()
-        right = torch.linalg.solve_triangular(root, right[: len(down)], upper=False, left=False)
-        up.copy_(left[:, : len(down)] * sizes)
-        down.copy_(sizes[:, None] * right)
 
 
 def _given_to(layer: nn.Module, use: Callable[[], object]) -> torch.Tensor:
@@ -81,3 +67,17 @@ def _given_to(layer: nn.Module, use: Callable[[], object]) -> torch.Tensor:
     use()
     hook.remove()
     return torch.cat(given)
+
+
+def _fit(layer: LoraLayer, change: torch.Tensor, root: torch.Tensor) -> None:
+    """Make of a layer's adapter what comes nearest to a change of its weight, of all of its rank.
+
+    Args:
+        root: Cholesky's, of the second moments [inputs, inputs] of what the layer is given.
+    """
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    left, sizes, right = torch.linalg.svd(change @ root, full_matrices=False)
+    sizes = sizes[: len(down)].sqrt()
+    right = torch.linalg.solve_triangular(root, right[: len(down)], upper=False, left=False)
+    up.copy_(left[:, : len(down)] * sizes)
+    down.copy_(sizes[:, None] * right)

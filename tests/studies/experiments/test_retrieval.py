@@ -335,7 +335,7 @@ def test_adapters_make_up_for_what_those_before_them_lose():
 
 
 def test_pages_states_are_mapped_to_where_facts_find_them(learner, monkeypatch):
-    """Pages that are their facts' sums, with half of all dimensions confused; the plane of nothing stays."""
+    """Pages that are their facts' sums, with all dimensions mixed a little; the plane of nothing stays."""
     torch.manual_seed(0)
     drawn, rng = Searches(60), random.Random(0)
     pairs = [drawn.pages(index) for index in range(60)]
