@@ -31,7 +31,7 @@ from jina_vlm_tools.retrieval.scores import cut, pool
 from jina_vlm_tools.retrieval.training import Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES
 from jina_vlm_tools.synthetic.pages import Page
-from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, query_about, relevance, say
+from jina_vlm_tools.synthetic.searches import PHRASES, Fact, Query, facts_of, query_about, relevance, say
 from jina_vlm_tools.training.muon import OTHERS, Muon
 
 from .adapters import train_only
@@ -387,13 +387,15 @@ def around_terms(learner: Learner, looked: Pages, number: int) -> dict[str, torc
 
 
 def told(asked: Asked, places: torch.Tensor) -> Iterator[tuple[int, int, Fact]]:
-    """What tokens of queries say: (query, token, fact), the last token of each fact's phrase."""
+    """What tokens of queries say: (query, token, fact), the first token after each fact's phrase. At its last one, a
+    decoder cannot know that: "a red star" may go on "on the left", and any number by one more digit."""
     for number, query in enumerate(asked.queries):
+        joint = PHRASES[query.language]["and"]
         for fact in query.facts:
             phrase = say(fact, query.language)
-            end = query.text.find(phrase) + len(phrase)
-            last = [token for token, (begin, to) in enumerate(places[number].tolist()) if begin < end <= to]
-            yield number, last[0], fact
+            end = f"{query.text}{joint}".index(phrase + joint) + len(phrase)
+            after = [token for token, (begin, _) in enumerate(places[number].tolist()) if begin >= end]
+            yield number, after[0], fact
 
 
 def word_terms(learner: Learner, asked: Asked, states, mask, places) -> dict[str, torch.Tensor]:

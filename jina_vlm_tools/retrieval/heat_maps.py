@@ -96,17 +96,20 @@ def compare(
 
 def _words(processor, query: str) -> tuple[list[str], list[list[int]]]:
     """Words of a query as the template writes it, which breaks up typed control tokens, and the numbers of each one's
-    tokens in the whole prompt."""
+    tokens in the whole prompt. The last one has what follows too: only there has a decoder read all of the query."""
     chat = to_chat(query, "query")
     encoded = processor.apply_chat_template(
         [chat], tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"return_offsets_mapping": True}
     )
     start = processor.apply_chat_template(to_chat("x", "query"), tokenize=False).rindex("x")
+    text = processor.apply_chat_template(chat, tokenize=False)
+    spans = [word.span() for word in re.compile(r"\S+").finditer(text, start)]
     words, tokens_of = [], []
-    for word in re.compile(r"\S+").finditer(processor.apply_chat_template(chat, tokenize=False), start):
-        spans = enumerate(encoded["offset_mapping"][0])
-        tokens = [number for number, (begin, end) in spans if max(begin, word.start()) < min(end, word.end())]
+    for begin, end in spans:
+        reach = len(text) if (begin, end) == spans[-1] else end
+        offsets = enumerate(encoded["offset_mapping"][0])
+        tokens = [number for number, (first, last) in offsets if max(first, begin) < min(last, reach)]
         if tokens:
-            words.append(word.group())
+            words.append(text[begin:end])
             tokens_of.append(tokens)
     return words, tokens_of

@@ -64,7 +64,7 @@ from jina_vlm_tools.retrieval.training import SearchCollator, Searches
 from jina_vlm_tools.synthetic.page_questions import LANGUAGES, TASKS
 from jina_vlm_tools.synthetic.pages import HELD_OUT_WORDS, TRAINING_WORDS, draw_page
 from jina_vlm_tools.synthetic.pages_data import task_page
-from jina_vlm_tools.synthetic.searches import Fact, Query, facts_of, near_miss, query_about, say
+from jina_vlm_tools.synthetic.searches import PHRASES, Fact, Query, facts_of, near_miss, query_about, say
 from jina_vlm_tools.synthetic.shapes import HELD_OUT_PAIRS, PLACES, TRAINING_PAIRS
 
 
@@ -540,15 +540,22 @@ def test_pages_that_were_seen_are_found_among_others(learner, monkeypatch, tmp_p
         assert torch.allclose(vector, expected[facts], rtol=1e-3, atol=1e-3)
 
 
-def test_the_last_token_of_each_phrase_is_told_what_it_says(learner):
+def test_the_token_after_each_phrase_is_told_what_it_says(learner):
+    """Where a decoder knows that the phrase has ended, which its last token may not be the end of."""
     rng = random.Random(0)
     pages = [Searches(1, (task,), first_seed=seed)[0][0]["page"] for task in TASKS for seed in range(4)]
     asked = Asked.about(pages, rng)
-    _, _, places = learner.read(asked.queries)
+    numbers = frozenset({Fact("number", text="47"), Fact("number", text="4")})
+    longer_first = Query(numbers, "en", "the number 47 and the number 4")
+    asked = dataclasses.replace(asked, queries=[*asked.queries, longer_first])
+    _, mask, places = learner.read(asked.queries)
     found = list(told(asked, places))
     for number, token, fact in found:
-        query, end = asked.queries[number], places[number, token, 1].item()
-        assert fact in query.facts and query.text[:end].endswith(say(fact, query.language))
+        query, begin = asked.queries[number], places[number, token, 0].item()
+        phrase = say(fact, query.language)
+        assert fact in query.facts and mask[number, token] and places[number, token - 1, 1] == begin
+        assert query.text[:begin].endswith(phrase)
+        assert query.text[begin:] == "" or query.text[begin:].startswith(PHRASES[query.language]["and"])
     assert len({(number, fact) for number, _, fact in found}) == sum(len(query.facts) for query in asked.queries)
 
 

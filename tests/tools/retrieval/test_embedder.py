@@ -243,6 +243,19 @@ def test_a_word_whose_best_match_lies_outside_the_image_has_no_color(embedder, i
     assert inside.draw() != image
 
 
+def test_what_follows_a_query_belongs_to_its_last_word(embedder, image):
+    """A decoder has read all of a query only there, and can say only there what its last words ask for."""
+    asked = torch.zeros(len(embedder.embed(["a star"], role="query", kind="multi").multi[0]), 2)
+    shown = torch.zeros(len(embedder.embed([image], kind="multi").multi[0]), 2)
+    ids = embedder.processor.apply_chat_template(
+        [to_chat(image, "document")], tokenize=True, return_dict=True, return_tensors="pt"
+    )["input_ids"][0]
+    last_of_tiles = (ids == embedder.model.config.image_token_id).nonzero()[-1]
+    asked[-1, 0] = shown[last_of_tiles, 0] = 1
+    rise = compare(embedder, "a star", image, asked, shown).rise
+    assert rise.sum() == rise[1, -1, -1] == 1
+
+
 def test_a_word_that_matches_the_image_little_better_than_the_prompt_has_little_color(image):
     """As words have that say nothing: they match where nothing is, which is much of an image."""
     rise = torch.zeros(2, 4, 4)
