@@ -57,7 +57,7 @@ WIDTH = 128  # of multi-vectors
 DIMS = [16, 32, 64, 128]  # to which dense vectors are cut
 # Of pages that are seen, 32 numbers lose most, and count more often than others.
 NAMED_DIMS = [16, *3 * [32], 64, 128]
-TOLD_DIMS = [16, *5 * [32], 64, 128]
+TOLD_DIMS = [16, *8 * [32], 64, 128]
 QUERIES = 3  # about each page of a step
 PAGE_EVERY = 2  # steps of telling: its words take as long as all queries of a step
 SHORT = 0.01  # of the median: image tokens less long than that are changed by the decoder
